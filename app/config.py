@@ -1,0 +1,173 @@
+"""Every setting of a deployment: frozen models, one per subject, unknown keys refused.
+
+`serve_config.yaml` gives these under `args:` of the application; `load_config` turns them into an
+`AppConfig` or raises `ConfigError` that names the field, the value and what is allowed. Each part of the
+program receives its own slice. `kv_events_config` stays the raw JSON string of SGLang's contract here;
+`app.events.endpoints` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+KernelBackend = Literal["torch"]
+PolicyName = Literal["predicted_ttft", "least_loaded", "round_robin"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of every settings model: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Settings):
+    """Which model is served and in what form."""
+
+    path: str = Field(
+        "smollm2-135m-instruct",
+        min_length=1,
+        description="A known model's name, or a local folder in the Hugging Face layout.",
+    )
+    served_name: str | None = Field(
+        None, description="The name clients use. Default: the known model's name, or the folder's."
+    )
+    cache_dir: Path | None = Field(
+        None, description="Folder for fetched models. Default: kvbeacon/models in the user's cache folder."
+    )
+    device: Device = Field("auto", description="`auto` takes cuda when there is one, else cpu.")
+    dtype: Dtype = Field("auto", description="`auto` takes what runs fastest on the device.")
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest prompt plus output in tokens. Default: the model's context."
+    )
+
+
+class CacheConfig(Settings):
+    """The paged KV cache of one rank."""
+
+    block_size: PositiveInt = Field(16, description="Tokens per block.")
+    num_blocks: PositiveInt | None = Field(
+        None, description="Blocks per rank. Default: as many as `memory_fraction` holds."
+    )
+    memory_fraction: float = Field(
+        0.1, gt=0, le=0.98, description="Share of the device memory free after loading the weights."
+    )
+
+
+class SchedulerConfig(Settings):
+    """How one rank batches and admits requests."""
+
+    max_running_requests: PositiveInt = Field(64, description="Requests in one batch at most.")
+    max_waiting_requests: PositiveInt = Field(512, description="A request beyond these is answered 429.")
+    max_batch_tokens: PositiveInt = Field(
+        512, description="Token budget of one step; longer prompts are computed in chunks of it."
+    )
+
+
+class EngineConfig(Settings):
+    """The torch engine of one rank."""
+
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    kernels: KernelBackend = Field("torch", description="Implementation of the kernels.")
+    num_threads: PositiveInt | None = Field(
+        None, description="Torch threads per rank on a cpu. Default: cores divided by ranks, at least 1."
+    )
+
+
+class RankResources(Settings):
+    """What Ray reserves for one rank."""
+
+    num_cpus: float = Field(1.0, ge=0, description="CPUs of one rank; fractions allowed.")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of one rank; fractions allowed.")
+
+
+class RoutingConfig(Settings):
+    """How requests find their rank."""
+
+    policy: PolicyName = Field("predicted_ttft", description="Who chooses the rank.")
+    num_routers: PositiveInt = Field(1, description="Router replicas; each follows every rank.")
+    discovery_interval_s: PositiveFloat = Field(0.5, description="Seconds between looks at the ranks.")
+    reservation_timeout_s: PositiveFloat = Field(
+        5.0, description="Seconds after which a reservation that no rank acknowledged is dropped."
+    )
+    initial_prefill_tokens_per_s: PositiveFloat = Field(
+        1000.0, description="A rank's prefill rate until one has been measured anywhere."
+    )
+
+
+class IngressConfig(Settings):
+    """The HTTP side."""
+
+    num_ingresses: PositiveInt = Field(1, description="Ingress replicas.")
+    max_retries: int = Field(
+        3, ge=0, description="Other ranks tried for a request whose rank died before its first token."
+    )
+    max_request_bytes: PositiveInt = Field(4 * 2**20, description="Largest request body in bytes.")
+
+
+class AppConfig(Settings):
+    """Everything under `args:` of the application in `serve_config.yaml`."""
+
+    dp_size: int = Field(2, ge=1, le=1024, description="Data-parallel ranks.")
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
+    resources: RankResources = RankResources()
+    kv_events_config: str | None = Field(
+        None, description="SGLang's JSON string; null publishes nothing and routes by load alone."
+    )
+    routing: RoutingConfig = RoutingConfig()
+    ingress: IngressConfig = IngressConfig()
+
+
+def load_config(args: Mapping[str, Any]) -> AppConfig:
+    """The validated configuration.
+
+    Raises:
+        ConfigError: one line per fault, each with the field's path, the value and what is allowed.
+    """
+    return validate(AppConfig, args, where="args")
+
+
+def validate(model: type[Model], values: Any, *, where: str) -> Model:
+    """`values` as a `model`.
+
+    Raises:
+        ConfigError: as for `load_config`, each field's path starting with `where`.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_fault(model, where, dict(detail)) for detail in error.errors())
+        raise ConfigError(faults) from None
+
+
+def _fault(model: type[BaseModel], where: str, detail: dict[str, Any]) -> str:
+    path = [str(part) for part in detail["loc"]]
+    field = ".".join([where, *path])
+    if detail["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(model, path[:-1]))
+        return f"{field}: unknown key; allowed here: {allowed}"
+    return f"{field} = {detail['input']!r}: {detail['msg']}"
+
+
+def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The field names of the settings model at `path` below `model`."""
+    for name in path:
+        inner = model.model_fields[name].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return list(model.model_fields)

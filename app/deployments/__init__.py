@@ -1,0 +1,1 @@
+"""The Ray Serve deployments: rank, router, ingress."""

@@ -1,0 +1,120 @@
+"""Every error that kvbeacon raises on purpose.
+
+KvbeaconError
+├── ConfigError                 a setting is wrong; names the field, the value and what is allowed
+├── ModelError                  a model can't be served; names the model and what to do
+│   ├── ModelNotFoundError      no such folder, name or file, or no network to fetch it
+│   ├── ModelIntegrityError     what was fetched isn't what was pinned
+│   ├── UnsupportedModelError   an architecture or feature that the engine doesn't have
+│   └── InsufficientMemoryError weights plus KV cache don't fit
+├── EndpointInUseError          a port that a rank must bind is taken
+├── WireError                   a message from a socket breaks the protocol
+└── RequestError                one request can't be served; carries its HTTP status
+    ├── InvalidRequestError     400: a field of the request is wrong
+    ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
+    ├── ModelNameError          404: the request names a model that isn't served here
+    ├── QueueFullError          429: the rank's queue is full; says when to try again
+    └── NoRankError             503: no rank can take the request now
+"""
+
+from __future__ import annotations
+
+
+class KvbeaconError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigError(KvbeaconError):
+    """A setting is wrong. The message names the field, the value and what is allowed."""
+
+
+class ModelError(KvbeaconError):
+    """A model can't be served. The message names the model and what to do."""
+
+
+class ModelNotFoundError(ModelError):
+    """The model's folder or a file in it doesn't exist, or can't be fetched."""
+
+
+class ModelIntegrityError(ModelError):
+    """A fetched file's sha256 isn't the pinned one."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model's architecture, or a feature of it, isn't built here."""
+
+
+class InsufficientMemoryError(ModelError):
+    """Weights plus KV cache don't fit the device."""
+
+
+class EndpointInUseError(KvbeaconError):
+    """A port that a rank must bind is taken. The message names port and rank."""
+
+
+class WireError(KvbeaconError):
+    """A message from a socket breaks the protocol."""
+
+
+class RequestError(KvbeaconError):
+    """One request can't be served.
+
+    Attributes:
+        message: what was given and what is allowed.
+        param: the request's field at fault, if one is.
+        code: a machine-readable reason, as in OpenAI's error object.
+    """
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+class InvalidRequestError(RequestError):
+    """A field of the request is wrong."""
+
+
+class PromptTooLongError(RequestError):
+    """The prompt (with its output) can't fit the context or the KV cache, ever."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param, code="context_length_exceeded")
+
+
+class ModelNameError(RequestError):
+    """The request names a model that isn't served here."""
+
+    status = 404
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model", code="model_not_found")
+
+
+class QueueFullError(RequestError):
+    """The rank's queue is full.
+
+    Attributes:
+        retry_after_s: whole seconds after which a retry makes sense (HTTP's Retry-After).
+    """
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, code="queue_full")
+        self.retry_after_s = retry_after_s
+
+
+class NoRankError(RequestError):
+    """No rank can take the request now."""
+
+    status = 503
+    type = "server_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="no_rank_available")

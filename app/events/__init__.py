@@ -1,0 +1,1 @@
+"""The KV-event plane: wire types, endpoints, publisher and subscriber."""

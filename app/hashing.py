@@ -1,0 +1,61 @@
+"""The one block hash: a chained sha256 over full blocks of token ids, as SGLang computes it.
+
+    digest_i = sha256(digest_{i-1} ‖ block_i's token ids as uint32 little-endian)
+
+The root's parent is empty, or a seed made from the request's cache salt. The chain carries all 32 bytes;
+on the wire and in the routers' index a block is named by the first 8, read as a big-endian signed int64.
+Equal prompts therefore have equal names on every rank and machine.
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import sys
+from collections.abc import Sequence
+
+ROOT = b""
+_SALT_PREFIX = b"sglang-cache-salt-v1\0"
+
+
+def seed(cache_salt: str | None) -> bytes:
+    """The parent digest of a first block: empty, or 32 bytes that keep a tenant's blocks apart."""
+    if cache_salt is None:
+        return ROOT
+    return hashlib.sha256(_SALT_PREFIX + cache_salt.encode()).digest()
+
+
+def extend(parent_digest: bytes, block_token_ids: Sequence[int]) -> bytes:
+    """The 32-byte digest of the block that holds `block_token_ids` after `parent_digest`.
+
+    Raises:
+        OverflowError: a token id is negative or does not fit 32 bits.
+    """
+    return hashlib.sha256(parent_digest + _uint32_le(block_token_ids)).digest()
+
+
+def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT) -> list[bytes]:
+    """Digests of the full blocks of `token_ids`; a last partial block has none.
+
+    Returns:
+        `len(token_ids) // block_size` digests of 32 bytes.
+    """
+    data = _uint32_le(token_ids)
+    width = 4 * block_size
+    digests = []
+    for start in range(0, len(data) - width + 1, width):
+        parent_digest = hashlib.sha256(parent_digest + data[start : start + width]).digest()
+        digests.append(parent_digest)
+    return digests
+
+
+def wire_hash(digest: bytes) -> int:
+    """A digest's name on the wire: its first 8 bytes as a big-endian signed int64."""
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _uint32_le(token_ids: Sequence[int]) -> bytes:
+    packed = array.array("I", token_ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
