@@ -13,7 +13,10 @@ KvbeaconError
     ├── InvalidRequestError     400: a field of the request is wrong
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
     ├── ModelNameError          404: the request names a model that isn't served here
+    ├── RequestTooLargeError    413: the body is larger than this server reads
     ├── QueueFullError          429: the rank's queue is full; says when to try again
+    ├── EngineFailedError       500: the rank's engine broke
+    ├── RankDiedError           502: the rank died after the request's first token
     └── NoRankError             503: no rank can take the request now
 """
 
@@ -95,6 +98,15 @@ class ModelNameError(RequestError):
         super().__init__(message, param="model", code="model_not_found")
 
 
+class RequestTooLargeError(RequestError):
+    """The request's body is larger than this server reads."""
+
+    status = 413
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="request_too_large")
+
+
 class QueueFullError(RequestError):
     """The rank's queue is full.
 
@@ -108,6 +120,26 @@ class QueueFullError(RequestError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, code="queue_full")
         self.retry_after_s = retry_after_s
+
+
+class EngineFailedError(RequestError):
+    """The rank's engine broke, with this request or before it."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="engine_failed")
+
+
+class RankDiedError(RequestError):
+    """The rank died after the request's first token, so that it can't be started again elsewhere."""
+
+    status = 502
+    type = "server_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="rank_died")
 
 
 class NoRankError(RequestError):

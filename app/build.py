@@ -1,0 +1,66 @@
+"""The whole graph in one function: what `serve_config.yaml` names as its import path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+from ray.serve.schema import LoggingConfig
+
+from app.config import AppConfig, load_config
+from app.deployments.dp_rank import DPRank
+from app.deployments.ingress import Ingress
+from app.deployments.rank_request_router import RankRequestRouter
+from app.deployments.router import Router
+from app.events.endpoints import parse
+
+CONTROL_CPUS = 0.1
+"""What Ray reserves for a router or an ingress; both mostly wait."""
+QUIET = LoggingConfig(enable_access_log=False)
+"""For deployments that are called all the time, not by users."""
+MAX_CONNECTIONS = 10_000
+"""Calls that one router or ingress holds open; ranks refuse what they can't queue long before."""
+
+
+def build_app(args: Mapping[str, Any]) -> Application:
+    """Ingress → Router → DPRank × dp_size.
+
+    Raises:
+        ConfigError: a setting is wrong; names the field, the value and what is allowed.
+    """
+    config = load_config(args)
+    # Unknown keys and overlapping ports are refused here, before any rank starts.
+    parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+
+    # Ray accepts the class, as documented; its annotation knows only dicts.
+    request_router = RequestRouterConfig(request_router_class=RankRequestRouter)  # type: ignore[arg-type]
+    ranks = serve.deployment(
+        name="DPRank",
+        num_replicas=config.dp_size,
+        max_ongoing_requests=_rank_capacity(config),
+        ray_actor_options=config.resources.model_dump(),
+        request_router_config=request_router,
+        logging_config=QUIET,
+    )(DPRank).bind(config)
+    router = serve.deployment(
+        name="Router",
+        num_replicas=config.routing.num_routers,
+        max_ongoing_requests=MAX_CONNECTIONS,
+        ray_actor_options={"num_cpus": CONTROL_CPUS},
+        logging_config=QUIET,
+    )(Router).bind(config, ranks)
+    return serve.deployment(
+        name="Ingress",
+        num_replicas=config.ingress.num_ingresses,
+        max_ongoing_requests=MAX_CONNECTIONS,
+        ray_actor_options={"num_cpus": CONTROL_CPUS},
+    )(Ingress).bind(config, router, ranks)
+
+
+def _rank_capacity(config: AppConfig) -> int:
+    """More than the engine queues: it is the engine that refuses, with a reason, not Ray that makes wait."""
+    scheduler = config.engine.scheduler
+    return 2 * (scheduler.max_running_requests + scheduler.max_waiting_requests) + 100

@@ -1,0 +1,61 @@
+"""Makes an answer's text out of a rank's tokens: in one piece, or as server-sent events."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from app.deployments.dispatcher import RankStream
+from app.deployments.messages import TokenChunk
+from app.deployments.openai_responses import STREAM_END, AnswerShape, Json, Usage, error_json, sse
+from app.errors import RequestError
+from app.text_stream import TextStream
+
+
+class AnswerText:
+    """Turns token chunks into text and counts them."""
+
+    def __init__(self, text: TextStream) -> None:
+        self._text = text
+        self._num_tokens = 0
+        self.usage = Usage(0, 0, 0)
+
+    def take(self, chunk: TokenChunk) -> str:
+        """The text that is safe to send after `chunk`: after the last one, all that is left."""
+        self._num_tokens += len(chunk.token_ids)
+        self.usage = Usage(chunk.num_prompt_tokens, chunk.num_cached_tokens, self._num_tokens)
+        text = "".join(map(self._text.push, chunk.token_ids))
+        return text if chunk.finish_reason is None else text + self._text.flush()
+
+
+async def whole_answer(shape: AnswerShape, stream: RankStream, text: TextStream) -> Json:
+    """The answer in one piece.
+
+    Raises:
+        RequestError: the rank died or its engine failed before the end.
+    """
+    answer = AnswerText(text)
+    parts = []
+    finish_reason = None
+    async for chunk in stream:
+        parts.append(answer.take(chunk))
+        finish_reason = chunk.finish_reason
+    return shape.whole("".join(parts), finish_reason, answer.usage)
+
+
+async def stream_answer(
+    shape: AnswerShape, stream: RankStream, text: TextStream, *, with_usage: bool
+) -> AsyncIterator[bytes]:
+    """The answer as server-sent events: `[DONE]` ends a whole one, an error event one that broke off."""
+    answer = AnswerText(text)
+    try:
+        for opening in shape.opening():
+            yield sse(opening)
+        async for chunk in stream:
+            piece = answer.take(chunk)
+            if piece or chunk.finish_reason is not None:
+                yield sse(shape.chunk(piece, chunk.finish_reason))
+        if with_usage:
+            yield sse(shape.usage_chunk(answer.usage))
+        yield STREAM_END
+    except RequestError as error:
+        yield sse(error_json(error))

@@ -1,0 +1,228 @@
+"""The thread that owns a rank's engine, and the asyncio side that talks to it.
+
+    event loop ──inbox──▶ thread: run what the inbox holds → step → publish events → deliver → report load
+        ▲────────────────── call_soon_threadsafe, once per step ──────────────────┘
+
+Everything that touches the engine runs on this thread, between steps; the event loop never waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+from app.deployments.messages import GenerateRequest, RankMessage, Refusal, TokenChunk
+from app.engine.engine import Engine
+from app.engine.outputs import RequestOutput
+from app.errors import EngineFailedError, KvbeaconError, RequestError
+from app.events.publisher import EventPublisher
+from app.events.schema import CacheEvent, CacheSnapshot, LoadStat
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+LOAD_HEARTBEAT_S = 1.0
+STEPS_PER_LOAD_REPORT = 4
+
+
+class EngineThread:
+    """Runs one engine on a thread of its own and streams its output into asyncio.
+
+    Args:
+        engine: owned by the thread from `start` on.
+        publisher: told of every cache event in the order of cache changes; None publishes nothing.
+        dp_rank: the rank's number, for load reports.
+    """
+
+    def __init__(self, engine: Engine, publisher: EventPublisher | None, dp_rank: int) -> None:
+        self._engine = engine
+        self._publisher = publisher
+        self._dp_rank = dp_rank
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams: dict[str, asyncio.Queue[RankMessage]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._admitted: list[str] = []
+        self._steps_since_report = 0
+        self._reported_at = 0.0
+        self.load = engine.load_stat(dp_rank)
+        self.num_cached_blocks = 0
+
+    # Called on the event loop.
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its current step; safe to call twice."""
+        self._stopping = True
+        self._inbox.put(lambda: None)
+        self._thread.join()
+
+    def check_health(self) -> None:
+        """Raises `EngineFailedError` if the thread died, with what killed it."""
+        if not self._thread.is_alive():
+            raise self._stopped_error()
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[RankMessage]:
+        """The request's output, a message per step that produced some; a refusal comes first and alone.
+
+        Leaving the iteration early aborts the request and frees its blocks.
+        """
+        self.check_health()
+        stream: asyncio.Queue[RankMessage] = asyncio.Queue()
+        self._streams[request.request_id] = stream
+        self._inbox.put(lambda: self._admit(request))
+        finished = False
+        try:
+            while not finished:
+                message = await stream.get()
+                finished = isinstance(message, Refusal) or _is_last(message)
+                yield message
+        finally:
+            del self._streams[request.request_id]
+            if not finished:
+                self._inbox.put(lambda: self._abort(request.request_id))
+
+    async def snapshot(self) -> CacheSnapshot:
+        """The whole cache content at a known sequence number, taken between two steps."""
+        publisher = self._publisher
+        if publisher is None:
+            raise KvbeaconError(f"rank {self._dp_rank} publishes no events, so it has no snapshot")
+        return await self.call(
+            lambda engine: publisher.snapshot([block.hash for block in engine.cached_blocks()])
+        )
+
+    async def call(self, function: Callable[[Engine], Result]) -> Result:
+        """What `function` returns when the thread runs it between two steps."""
+        self.check_health()
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def run() -> None:
+            try:
+                result = function(self._engine)
+            except Exception as error:
+                self._loop.call_soon_threadsafe(_set_exception, future, error)
+            else:
+                self._loop.call_soon_threadsafe(_set_result, future, result)
+
+        self._inbox.put(run)
+        return await future
+
+    def _stopped_error(self) -> EngineFailedError:
+        return EngineFailedError(f"the engine of rank {self._dp_rank} stopped: {self._failure!r}")
+
+    def _deliver(self, messages: list[tuple[str, RankMessage]]) -> None:
+        for request_id, message in messages:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.put_nowait(message)
+
+    # Called on the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._work_inbox()
+                if self._engine.has_work():
+                    self._step()
+                self._report_load()
+        except BaseException as error:
+            logger.exception("the engine of rank %d stopped", self._dp_rank)
+            self._failure = error
+            self._loop.call_soon_threadsafe(self._fail_streams)
+
+    def _work_inbox(self) -> None:
+        """Runs everything that waits; blocks for more only when the engine has nothing to do."""
+        try:
+            if not self._engine.has_work():
+                self._inbox.get(timeout=LOAD_HEARTBEAT_S)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            self._publish(self._engine.drain_events())
+
+    def _step(self) -> None:
+        result = self._engine.step()
+        self._publish(result.events)
+        self._steps_since_report += 1
+        messages = [(output.request_id, _message(output)) for output in result.outputs]
+        if messages:
+            self._loop.call_soon_threadsafe(self._deliver, messages)
+
+    def _admit(self, request: GenerateRequest) -> None:
+        try:
+            self._engine.add_request(
+                request.request_id, request.prompt_token_ids, request.params, request.cache_salt
+            )
+        except RequestError as error:
+            refused: list[tuple[str, RankMessage]] = [(request.request_id, Refusal(error))]
+            self._loop.call_soon_threadsafe(self._deliver, refused)
+        self._admitted.append(request.request_id)
+
+    def _abort(self, request_id: str) -> None:
+        self._engine.abort(request_id)
+
+    def _publish(self, events: list[CacheEvent]) -> None:
+        if events and self._publisher is not None:
+            self._publisher.publish(events)
+
+    def _report_load(self) -> None:
+        """Tells routers the load: when it changed, at most every few steps, at least once a second.
+
+        An admission is always told at once, because a router's reservation stands until then.
+        """
+        now = time.monotonic()
+        load = self._engine.load_stat(self._dp_rank)
+        changed = _queue(load) != _queue(self.load) or self._steps_since_report >= STEPS_PER_LOAD_REPORT
+        self.load = load
+        self.num_cached_blocks = self._engine.num_cached_blocks
+        if not (self._admitted or changed or now - self._reported_at >= LOAD_HEARTBEAT_S):
+            return
+        if self._publisher is not None:
+            self._publisher.publish_load(load, self._admitted)
+        self._admitted = []
+        self._steps_since_report = 0
+        self._reported_at = now
+
+    def _fail_streams(self) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(Refusal(self._stopped_error()))
+
+
+def _message(output: RequestOutput) -> RankMessage:
+    if output.finish_reason == "error":
+        return Refusal(EngineFailedError(output.error or "the engine failed"))
+    return TokenChunk(
+        token_ids=output.new_token_ids,
+        num_prompt_tokens=output.num_prompt_tokens,
+        num_cached_tokens=output.num_cached_tokens,
+        finish_reason=output.finish_reason,
+    )
+
+
+def _is_last(message: RankMessage) -> bool:
+    return isinstance(message, TokenChunk) and message.finish_reason is not None
+
+
+def _queue(load: LoadStat) -> tuple[int, int]:
+    return load.num_running_reqs, load.num_waiting_reqs
+
+
+def _set_result(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

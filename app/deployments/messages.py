@@ -1,0 +1,95 @@
+"""What the deployments say to each other: plain frozen dataclasses, so that any of them can be pickled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.engine.request import SamplingParams
+from app.errors import RequestError
+from app.routing.tracker import RankDescription
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One prompt on its way from an ingress to a rank."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenChunk:
+    """What one engine step added to a request.
+
+    `finish_reason` is None while the request goes on, else `stop`, `length` or `abort`.
+    """
+
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The rank does not serve the request; `error` is what the client should read."""
+
+    error: RequestError
+
+
+@dataclass(frozen=True)
+class NotAddressed:
+    """The call reached a replica other than the one that it names: that one is gone."""
+
+
+RankMessage = TokenChunk | Refusal | NotAddressed
+
+
+@dataclass(frozen=True)
+class RankInfo(RankDescription):
+    """One rank as it describes itself: to routers, and to `/server_info`.
+
+    `num_blocks` and `num_cached_blocks` count KV blocks: all, and those that a prefix hit can find.
+    """
+
+    node_ip: str
+    pid: int
+    num_blocks: int
+    num_cached_blocks: int
+    max_model_len: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ChooseRequest:
+    """What a router must know of a request: the prompt's length and the wire hashes of its full blocks.
+
+    `exclude` holds the ranks that the request has failed on already.
+    """
+
+    request_id: str
+    block_hashes: list[int]
+    num_tokens: int
+    pinned_rank: int | None = None
+    exclude: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The router's answer: the rank, the replica that is that rank now, and why."""
+
+    rank: int
+    replica_id: str
+    cached_tokens: int
+    predicted_ttft_s: float
+    policy: str
+
+
+@dataclass(frozen=True)
+class Unroutable:
+    """The router's answer when it can't choose; `error` is what the client should read."""
+
+    error: RequestError

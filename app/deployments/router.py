@@ -1,0 +1,109 @@
+"""The router: a Ray replica that follows every rank and chooses. Tokens never pass it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from app.config import AppConfig
+from app.deployments.messages import Assignment, ChooseRequest, Unroutable
+from app.deployments.ranks import describe_ranks
+from app.errors import KvbeaconError, RequestError
+from app.events.schema import CacheSnapshot
+from app.routing.chooser import Chooser, Prompt
+from app.routing.index import PrefixIndex
+from app.routing.load import LoadBook
+from app.routing.tracker import Tracker
+
+logger = logging.getLogger("ray.serve")
+
+
+class Router:
+    """Finds the ranks from their descriptions, follows their events and load, and chooses.
+
+    Args:
+        config: the whole deployment's; the router reads `routing`, the block size and `dp_size`.
+        ranks: handle of the `DPRank` deployment.
+    """
+
+    # Ray Serve awaits a constructor that is a coroutine function.
+    async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        routing = config.routing
+        self._ranks = ranks
+        self._block_size = config.engine.cache.block_size
+        self._discovery_interval_s = routing.discovery_interval_s
+        index = PrefixIndex()
+        load = LoadBook(routing)
+        self._tracker = Tracker(index, load, self._fetch_snapshot)
+        self._load = load
+        self._chooser = Chooser(index, load, routing.policy, config.dp_size)
+        self._discovery = asyncio.create_task(self._discover_forever())
+
+    async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
+        """The rank for a request, its work reserved there until the rank itself reports it."""
+        prompt = Prompt(request.request_id, request.block_hashes, request.num_tokens, self._block_size)
+        try:
+            decision = self._chooser.choose(
+                prompt,
+                self._tracker.alive(),
+                time.monotonic(),
+                exclude=request.exclude,
+                pinned_rank=request.pinned_rank,
+            )
+        except RequestError as error:
+            return Unroutable(error)
+        return Assignment(
+            rank=decision.rank,
+            replica_id=self._tracker.replica_id(decision.rank),
+            cached_tokens=decision.cached_tokens,
+            predicted_ttft_s=decision.predicted_ttft_s,
+            policy=decision.policy,
+        )
+
+    async def release(self, request_id: str) -> None:
+        """The request will not reach its rank, or is no longer wanted there."""
+        self._chooser.release(request_id)
+
+    async def mark_failed(self, rank: int, replica_id: str) -> None:
+        """An ingress saw this replica die: its blocks and load are dropped now."""
+        self._tracker.mark_failed(rank, replica_id)
+
+    async def view(self) -> list[dict[str, Any]]:
+        """What this router believes of every rank that can take requests."""
+        now = time.monotonic()
+        self._load.expire(now)
+        return [
+            {
+                "rank": member.rank,
+                "replica_id": member.replica_id,
+                "trust": member.status.state,
+                "reason": member.status.reason,
+                "num_blocks": member.num_blocks,
+                "num_requests": self._load.num_requests(member.rank),
+                "waiting_tokens": self._load.waiting_tokens(member.rank),
+            }
+            for member in self._tracker.members()
+        ]
+
+    def check_health(self) -> None:
+        """Ray Serve replaces the router when this raises: without discovery it would route blindly."""
+        if self._discovery.done():
+            raise KvbeaconError("the router no longer looks for ranks")
+
+    async def _discover_forever(self) -> None:
+        while True:
+            try:
+                await self._tracker.update(await describe_ranks(self._ranks))
+            except Exception:
+                logger.exception("looking at the ranks failed; trying again")
+            await asyncio.sleep(self._discovery_interval_s)
+
+    async def _fetch_snapshot(self, replica_id: str) -> CacheSnapshot:
+        snapshot = await self._ranks.snapshot.remote(replica_id=replica_id)
+        if snapshot is None:
+            raise KvbeaconError(f"replica {replica_id} is gone")
+        return snapshot

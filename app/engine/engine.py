@@ -1,0 +1,321 @@
+"""The engine of one rank: token ids in, token ids and cache events out.
+
+Single-threaded: all calls come from one thread. Knows nothing of text, HTTP, Ray or sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from app.config import Device, Dtype, EngineConfig
+from app.engine import kv_cache
+from app.engine.architecture import Architecture, read_architecture
+from app.engine.model import Llama
+from app.engine.model_runner import ModelRunner
+from app.engine.outputs import RequestOutput, StepOutput
+from app.engine.placement import resolve_device, resolve_dtype
+from app.engine.prefix_cache import CachedBlock, PrefixCache
+from app.engine.request import FinishReason, NewTextStream, Request, SamplingParams, TextStream
+from app.engine.sampler import sample
+from app.engine.scheduler import Schedule, Scheduler
+from app.engine.weights import load_weights
+from app.errors import ConfigError, InvalidRequestError, PromptTooLongError, QueueFullError
+from app.events.schema import CacheEvent, LoadStat
+from kernels import load_kernels
+
+__all__ = ["Engine", "RequestOutput", "StepOutput"]
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_S = 60
+
+
+class Engine:
+    """Continuous batching over a paged KV cache with prefix reuse."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        architecture: Architecture,
+        runner: ModelRunner,
+        *,
+        num_blocks: int,
+        max_model_len: int,
+        new_text_stream: NewTextStream | None = None,
+    ) -> None:
+        self._config = config
+        self._architecture = architecture
+        self._runner = runner
+        self._max_model_len = max_model_len
+        self._new_text_stream = new_text_stream
+        self._cache = PrefixCache(num_blocks, config.cache.block_size)
+        self._scheduler = Scheduler(config.scheduler, self._cache)
+        self._num_prefilled_tokens = 0
+        self._prefill_busy_us = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: Path,
+        config: EngineConfig,
+        *,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        max_model_len: int | None = None,
+        new_text_stream: NewTextStream | None = None,
+    ) -> Engine:
+        """An engine for the model in `model_dir`, a folder in the Hugging Face layout.
+
+        Raises:
+            ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.
+            ConfigError: no such device, or `max_model_len` exceeds the model's context.
+        """
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        architecture = read_architecture(model_dir)
+        max_model_len = _resolve_max_model_len(max_model_len, architecture)
+        on = resolve_device(device)
+        in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
+        kernels = load_kernels(config.kernels)
+        weights = load_weights(model_dir, architecture, kernels, on, in_dtype)
+        num_blocks = kv_cache.count_blocks(config.cache, architecture, on, in_dtype)
+        cache = kv_cache.allocate(architecture, num_blocks, config.cache.block_size, on, in_dtype)
+        logger.info(
+            "%s: %s on %s, %d blocks of %d tokens", model_dir, in_dtype, on, num_blocks, cache.shape[3]
+        )
+        runner = ModelRunner(Llama(architecture, weights, kernels, max_model_len), kernels, cache)
+        return cls(
+            config,
+            architecture,
+            runner,
+            num_blocks=num_blocks,
+            max_model_len=max_model_len,
+            new_text_stream=new_text_stream,
+        )
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per cache block."""
+        return self._cache.block_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the KV cache."""
+        return self._cache.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that no running request holds; their contents may be cached."""
+        return self._cache.num_free_blocks
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that a new prompt could hit."""
+        return self._cache.num_cached_blocks
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._runner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of weights and KV cache."""
+        return self._runner.dtype
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together at most."""
+        return self._max_model_len
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens with which the model ends its output."""
+        return self._architecture.eos_token_ids
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        cache_salt: str | None = None,
+    ) -> None:
+        """Let a request wait for its turn. `cache_salt` keeps its cached blocks apart from other salts'.
+
+        Raises:
+            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, or there
+                are stop strings and nothing to find them with.
+            PromptTooLongError: longer than the context, or than the cache can ever hold.
+            QueueFullError: too many requests wait.
+        """
+        self._check_request(request_id, prompt_token_ids)
+        max_output_tokens = min(params.max_tokens, self._room_after(len(prompt_token_ids)))
+        text_stream = self._text_stream(params.stop)
+        if self._scheduler.num_waiting >= self._config.scheduler.max_waiting_requests:
+            raise self._queue_full()
+        self._scheduler.add(
+            Request.new(
+                request_id,
+                prompt_token_ids,
+                params,
+                max_output_tokens=max_output_tokens,
+                cache_salt=cache_salt,
+                text_stream=text_stream,
+            )
+        )
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request and free its blocks at once; False if it isn't live. No output follows."""
+        return self._scheduler.remove(request_id)
+
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.num_running + self._scheduler.num_waiting > 0
+
+    def step(self) -> StepOutput:
+        """Compute one batch: up to one new token for every running request, or a chunk of its prompt."""
+        started = time.perf_counter()
+        schedule = self._scheduler.schedule()
+        outputs: list[RequestOutput] = []
+        if schedule.scheduled:
+            logits = self._runner.run(schedule.scheduled)
+            self._scheduler.complete(schedule)
+            tokens = sample(logits, schedule.sampled)
+            outputs = [self._advance(*pair) for pair in zip(schedule.sampled, tokens, strict=True)]
+            self._account(schedule, time.perf_counter() - started)
+        return StepOutput(outputs, self.drain_events())
+
+    def drain_events(self) -> list[CacheEvent]:
+        """Cache changes since the last step or call, in order: after `reset_cache`, say."""
+        return self._cache.drain_events()
+
+    def cached_blocks(self) -> list[CachedBlock]:
+        """Everything that a new prompt could hit, parents before children."""
+        return self._cache.cached_blocks()
+
+    def reset_cache(self) -> None:
+        """Forget all cached contents. Running requests go on with their blocks, which nobody else finds."""
+        self._cache.reset()
+
+    def load_stat(self, dp_rank: int) -> LoadStat:
+        """The load now. `num_tokens` counts running requests' blocks, `num_total_tokens` also what waits."""
+        num_tokens = (self.num_blocks - self.num_free_blocks) * self.block_size
+        return LoadStat(
+            num_running_reqs=self._scheduler.num_running,
+            num_waiting_reqs=self._scheduler.num_waiting,
+            num_tokens=num_tokens,
+            max_total_num_tokens=self.num_blocks * self.block_size,
+            dp_rank=dp_rank,
+            num_waiting_uncached_tokens=self._scheduler.num_pending_prefill_tokens,
+            num_total_tokens=num_tokens + self._scheduler.num_waiting_tokens,
+            max_running_requests=self._scheduler.max_running_requests,
+            total_prefill_uncached_tokens=self._num_prefilled_tokens,
+            total_prefill_busy_us=round(self._prefill_busy_us),
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block is free, cached and held exactly as counted."""
+        self._scheduler.check_integrity()
+
+    def _check_request(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
+        num_tokens = len(prompt_token_ids)
+        if request_id in self._scheduler:
+            raise InvalidRequestError(f"request_id = {request_id!r}: a live request has this id")
+        if num_tokens == 0:
+            raise InvalidRequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
+        if num_tokens >= self._max_model_len:
+            raise PromptTooLongError(
+                f"the prompt has {num_tokens} tokens; at most {self._max_model_len - 1} leave room for an "
+                f"output token in the context of {self._max_model_len}",
+                param="prompt",
+            )
+        if num_tokens > self.num_blocks * self.block_size:
+            raise PromptTooLongError(
+                f"the prompt has {num_tokens} tokens; the KV cache holds {self.num_blocks * self.block_size} "
+                f"({self.num_blocks} blocks of {self.block_size})",
+                param="prompt",
+            )
+        vocab_size = self._architecture.vocab_size
+        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
+            raise InvalidRequestError(
+                f"the prompt has tokens from {min(prompt_token_ids)} to {max(prompt_token_ids)}; "
+                f"allowed: 0 to {vocab_size - 1}",
+                param="prompt",
+            )
+
+    def _room_after(self, num_prompt_tokens: int) -> int:
+        """Output tokens that context and cache allow; the last one's keys and values are never stored."""
+        in_cache = self.num_blocks * self.block_size - num_prompt_tokens + 1
+        return min(self._max_model_len - num_prompt_tokens, in_cache)
+
+    def _text_stream(self, stop: tuple[str, ...]) -> TextStream | None:
+        if not stop:
+            return None
+        if self._new_text_stream is None:
+            raise InvalidRequestError("stop: this engine has no tokenizer to find strings with", param="stop")
+        return self._new_text_stream(stop)
+
+    def _queue_full(self) -> QueueFullError:
+        tokens_per_us = (
+            self._num_prefilled_tokens / self._prefill_busy_us if self._prefill_busy_us else math.inf
+        )
+        wait_s = math.ceil(self._scheduler.num_pending_prefill_tokens / tokens_per_us / 1e6)
+        return QueueFullError(
+            f"{self._scheduler.num_waiting} requests wait; at most "
+            f"{self._config.scheduler.max_waiting_requests} may",
+            retry_after_s=min(max(1, wait_s), MAX_RETRY_AFTER_S),
+        )
+
+    def _advance(self, request: Request, token_id: int | None) -> RequestOutput:
+        """Append a request's next token and free its blocks if it was the last."""
+        error = None if token_id is not None else "the model's logits are not finite"
+        new_token_ids = [] if token_id is None else [token_id]
+        request.token_ids += new_token_ids
+        finish_reason, stop_reason = ("error", None) if token_id is None else self._ending(request, token_id)
+        if finish_reason is not None:
+            self._scheduler.remove(request.request_id)
+        assert request.num_cached_tokens is not None, "a request ran without being admitted"
+        return RequestOutput(
+            request.request_id,
+            new_token_ids,
+            finish_reason,
+            stop_reason,
+            request.num_prompt_tokens,
+            request.num_cached_tokens,
+            error,
+        )
+
+    def _ending(self, request: Request, token_id: int) -> tuple[FinishReason | None, str | int | None]:
+        """Why `request` ends with `token_id`, its last token, if it does."""
+        if token_id in request.params.stop_token_ids:
+            return "stop", token_id
+        if token_id in self.eos_token_ids and not request.params.ignore_eos:
+            return "stop", None
+        if request.text_stream is not None:
+            request.text_stream.push(token_id)
+            if request.text_stream.matched is not None:
+                return "stop", request.text_stream.matched
+        if request.num_output_tokens == request.max_output_tokens:
+            return "length", None
+        return None, None
+
+    def _account(self, schedule: Schedule, seconds: float) -> None:
+        """A mixed step's time belongs to prefill by its share of the tokens."""
+        num_tokens = schedule.num_prefill_tokens + schedule.num_decode_tokens
+        self._num_prefilled_tokens += schedule.num_prefill_tokens
+        self._prefill_busy_us += seconds * 1e6 * schedule.num_prefill_tokens / num_tokens
+
+
+def _resolve_max_model_len(max_model_len: int | None, architecture: Architecture) -> int:
+    context = architecture.max_position_embeddings
+    if max_model_len is None:
+        return context
+    if not 2 <= max_model_len <= context:
+        raise ConfigError(f"model.max_model_len = {max_model_len}: the model allows 2 to {context}")
+    return max_model_len

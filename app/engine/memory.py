@@ -1,0 +1,45 @@
+"""How much memory a device has left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes(device: torch.device, meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
+    """Bytes that can still be allocated on `device`; on a cpu within the machine and the cgroup's limit."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return int(min(_machine_bytes(meminfo), _cgroup_bytes(cgroup)))
+
+
+def gib(num_bytes: int) -> str:
+    """`num_bytes` for people."""
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _machine_bytes(meminfo: Path) -> int:
+    lines = meminfo.read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _cgroup_bytes(cgroup: Path) -> float:
+    """What a version 2 cgroup has left, counting file cache that can be dropped; infinite without one."""
+    limit = _read(cgroup / "memory.max")
+    if limit in ("", "max"):
+        return float("inf")
+    droppable = sum(
+        int(line.split()[1])
+        for line in _read(cgroup / "memory.stat").splitlines()
+        if line.startswith("inactive_file ")
+    )
+    return max(0, int(limit) - int(_read(cgroup / "memory.current") or 0) + droppable)
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""

@@ -1,0 +1,37 @@
+"""What one step of the engine gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.engine.request import FinishReason
+from app.events.schema import CacheEvent
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """New tokens of one request.
+
+    Attributes:
+        new_token_ids: in order; the last output includes a stop or end-of-sequence token.
+        finish_reason: None while there is more to come.
+        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence.
+        num_cached_tokens: prompt tokens that were found in the cache when it was first admitted.
+        error: what went wrong where `finish_reason` is "error".
+    """
+
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """All outputs of one step, and what changed in the cache up to its end, in order."""
+
+    outputs: list[RequestOutput]
+    events: list[CacheEvent]

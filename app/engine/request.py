@@ -1,0 +1,140 @@
+"""One request inside the engine: what was asked, and how far it has got."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from app import hashing
+from app.engine.prefix_cache import BlockTable
+from app.errors import InvalidRequestError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class TextStream(Protocol):
+    """Incremental detokenisation of one output that looks for stop strings."""
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string found, if one was."""
+
+    def push(self, token_id: int) -> str:
+        """Take one token; the text that is now safe to emit."""
+
+
+NewTextStream = Callable[[Sequence[str]], TextStream]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How output tokens are chosen and when they end.
+
+    Attributes:
+        max_tokens: output tokens at most; clipped to what the context and the cache allow.
+        temperature: 0 takes the likeliest token (as does anything below 1e-5).
+        top_k: only the k likeliest tokens; 0 is off.
+        top_p: only the fewest likeliest tokens whose probabilities reach this sum; 1 is off.
+        seed: gives the same tokens whatever else is in the batch; None draws one.
+        stop: strings that end the output.
+        stop_token_ids: tokens that end the output, and are its last.
+        ignore_eos: go on after the model's end-of-sequence tokens.
+
+    Raises:
+        InvalidRequestError: a value is out of range.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check(0 <= self.temperature < float("inf"), "temperature", self.temperature, "at least 0 and finite")
+        _check(self.top_k >= 0, "top_k", self.top_k, "at least 1, or 0 for off")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check("" not in self.stop, "stop", self.stop, "strings of at least one character")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether chance has no part. Dividing logits by less than 1e-5 would only make it slower."""
+        return self.temperature < 1e-5 or self.top_k == 1
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request's state.
+
+        token_ids  |<------ prompt ------>|<- output ->|
+                   |<-- num_computed_tokens -->|                keys and values are in the cache
+                   |<-- num_prefill_tokens ->|                  known when it was admitted: prompt work
+
+    The engine appends tokens; the scheduler writes the rest.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_output_tokens: int
+    params: SamplingParams
+    table: BlockTable
+    random: random.Random
+    text_stream: TextStream | None = None
+    num_computed_tokens: int = 0
+    num_prefill_tokens: int = 0
+    num_cached_tokens: int | None = field(default=None)  # prompt tokens found at the first admission
+
+    @classmethod
+    def new(
+        cls,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        max_output_tokens: int,
+        cache_salt: str | None = None,
+        text_stream: TextStream | None = None,
+    ) -> Request:
+        """A request of which nothing is computed yet."""
+        return cls(
+            request_id,
+            list(prompt_token_ids),
+            len(prompt_token_ids),
+            max_output_tokens,
+            params,
+            BlockTable(hashing.seed(cache_salt)),
+            random.Random(params.seed),
+            text_stream,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Known tokens that are not in the cache: 1 while decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_pending_prefill_tokens(self) -> int:
+        """Tokens still to compute before the next output token can be, decoding aside."""
+        return max(0, self.num_prefill_tokens - self.num_computed_tokens)
+
+
+def _check(ok: bool, field_name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise InvalidRequestError(f"{field_name} = {value!r}; allowed: {allowed}", param=field_name)

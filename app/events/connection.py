@@ -1,0 +1,138 @@
+"""A SUB socket that knows whether it is connected, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from app.events.schema import MAX_FRAME_BYTES
+
+_RECEIVE_HWM = 10_000
+_MAX_SOCKETS = 65_000
+_HEARTBEAT_MS = 2_000
+_HEARTBEAT_TIMEOUT_MS = 6_000
+_MAX_RECONNECT_MS = 1_000
+_LOG_EVERY_S = 10.0
+
+
+@functools.cache
+def subscriber_context() -> zmq.asyncio.Context:
+    """The process's context for subscribers: ZMQ's default of 1,023 sockets is too few for many ranks."""
+    context = zmq.asyncio.Context()
+    context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+    return context
+
+
+class Connection:
+    """One SUB socket connected to one address.
+
+    ZMQ reconnects by itself and silently, and nothing in a message tells whether it was sent before or after
+    the publisher behind the address was replaced. So the socket is monitored: `broke` says that what came
+    last may not follow what came before.
+    """
+
+    def __init__(self, context: zmq.asyncio.Context, address: str, topics: Iterable[bytes]) -> None:
+        self.address = address
+        self._connected = False
+        self._broke = False
+        self._polling: asyncio.Future[Any] | None = None
+        self._socket = context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IPV6, "[" in address)
+        self._socket.setsockopt(zmq.RCVHWM, _RECEIVE_HWM)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_MS)
+        for topic in topics:
+            self._socket.subscribe(topic)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        # Plain views of the two sockets: receiving without waiting needs no future.
+        self._received: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket)
+        self._monitored: zmq.Socket[bytes] = zmq.Socket.shadow(self._monitor)
+        self._poller = zmq.asyncio.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._socket.connect(address)
+
+    async def wait_connected(self, timeout_s: float) -> bool:
+        """Whether the handshake succeeded within `timeout_s`; the subscriptions go out with it."""
+        deadline = time.monotonic() + timeout_s
+        while not self._connected:
+            self._read_monitor()
+            remaining_ms = int((deadline - time.monotonic()) * 1000)
+            if self._connected or remaining_ms <= 0:
+                break
+            await self._monitor.poll(remaining_ms)
+        return self._connected
+
+    def notify(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once there is something to receive or the connection has changed."""
+        if self._polling is not None and not self._polling.done():
+            return
+        self._polling = asyncio.ensure_future(self._poller.poll())
+        self._polling.add_done_callback(lambda future: None if future.cancelled() else callback())
+
+    def receive(self, limit: int) -> list[list[bytes]]:
+        """The frames of at most `limit` messages that are here already."""
+        messages: list[list[bytes]] = []
+        try:
+            while len(messages) < limit:
+                messages.append(self._received.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            pass
+        return messages
+
+    def broke(self) -> bool:
+        """Whether the connection was ever lost; true for good, even after ZMQ has reconnected.
+
+        Asked after `receive`, it covers all messages received: the loss is noted before anything comes
+        over a new connection.
+        """
+        self._read_monitor()
+        return self._broke
+
+    def close(self) -> None:
+        """Close at once; what was not received is lost."""
+        if self._polling is not None:
+            self._polling.cancel()
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=0)
+
+    def _read_monitor(self) -> None:
+        try:
+            while True:
+                event = parse_monitor_message(self._monitored.recv_multipart(zmq.NOBLOCK))["event"]
+                self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                self._broke = self._broke or event == zmq.EVENT_DISCONNECTED
+        except zmq.Again:
+            pass
+
+
+class BadMessages:
+    """Counts messages that can't be used, and logs one of them every few seconds."""
+
+    def __init__(self, logger: logging.Logger, source: str) -> None:
+        self.count = 0
+        self._logger = logger
+        self._source = source
+        self._logged_at = -_LOG_EVERY_S
+
+    def add(self, why: object) -> None:
+        """One more, bad because of `why`."""
+        self.count += 1
+        now = time.monotonic()
+        if now - self._logged_at >= _LOG_EVERY_S:
+            self._logged_at = now
+            self._logger.warning("bad message from %s (%d so far): %s", self._source, self.count, why)

@@ -1,0 +1,267 @@
+"""The `kv_events_config` string: what ranks bind and what is advertised, from one port plan.
+
+    parse() ── KvEventsConfig ── _plan() ──┬── rank_endpoints(): what rank r binds or connects
+                                           └── KvEvents.descriptor: what `/server_info` says
+
+                 events (configured)   replay (configured)   load (derived: the next free range)
+    tcp ports    base … base+dp-1      base … base+dp-1      base … base+dp-1          rank r has base + r
+
+The keys and the rules by which a descriptor is null are SGLang's. A misconfigured endpoint never stops a
+server: it gives a null descriptor and a reason to be logged. A misspelt key or overlapping ranges do.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from pydantic import ConfigDict, Field, field_validator
+
+from app.config import PositiveInt, Settings, validate
+from app.errors import ConfigError
+from app.events.ports import PortSpan, UnusableEndpointError, port_span
+from app.events.schema import ACK_TOPIC, Format
+
+_WHERE = "kv_events_config"
+
+Descriptor = dict[str, Any]
+
+
+class KvEventsConfig(Settings):
+    """What is inside `kv_events_config`: SGLang's keys, and kvbeacon's own from `load_reports` on."""
+
+    model_config = ConfigDict(strict=True)
+
+    publisher: Literal["zmq", "null"] = Field("null", description="`null` publishes nothing.")
+    endpoint: str = Field("tcp://127.0.0.1:5557", description="Events of rank 0; rank r has the port + r.")
+    replay_endpoint: str | None = Field(None, description="Replay of rank 0; null: no replay.")
+    topic: str = Field("", description="First frame of every batch.")
+    buffer_steps: PositiveInt = Field(10_000, description="Batches kept for replay.")
+    hwm: PositiveInt = Field(100_000, description="Batches queued for one slow subscriber, then dropped.")
+    max_queue_size: PositiveInt = Field(
+        100_000, description="Batches queued between engine and publisher, then dropped."
+    )
+    load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
+    load_topic: str = Field("load", min_length=1, description="First frame of every load report.")
+    format: Format = Field("map", description="`array` for consumers of SGLang up to 0.5.13.")
+    replay_framing: Literal["topic", "plain"] = Field(
+        "topic", description="`plain` leaves the topic out of replies, as SGLang 0.5.13 does."
+    )
+    bind: Literal["auto", "bind", "connect"] = Field(
+        "auto", description="`auto` binds wildcard and loopback hosts, ipc and inproc, and connects others."
+    )
+
+    @field_validator("publisher", mode="before")
+    @classmethod
+    def _none_is_null(cls, value: Any) -> Any:
+        return "null" if value is None else value
+
+    @field_validator("load_topic")
+    @classmethod
+    def _not_the_ack_topic(cls, value: str) -> str:
+        if value.encode() == ACK_TOPIC:
+            raise ValueError(f"{value!r} is the topic of acknowledgements")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class KvEvents:
+    """What became of the `kv_events_config` string.
+
+    Attributes:
+        config: what the ranks publish with; None: they publish nothing.
+        descriptor: the value of `kv_events` in `/server_info`.
+        reason: why there is no descriptor, or why the one there is will reach nobody; empty: all is well.
+        misconfigured: somebody wanted to publish; log `reason` as an error, once.
+    """
+
+    config: KvEventsConfig | None
+    descriptor: Descriptor | None
+    reason: str = ""
+    misconfigured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One ZMQ address of one rank; `port` is None unless it is tcp."""
+
+    address: str
+    binds: bool
+    port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankEndpoints:
+    """Everything that one rank opens. `host` is the events' host as configured, empty unless tcp."""
+
+    host: str
+    events: Endpoint
+    replay: Endpoint | None
+    load: Endpoint | None
+
+    @property
+    def dialable(self) -> bool:
+        """Whether somebody who knows only host and port can subscribe."""
+        return self.events.port is not None and self.events.binds
+
+
+class PublisherInfo(msgspec.Struct, frozen=True):
+    """One rank's live publisher: what a subscriber dials, as it says, without working out any port.
+
+    `disabled` means that there is nothing to dial: nothing is published, or not at a tcp port that the rank
+    binds. `last_seq` is the last sequence number given out, -1 before the first. `epoch` changes whenever
+    the publisher is started anew.
+    """
+
+    rank: int
+    host: str
+    event_port: int
+    replay_port: int | None
+    load_port: int | None
+    topic: str
+    load_topic: str | None
+    block_size: int
+    epoch: str
+    last_seq: int
+    state: Literal["publishing", "disabled"]
+    dropped_batches: int
+
+
+def parse(raw: str | None, block_size: int | None, dp_size: int) -> KvEvents:
+    """What the raw JSON string asks for, for ranks 0..`dp_size`-1 with blocks of `block_size` tokens.
+
+    Raises:
+        ConfigError: well-formed JSON with an unknown key or a wrongly typed value, or port ranges of
+            events and replay that overlap.
+    """
+    if raw is None:
+        return KvEvents(None, None, f"{_WHERE} is not set")
+    try:
+        values = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return _misconfigured(f"{_WHERE} = {raw!r} is not JSON: {error}")
+    if not isinstance(values, dict):
+        return _misconfigured(f"{_WHERE} = {raw!r} is not a JSON object")
+    config = validate(KvEventsConfig, values, where=_WHERE)
+    if config.publisher == "null":
+        return KvEvents(None, None, f'{_WHERE}.publisher is "null"')
+    if not block_size or block_size < 1:
+        return _misconfigured(f"block size = {block_size}; it must be at least 1")
+    try:
+        return _describe(config, block_size, dp_size)
+    except UnusableEndpointError as error:
+        return _misconfigured(str(error))
+
+
+def rank_endpoints(config: KvEventsConfig, rank: int, dp_size: int) -> RankEndpoints:
+    """What rank `rank` of `dp_size` opens for events, replay and load reports.
+
+    Raises:
+        ConfigError: tcp without a usable port or host, ports that overlap or run beyond 65535, or ipc
+            for a rank other than 0.
+    """
+    assert 0 <= rank < dp_size, (rank, dp_size)
+    plan = _plan(config, dp_size)
+    return RankEndpoints(
+        host=plan.events.host if plan.events else "",
+        events=_rank_endpoint(config.endpoint, plan.events, rank, bind=config.bind),
+        replay=(
+            _rank_endpoint(config.replay_endpoint, plan.replay, rank, bind="bind")
+            if config.replay_endpoint is not None
+            else None
+        ),
+        load=_rank_endpoint(config.endpoint, plan.load, rank, bind=config.bind) if plan.load else None,
+    )
+
+
+def disabled_publisher(rank: int, block_size: int) -> PublisherInfo:
+    """The description of a rank that publishes nothing."""
+    return PublisherInfo(rank, "", 0, None, None, "", None, block_size, "", -1, "disabled", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The port ranges of all ranks; None where there are none, or the transport isn't tcp."""
+
+    events: PortSpan | None
+    replay: PortSpan | None
+    load: PortSpan | None
+
+
+def _plan(config: KvEventsConfig, dp_size: int) -> _Plan:
+    events = port_span(f"{_WHERE}.endpoint", config.endpoint, dp_size)
+    replay = None
+    if config.replay_endpoint is not None:
+        replay = port_span(f"{_WHERE}.replay_endpoint", config.replay_endpoint, dp_size)
+    if events and replay and events.overlaps(replay):
+        raise ConfigError(
+            f"{_WHERE}: the replay ports {replay} overlap the event ports {events}; "
+            f"with {dp_size} ranks they must be at least {dp_size} apart"
+        )
+    load = _load_span(events, replay, dp_size) if events and config.load_reports else None
+    return _Plan(events, replay, load)
+
+
+def _load_span(events: PortSpan, replay: PortSpan | None, dp_size: int) -> PortSpan:
+    """The first free range: after the events, after the replay, before the events, before the replay."""
+    taken = [span for span in (events, replay) if span]
+    starts = [span.ports.stop for span in taken] + [span.ports.start - dp_size for span in taken]
+    for load in (PortSpan(events.host, range(start, start + dp_size)) for start in starts):
+        if load.is_valid and not any(load.overlaps(other) for other in taken):
+            return load
+    raise UnusableEndpointError(f"{_WHERE}: no {dp_size} free ports for load reports beside {events}")
+
+
+def _describe(config: KvEventsConfig, block_size: int, dp_size: int) -> KvEvents:
+    plan = _plan(config, dp_size)
+    if plan.events is None:
+        # The last rank of an ipc endpoint is where that rule would break.
+        rank_endpoints(config, dp_size - 1, dp_size)
+        reason = f"{_WHERE}.endpoint = {config.endpoint!r}: only tcp can be advertised"
+        return KvEvents(config, None, reason, misconfigured=True)
+    descriptor: Descriptor = {
+        "publisher": config.publisher,
+        "endpoint_host": plan.events.host,
+        "endpoint_port_base": plan.events.ports.start,
+        "topic": config.topic,
+        "block_size": block_size,
+        "dp_size": dp_size,
+    }
+    if plan.replay:
+        descriptor["replay_endpoint_port_base"] = plan.replay.ports.start
+    if plan.load:
+        descriptor["load_endpoint_port_base"] = plan.load.ports.start
+        descriptor["load_topic"] = config.load_topic
+    if rank_endpoints(config, 0, dp_size).dialable:
+        return KvEvents(config, descriptor)
+    reason = (
+        f"{_WHERE}.endpoint = {config.endpoint!r}: ranks connect to it instead of binding it, so whoever "
+        f'dials it hears nothing; if it is an address of theirs, set "bind": "bind"'
+    )
+    return KvEvents(config, descriptor, reason, misconfigured=True)
+
+
+def _rank_endpoint(endpoint: str, span: PortSpan | None, rank: int, *, bind: str) -> Endpoint:
+    if span is None:
+        return Endpoint(_local_address(endpoint, rank), binds=bind != "connect", port=None)
+    local = span.is_wildcard or span.is_loopback
+    port = span.ports[rank]
+    return Endpoint(
+        f"tcp://{span.host}:{port}", binds=bind == "bind" or (bind == "auto" and local), port=port
+    )
+
+
+def _local_address(endpoint: str, rank: int) -> str:
+    if endpoint.startswith("inproc://"):
+        return f"{endpoint}_dp{rank}"
+    if rank > 0:
+        raise UnusableEndpointError(
+            f"{_WHERE}: {endpoint!r} has no place for rank {rank}; ipc is for one rank"
+        )
+    return endpoint
+
+
+def _misconfigured(reason: str) -> KvEvents:
+    return KvEvents(None, None, reason, misconfigured=True)

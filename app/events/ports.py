@@ -1,0 +1,98 @@
+"""tcp endpoints of a row of ranks: parsing `tcp://HOST:PORT`, and what kind of host it names."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from app.errors import ConfigError
+
+MAX_PORT = 65_535
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+class UnusableEndpointError(ConfigError):
+    """An endpoint breaks one of the rules that make the descriptor null."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpan:
+    """One tcp port per rank, in rank order, on `host` (verbatim, IPv6 in brackets)."""
+
+    host: str
+    ports: range
+
+    def __str__(self) -> str:
+        return f"{self.ports.start}..{self.ports.stop - 1}"
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether every port exists."""
+        return self.ports.start >= 1 and self.ports.stop - 1 <= MAX_PORT
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether the host is every address of the machine."""
+        return is_wildcard(self.host)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host is this machine alone."""
+        address = _ip(self.host)
+        return self.host == "localhost" or (address is not None and address.is_loopback)
+
+    def overlaps(self, other: PortSpan) -> bool:
+        """Whether a port is in both."""
+        return self.ports.start < other.ports.stop and other.ports.start < self.ports.stop
+
+
+def port_span(key: str, endpoint: str, count: int) -> PortSpan | None:
+    """The `count` ports that begin at `endpoint`; None for inproc and ipc, which have no ports.
+
+    Raises:
+        UnusableEndpointError: another transport, or a host or port that can't be used; names `key`.
+    """
+    given = f"{key} = {endpoint!r}"
+    transport, _, rest = endpoint.partition("://")
+    if transport in ("inproc", "ipc") and rest:
+        return None
+    if transport != "tcp":
+        raise UnusableEndpointError(f"{given}: allowed are tcp://HOST:PORT, ipc://PATH and inproc://NAME")
+    host, colon, port = rest.rpartition(":")
+    if not colon or not _INTEGER.fullmatch(port):
+        raise UnusableEndpointError(f"{given}: the port is missing or not an integer")
+    _check_host(given, host)
+    span = PortSpan(host, range(int(port), int(port) + count))
+    if not span.is_valid:
+        raise UnusableEndpointError(f"{given}: needs the ports {span}; allowed are 1..{MAX_PORT}")
+    return span
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether `host` is `*`, `0.0.0.0`, `[::]` or another spelling of them."""
+    address = _ip(host)
+    return host == "*" or (address is not None and address.is_unspecified)
+
+
+def dial_host(host: str, node_host: str) -> str:
+    """The host under which `host` is reached: `node_host` for a wildcard; IPv6 in brackets."""
+    dialled = node_host if is_wildcard(host) else host
+    return f"[{dialled}]" if ":" in dialled and not dialled.startswith("[") else dialled
+
+
+def _check_host(given: str, host: str) -> None:
+    if not host.strip():
+        raise UnusableEndpointError(f"{given}: the host is empty")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if ":" in host and not bracketed:
+        raise UnusableEndpointError(f"{given}: an IPv6 address needs brackets: [{host}]")
+    if bracketed and not isinstance(_ip(host), ipaddress.IPv6Address):
+        raise UnusableEndpointError(f"{given}: {host} holds no IPv6 address")
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None

@@ -1,0 +1,276 @@
+"""One rank's publisher of cache events and load reports.
+
+    engine thread ──publish()──▶ queue ──▶ publisher thread ──▶ PUB events, PUB load
+                    seq is given out here        │
+                                            ReplayBuffer ──▶ replay thread ──▶ ROUTER
+
+The engine never waits: when the queue is full a batch is dropped and counted, and as its sequence number is
+used up every subscriber sees the gap. Sequence numbers are given out in the engine's thread, so that what
+the cache holds between two steps is exactly what the batches up to `last_seq` say.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import zmq
+
+from app.errors import ConfigError, EndpointInUseError
+from app.events.endpoints import Endpoint, KvEventsConfig, PublisherInfo, rank_endpoints
+from app.events.ports import dial_host
+from app.events.replay import ReplayBuffer, ReplayServer
+from app.events.schema import (
+    ACK_TOPIC,
+    Acknowledged,
+    AllBlocksCleared,
+    CacheEvent,
+    CacheSnapshot,
+    EventBatch,
+    LoadStat,
+    encode_acknowledged,
+    encode_batch,
+    encode_load,
+    encode_seq,
+)
+
+logger = logging.getLogger(__name__)
+
+_BIND_RETRY_S = 0.05
+
+
+@dataclass(slots=True)
+class PublisherCounters:
+    """What a publisher has done since its start. Each field is written by one thread."""
+
+    published_batches: int = 0
+    published_events: int = 0
+    dropped_batches: int = 0
+    failed_batches: int = 0
+    published_loads: int = 0
+    dropped_loads: int = 0
+
+
+class EventPublisher:
+    """Publishes what one rank's cache holds and how busy the rank is.
+
+    `publish`, `publish_load` and `snapshot` belong to one thread, the engine's.
+    """
+
+    def __init__(
+        self,
+        config: KvEventsConfig,
+        *,
+        dp_rank: int,
+        dp_size: int,
+        block_size: int,
+        bind_timeout_s: float = 5.0,
+        linger_s: float = 1.0,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        """Opens nothing yet. Raises `ConfigError` as `rank_endpoints` does."""
+        self.epoch = secrets.token_hex(8)
+        self.counters = PublisherCounters()
+        self._config = config
+        self._dp_rank = dp_rank
+        self._block_size = block_size
+        self._endpoints = rank_endpoints(config, dp_rank, dp_size)
+        self._bind_timeout_s = bind_timeout_s
+        self._linger_s = linger_s
+        self._context = context or zmq.Context.instance()
+        self._topic = config.topic.encode()
+        self._load_topic = config.load_topic.encode()
+        self._last_seq = -1
+        self._load_seq = 0
+        self._ack_seq = 0
+        self._queue: SimpleQueue[_Batch | _Load | None] = SimpleQueue()
+        self._buffer: ReplayBuffer | None = None
+        self._replay: ReplayServer | None = None
+        self._thread: threading.Thread | None = None
+        self._drain_until: float | None = None
+
+    @property
+    def last_seq(self) -> int:
+        """The last sequence number given out; -1 before the start."""
+        return self._last_seq
+
+    @property
+    def is_running(self) -> bool:
+        """Between `start` and `close`."""
+        return self._thread is not None and self._drain_until is None
+
+    def info(self, node_host: str) -> PublisherInfo:
+        """This publisher as others see it; `node_host` stands in for a wildcard host."""
+        endpoints = self._endpoints
+        load = endpoints.load
+        return PublisherInfo(
+            rank=self._dp_rank,
+            host=dial_host(endpoints.host, node_host),
+            event_port=endpoints.events.port or 0,
+            replay_port=endpoints.replay.port if endpoints.replay else None,
+            load_port=load.port if load else None,
+            topic=self._config.topic,
+            load_topic=self._config.load_topic if load else None,
+            block_size=self._block_size,
+            epoch=self.epoch,
+            last_seq=self._last_seq,
+            state="publishing" if self.is_running and endpoints.dialable else "disabled",
+            dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
+        )
+
+    def start(self) -> None:
+        """Bind, start the threads and publish `AllBlocksCleared` as batch 0.
+
+        A taken port is tried for `bind_timeout_s` seconds: its last owner may still be going away.
+
+        Raises:
+            EndpointInUseError: a port was still taken then.
+            ConfigError: an address can't be bound on this machine at all.
+        """
+        assert self._thread is None, "started twice"
+        opened: list[zmq.Socket[bytes]] = []
+        deadline = time.monotonic() + self._bind_timeout_s
+        try:
+            events = self._open(self._endpoints.events, zmq.PUB, deadline, opened)
+            load = self._endpoints.load and self._open(self._endpoints.load, zmq.PUB, deadline, opened)
+            replay = self._endpoints.replay and self._open(
+                self._endpoints.replay, zmq.ROUTER, deadline, opened
+            )
+        except Exception:
+            for socket in opened:
+                socket.close(linger=0)
+            raise
+        if replay:
+            self._start_replay(replay)
+        self._thread = threading.Thread(
+            target=self._run, args=(events, load), name="kv-publisher", daemon=True
+        )
+        self._thread.start()
+        self.publish([AllBlocksCleared()])
+
+    def publish(self, events: Sequence[CacheEvent]) -> None:
+        """Publish one step's events, which must not change any more, as one batch. Never blocks."""
+        if not events:
+            return
+        self._last_seq += 1
+        if not self._enqueue(_Batch(self._last_seq, time.time(), events)):
+            self.counters.dropped_batches += 1
+
+    def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
+        """Publish a load report, then the ids of the requests that it is the first to count."""
+        if self._endpoints.load and not self._enqueue(_Load(stat, acknowledged)):
+            self.counters.dropped_loads += 1
+
+    def snapshot(self, block_hashes: list[int]) -> CacheSnapshot:
+        """`block_hashes`, all that the cache holds now, as the state after batch `last_seq`."""
+        return CacheSnapshot(self.epoch, self._last_seq, block_hashes)
+
+    def close(self) -> None:
+        """Send what is queued, for `linger_s` seconds at most, and close. A second call does nothing."""
+        if self._thread is None or not self.is_running:
+            return
+        self._drain_until = time.monotonic() + self._linger_s
+        self._queue.put(None)
+        self._thread.join()
+        if self._replay:
+            self._replay.close()
+
+    def _enqueue(self, item: _Batch | _Load) -> bool:
+        # Only this thread puts, so the size can but shrink in between.
+        if not self.is_running or self._queue.qsize() >= self._config.max_queue_size:
+            return False
+        self._queue.put(item)
+        return True
+
+    def _start_replay(self, socket: zmq.Socket[bytes]) -> None:
+        self._buffer = ReplayBuffer(self._config.buffer_steps)
+        topic = self._topic if self._config.replay_framing == "topic" else None
+        self._replay = ReplayServer(socket, self._buffer, topic)
+        self._replay.start()
+
+    def _open(
+        self, endpoint: Endpoint, kind: int, deadline: float, opened: list[zmq.Socket[bytes]]
+    ) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        opened.append(socket)
+        socket.setsockopt(zmq.IPV6, "[" in endpoint.address)
+        if kind == zmq.ROUTER:
+            ReplayServer.prepare(socket)
+        else:
+            socket.setsockopt(zmq.SNDHWM, self._config.hwm)
+        if endpoint.binds:
+            self._bind(socket, endpoint.address, deadline)
+        else:
+            socket.connect(endpoint.address)
+        return socket
+
+    def _bind(self, socket: zmq.Socket[bytes], address: str, deadline: float) -> None:
+        while True:
+            try:
+                socket.bind(address)
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EADDRINUSE:
+                    raise ConfigError(f"rank {self._dp_rank} can't bind {address}: {error}") from None
+                if time.monotonic() > deadline:
+                    raise EndpointInUseError(
+                        f"rank {self._dp_rank} can't bind {address}: in use by another process "
+                        f"for {self._bind_timeout_s:g} s; free the port or choose another"
+                    ) from None
+                time.sleep(_BIND_RETRY_S)
+            else:
+                return
+
+    # From here on: the publisher's thread, which alone touches the PUB sockets.
+
+    def _run(self, events: zmq.Socket[bytes], load: zmq.Socket[bytes] | None) -> None:
+        while (item := self._queue.get()) is not None and not self._is_too_late():
+            try:
+                if isinstance(item, _Batch):
+                    self._send_batch(events, item)
+                elif load is not None:
+                    self._send_load(load, item)
+            except Exception:
+                # One batch that can't be sent must not end all publishing; its gap tells subscribers.
+                self.counters.failed_batches += isinstance(item, _Batch)
+                logger.exception("rank %d: a message could not be published", self._dp_rank)
+        events.close(linger=int(self._linger_s * 1000))
+        if load is not None:
+            load.close(linger=0)
+
+    def _is_too_late(self) -> bool:
+        return self._drain_until is not None and time.monotonic() > self._drain_until
+
+    def _send_batch(self, socket: zmq.Socket[bytes], batch: _Batch) -> None:
+        payload = encode_batch(EventBatch(batch.ts, list(batch.events), self._dp_rank), self._config.format)
+        if self._buffer is not None:
+            # First into the buffer: whoever sees a later batch can ask for this one.
+            self._buffer.append(batch.seq, payload)
+        socket.send_multipart([self._topic, encode_seq(batch.seq), payload])
+        self.counters.published_batches += 1
+        self.counters.published_events += len(batch.events)
+
+    def _send_load(self, socket: zmq.Socket[bytes], load: _Load) -> None:
+        socket.send_multipart([self._load_topic, encode_seq(self._load_seq), encode_load(load.stat)])
+        self._load_seq += 1
+        self.counters.published_loads += 1
+        if load.acknowledged:
+            message = Acknowledged(self._dp_rank, list(load.acknowledged))
+            socket.send_multipart([ACK_TOPIC, encode_seq(self._ack_seq), encode_acknowledged(message)])
+            self._ack_seq += 1
+
+
+class _Batch(NamedTuple):
+    seq: int
+    ts: float
+    events: Sequence[CacheEvent]
+
+
+class _Load(NamedTuple):
+    stat: LoadStat
+    acknowledged: Sequence[str]

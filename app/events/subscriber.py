@@ -1,0 +1,389 @@
+"""Follows one rank's cache events, so that a sink always holds the rank's blocks, or none.
+
+                 ┌────────── gap or unreadable batch ──────────┐
+                 ▼                                             │
+    syncing ── replay has it all ───────────────────────────▶ exact
+       │  ▲                                                    │
+       │  └── connection lost, publisher restarted, ───────────┘
+       │      replay can't help: sink cleared, fresh connection, snapshot
+       └───── snapshot fails ──▶ stale ── tried again with back-off ──▶ exact
+
+A snapshot names the sequence number of the last batch in it. The subscription stands before the snapshot
+is asked for, so every later batch is either in the snapshot or waiting in the socket; batches up to the
+snapshot's are skipped, later ones applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import zmq
+import zmq.asyncio
+
+from app.errors import WireError
+from app.events.connection import BadMessages, Connection, subscriber_context
+from app.events.endpoints import PublisherInfo
+from app.events.load_subscriber import LoadSubscriber
+from app.events.replay import fetch_replay
+from app.events.schema import CacheEvent, CacheSnapshot, EventBatch, LoadStat, decode_batch, split_message
+
+logger = logging.getLogger(__name__)
+
+SyncState = Literal["exact", "syncing", "stale"]
+
+_BURST = 256
+_MIN_BACKOFF_S = 0.05
+_MAX_BACKOFF_S = 5.0
+
+
+class CacheSink(Protocol):
+    """Where one rank's blocks are kept."""
+
+    def apply(self, events: Sequence[CacheEvent]) -> None:
+        """Change the blocks by one batch."""
+
+    def replace(self, block_hashes: Sequence[int]) -> None:
+        """Hold exactly these blocks."""
+
+    def clear(self) -> None:
+        """Hold no blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """How well a rank's cache is known.
+
+    Attributes:
+        state: `exact`: the sink holds what the rank's cache held after batch `applied_seq`. `syncing`: it
+            will soon. `stale`: it holds nothing, and the last attempt to change that failed.
+        reason: why the state isn't exact, or why it last was not.
+        since: when this state began, Unix time in seconds.
+        applied_seq: the last batch that the sink holds, -1 for none.
+        gaps: times that batches were missing.
+        resyncs: snapshots loaded after the first.
+        bad_messages: messages that could not be read.
+    """
+
+    state: SyncState
+    reason: str
+    since: float
+    applied_seq: int
+    gaps: int
+    resyncs: int
+    bad_messages: int
+
+
+class RankSubscriber:
+    """Keeps `sink` at what the publisher described by `info` says. Everything runs on the event loop.
+
+    A rank whose address has changed needs a new subscriber; a publisher restarted at the same address
+    doesn't.
+    """
+
+    def __init__(
+        self,
+        info: PublisherInfo,
+        sink: CacheSink,
+        *,
+        fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
+        on_load: Callable[[LoadStat], object],
+        on_acknowledged: Callable[[Sequence[str]], object],
+        connect_timeout_s: float = 2.0,
+        snapshot_timeout_s: float = 10.0,
+        replay_timeout_s: float = 1.0,
+        unseen_timeout_s: float = 1.0,
+        context: zmq.asyncio.Context | None = None,
+    ) -> None:
+        """Opens nothing yet; `info` must describe a publisher that is not disabled."""
+        assert info.state == "publishing", info
+        self._info = info
+        self._sink = sink
+        self._fetch_snapshot = fetch_snapshot
+        self._on_load = on_load
+        self._on_acknowledged = on_acknowledged
+        self._connect_timeout_s = connect_timeout_s
+        self._snapshot_timeout_s = snapshot_timeout_s
+        self._replay_timeout_s = replay_timeout_s
+        self._unseen_timeout_s = unseen_timeout_s
+        self._context = context or subscriber_context()
+        self._topic = info.topic.encode()
+        self._address = f"tcp://{info.host}:{info.event_port}"
+        self._bad = BadMessages(logger, f"rank {info.rank} at {self._address}")
+        self._task: asyncio.Task[None] | None = None
+        self._load: LoadSubscriber | None = None
+        self._connection: Connection | None = None
+        self._wake = asyncio.Event()
+
+        self._state: SyncState = "syncing"
+        self._reason = ""
+        self._since = time.time()
+        self._gaps = 0
+        self._snapshots = 0
+
+        self._epoch = info.epoch  # of what the sink holds
+        self._applied_seq = -1  # last batch in the sink
+        self._live_seq = -1  # last batch received over this connection
+        self._distrust: str | None = "first snapshot"  # why a snapshot is needed
+        self._observed_epoch = info.epoch
+        self._unseen: tuple[int, float] | None = None  # (batch not here yet, known since monotonic)
+        self._backoff_s = _MIN_BACKOFF_S
+        self._next_attempt = 0.0
+        self._synced_at = 0.0
+
+    @property
+    def status(self) -> SyncStatus:
+        """How well the rank's cache is known now."""
+        return SyncStatus(
+            state=self._state,
+            reason=self._reason,
+            since=self._since,
+            applied_seq=self._applied_seq,
+            gaps=self._gaps,
+            resyncs=max(0, self._snapshots - 1),
+            bad_messages=self._bad.count + (self._load.bad_messages if self._load else 0),
+        )
+
+    def start(self) -> None:
+        """Follow the rank until `close`."""
+        assert self._task is None, "started twice"
+        info = self._info
+        if info.load_port is not None and info.load_topic is not None:
+            self._load = LoadSubscriber(
+                self._context,
+                f"tcp://{info.host}:{info.load_port}",
+                rank=info.rank,
+                topic=info.load_topic,
+                on_load=self._on_load,
+                on_acknowledged=self._on_acknowledged,
+            )
+            self._load.start()
+        self._task = asyncio.create_task(self._run(), name=f"events-of-rank-{info.rank}")
+
+    async def close(self) -> None:
+        """Stop and close the sockets; the sink keeps what it holds. A second call does nothing."""
+        if self._load is not None:
+            await self._load.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._disconnect()
+        self._load = self._task = None
+
+    def observe(self, epoch: str, last_seq: int) -> None:
+        """What the rank says of its publisher by another way, every half a second or so.
+
+        It shows what no message can: that the last batches before a pause were lost, and that a
+        publisher was restarted and has been silent since.
+        """
+        is_new_epoch = epoch != self._observed_epoch
+        self._observed_epoch = epoch
+        if self._state != "exact":
+            if is_new_epoch:
+                self._wake.set()
+        elif epoch != self._epoch:
+            self._need_snapshot("publisher restarted: new epoch")
+        elif last_seq <= self._applied_seq:
+            self._unseen = None
+        elif self._unseen is None or self._unseen[0] <= self._applied_seq:
+            self._unseen = (last_seq, time.monotonic())
+        elif time.monotonic() - self._unseen[1] > self._unseen_timeout_s:
+            self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if self._distrust is not None:
+                    await self._resync(self._distrust)
+                await self._follow()
+            except Exception as error:
+                logger.exception("rank %d: internal error while following it", self._info.rank)
+                self._need_snapshot(f"internal error: {error!r}")
+                await self._wait_for_next_attempt()
+
+    # ---- following: exact, or syncing by replay
+
+    async def _follow(self) -> None:
+        """Apply batches as they come, until a snapshot is needed."""
+        assert self._connection is not None
+        while self._distrust is None:
+            self._connection.notify(self._wake.set)
+            await self._wake.wait()
+            self._wake.clear()
+            messages = self._connection.receive(_BURST)
+            if self._connection.broke():
+                self._need_snapshot("connection lost")
+            for frames in messages:
+                if self._distrust is not None:
+                    return
+                await self._on_message(frames)
+            if len(messages) == _BURST:
+                self._wake.set()
+                await asyncio.sleep(0)
+            elif self._distrust is None:
+                await self._recover_unseen()
+
+    async def _on_message(self, frames: Sequence[bytes]) -> None:
+        try:
+            topic, seq, payload = split_message(frames)
+            if topic != self._topic:
+                raise WireError(f"topic {topic!r}; subscribed to {self._topic!r}")
+        except WireError as error:
+            self._bad.add(error)
+            return
+        if seq <= self._live_seq:
+            self._need_snapshot(f"publisher restarted: batch {seq} came after {self._live_seq}")
+            return
+        self._live_seq = seq
+        if seq <= self._applied_seq:
+            return  # in the snapshot or replayed already
+        if seq > self._applied_seq + 1:
+            await self._recover(seq - 1)
+        if self._distrust is None:
+            await self._apply_payload(seq, payload)
+
+    async def _apply_payload(self, seq: int, payload: bytes) -> None:
+        try:
+            batch = decode_batch(payload)
+            self._check_rank(batch)
+        except WireError as error:
+            self._bad.add(error)
+            await self._recover(seq)
+        else:
+            self._apply(seq, batch)
+
+    def _apply(self, seq: int, batch: EventBatch) -> None:
+        self._sink.apply(batch.events)
+        self._applied_seq = seq
+
+    def _check_rank(self, batch: EventBatch) -> None:
+        if batch.dp_rank not in (None, self._info.rank):
+            raise WireError(f"batch of rank {batch.dp_rank}; rank {self._info.rank} is followed here")
+
+    async def _recover_unseen(self) -> None:
+        """Fetch batches that the rank has given out and that have not come in time."""
+        if self._unseen is None:
+            return
+        last_seq, known_since = self._unseen
+        if last_seq <= self._applied_seq:
+            self._unseen = None
+        elif time.monotonic() - known_since > self._unseen_timeout_s:
+            self._unseen = None
+            await self._recover(last_seq)
+
+    async def _recover(self, last: int) -> None:
+        """Apply the missing batches up to `last` from the replay, or else ask for a snapshot."""
+        first = self._applied_seq + 1
+        self._gaps += 1
+        gap = f"batches {first} to {last} missing"
+        if self._info.replay_port is None or self._observed_epoch != self._epoch:
+            self._need_snapshot(gap)
+            return
+        self._set("syncing", gap)
+        try:
+            batches = await fetch_replay(
+                self._context,
+                f"tcp://{self._info.host}:{self._info.replay_port}",
+                first,
+                last,
+                timeout_s=self._replay_timeout_s,
+            )
+            for batch in batches:
+                self._check_rank(batch)
+        except (WireError, TimeoutError, zmq.ZMQError) as error:
+            self._need_snapshot(f"{gap}; replay: {_why(error)}")
+            return
+        # The replay socket may have reached a publisher that took the place of the one followed here.
+        if self._connection is None or self._connection.broke() or self._observed_epoch != self._epoch:
+            self._need_snapshot(f"{gap}; connection lost")
+            return
+        for seq, batch in enumerate(batches, start=first):
+            self._apply(seq, batch)
+        self._set("exact", f"{gap}; replayed")
+
+    # ---- getting a snapshot
+
+    def _need_snapshot(self, reason: str) -> None:
+        if self._distrust is None:
+            self._distrust = reason
+        self._set("syncing", reason)
+        self._wake.set()
+
+    async def _resync(self, reason: str) -> None:
+        """Clear the sink and load a snapshot; tried until it succeeds, less and less often."""
+        self._set("syncing", reason)
+        self._disconnect()
+        self._sink.clear()
+        self._applied_seq = -1
+        self._unseen = None
+        if time.monotonic() - self._synced_at > _MAX_BACKOFF_S:
+            self._backoff_s = _MIN_BACKOFF_S
+        while True:
+            await self._wait_for_next_attempt()
+            epoch = self._observed_epoch
+            try:
+                connection = await self._connect_anew()
+                async with asyncio.timeout(self._snapshot_timeout_s):
+                    snapshot = await self._fetch_snapshot()
+            except Exception as error:
+                self._set("stale", f"{reason}; snapshot: {_why(error)}")
+                continue
+            if connection.broke():
+                self._set("stale", f"{reason}; connection lost while waiting for the snapshot")
+            elif snapshot.epoch != epoch:
+                # The connection may still reach the old publisher: only one made from now on can't.
+                self._observed_epoch = snapshot.epoch
+                self._set("syncing", f"{reason}; the snapshot is of a new epoch")
+            else:
+                self._load_snapshot(snapshot, reason)
+                return
+
+    async def _wait_for_next_attempt(self) -> None:
+        """Wait for the back-off to pass, or for the rank to say that it has a new publisher."""
+        self._wake.clear()
+        delay_s = max(0.0, self._next_attempt - time.monotonic())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._wake.wait()
+        self._next_attempt = time.monotonic() + self._backoff_s
+        self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
+
+    async def _connect_anew(self) -> Connection:
+        """A new connection reaches only the publisher that listens now, and holds no batch of another."""
+        self._disconnect()
+        self._connection = Connection(self._context, self._address, [self._topic])
+        self._live_seq = -1
+        if not await self._connection.wait_connected(self._connect_timeout_s):
+            raise ConnectionError(f"no publisher at {self._address}")
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _load_snapshot(self, snapshot: CacheSnapshot, reason: str) -> None:
+        self._sink.replace(snapshot.block_hashes)
+        self._epoch = snapshot.epoch
+        self._applied_seq = snapshot.seq
+        self._distrust = None
+        self._snapshots += 1
+        self._synced_at = time.monotonic()
+        self._set("exact", reason)
+
+    def _set(self, state: SyncState, reason: str) -> None:
+        if state != self._state:
+            self._since = time.time()
+            level = logging.WARNING if state == "stale" else logging.INFO
+            logger.log(level, "rank %d's cache: %s (%s)", self._info.rank, state, reason)
+        self._state, self._reason = state, reason
+
+
+def _why(error: Exception) -> str:
+    """An error's text, or its name if it has none, as a timeout."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,174 @@
+"""The decision: one synchronous step from a prompt's block hashes to a reserved rank.
+
+Looking and reserving can't be split: between them another request would see the same idle rank and follow. On
+the router's single-threaded event loop, a function without `await` is that one step, with respect to other
+requests and to arriving events alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from app.config import PolicyName
+from app.errors import InvalidRequestError, NoRankError
+from app.routing.index import PrefixIndex
+from app.routing.load import LoadBook
+from app.routing.policy import POLICIES, RankView, Trust
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A request as a router sees it.
+
+    Attributes:
+        request_id: names its reservation; the same id again replaces the earlier reservation.
+        block_hashes: wire hashes of the prompt's full blocks, from its start.
+        num_tokens: the prompt's length, at least 1.
+        block_size: tokens per block.
+    """
+
+    request_id: str
+    block_hashes: Sequence[int]
+    num_tokens: int
+    block_size: int
+
+    @property
+    def num_reusable_blocks(self) -> int:
+        """Blocks that may come from a cache: the last token is always computed, for its logits."""
+        return min(len(self.block_hashes), (self.num_tokens - 1) // self.block_size)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One rank as it was considered, and its cost in the policy's own unit."""
+
+    view: RankView
+    cost: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a request goes, and why.
+
+    Attributes:
+        rank: the chosen rank; the request's work is reserved there.
+        cached_tokens: prompt tokens that it is believed to hold.
+        uncached_tokens: the rest, at least 1.
+        predicted_ttft_s: seconds until it will have computed the prompt.
+        policy: the policy's name, or "pinned" when the client named the rank.
+        considered: a receipt for every rank that could have been chosen, by rank.
+    """
+
+    rank: int
+    cached_tokens: int
+    uncached_tokens: int
+    predicted_ttft_s: float
+    policy: str
+    considered: tuple[Receipt, ...]
+
+
+class Chooser:
+    """Chooses ranks with one policy.
+
+    Args:
+        index: what each rank holds.
+        load: how busy each rank is; reservations go there.
+        policy: the policy's config name.
+        dp_size: ranks of the deployment, alive or not: 0 to dp_size - 1.
+    """
+
+    def __init__(self, index: PrefixIndex, load: LoadBook, policy: PolicyName, dp_size: int) -> None:
+        self._index = index
+        self._load = load
+        self._policy_name = policy
+        self._policy = POLICIES[policy]
+        self._dp_size = dp_size
+
+    def choose(
+        self,
+        prompt: Prompt,
+        alive: Mapping[int, Trust],
+        now: float,
+        *,
+        exclude: frozenset[int] = frozenset(),
+        pinned_rank: int | None = None,
+    ) -> Decision:
+        """Choose a rank for `prompt` and reserve its work there.
+
+        Args:
+            prompt: the request.
+            alive: the ranks that can take requests, each with the trust in what is known of its cache. One
+                that isn't exact is routed by load alone: credited nothing, never left out.
+            now: monotonic seconds.
+            exclude: ranks that this request has already failed on.
+            pinned_rank: the only rank that the client allows.
+
+        Raises:
+            InvalidRequestError: the pinned rank can't exist in this deployment.
+            NoRankError: no rank that is allowed is alive.
+        """
+        self._load.expire(now)
+        self._load.release(prompt.request_id)
+        views = self._views(prompt, self._candidates(alive, exclude, pinned_rank))
+        choice = self._policy(views, prompt.num_tokens, self._load.mean_uncached_tokens)
+        chosen = next(view for view in views if view.rank == choice.rank)
+        uncached_tokens = prompt.num_tokens - chosen.cached_tokens
+        self._load.reserve(choice.rank, prompt.request_id, uncached_tokens, now)
+        return Decision(
+            rank=choice.rank,
+            cached_tokens=chosen.cached_tokens,
+            uncached_tokens=uncached_tokens,
+            predicted_ttft_s=choice.predicted_ttft_s,
+            policy=self._policy_name if pinned_rank is None else "pinned",
+            considered=tuple(map(Receipt, views, choice.costs)),
+        )
+
+    def release(self, request_id: str) -> None:
+        """End the request's reservation, if it still has one."""
+        self._load.release(request_id)
+
+    def _candidates(
+        self, alive: Mapping[int, Trust], exclude: frozenset[int], pinned_rank: int | None
+    ) -> dict[int, Trust]:
+        if pinned_rank is None:
+            candidates = {rank: alive[rank] for rank in sorted(alive) if rank not in exclude}
+            if not candidates:
+                raise NoRankError(_no_rank_message(alive, exclude))
+            return candidates
+        if not 0 <= pinned_rank < self._dp_size:
+            raise InvalidRequestError(
+                f"routed_dp_rank = {pinned_rank!r}: allowed are 0 to {self._dp_size - 1}",
+                param="routed_dp_rank",
+            )
+        if pinned_rank not in alive or pinned_rank in exclude:
+            raise NoRankError(
+                f"routed_dp_rank = {pinned_rank} can't take requests now; alive: {sorted(alive)}"
+            )
+        return {pinned_rank: alive[pinned_rank]}
+
+    def _views(self, prompt: Prompt, candidates: Mapping[int, Trust]) -> list[RankView]:
+        depths = self._index.depth_by_rank(prompt.block_hashes[: prompt.num_reusable_blocks])
+        rates = self._load.prefill_rates(candidates)
+        views = []
+        for rank, trust in candidates.items():
+            assigned_tokens, assigned_requests = self._load.assigned(rank)
+            views.append(
+                RankView(
+                    rank=rank,
+                    cached_tokens=depths.get(rank, 0) * prompt.block_size if trust == "exact" else 0,
+                    waiting_tokens=self._load.waiting_tokens(rank),
+                    num_requests=self._load.num_requests(rank),
+                    prefill_rate=rates[rank],
+                    assigned_tokens=assigned_tokens,
+                    assigned_requests=assigned_requests,
+                    trust=trust,
+                )
+            )
+        return views
+
+
+def _no_rank_message(alive: Mapping[int, Trust], exclude: frozenset[int]) -> str:
+    if not alive:
+        return "no rank is alive"
+    return f"every rank that is alive ({sorted(alive)}) has already failed this request ({sorted(exclude)})"

@@ -1,0 +1,25 @@
+"""What a rank says of itself to the routers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.events.endpoints import PublisherInfo
+from app.events.schema import LoadStat
+
+
+@dataclass(frozen=True)
+class RankDescription:
+    """What one rank says of itself when it is asked.
+
+    Attributes:
+        rank: its number.
+        replica_id: the replica that answers for this rank.
+        publisher: where its events are; None when it publishes none.
+        load: how busy it is.
+    """
+
+    rank: int
+    replica_id: str
+    publisher: PublisherInfo | None
+    load: LoadStat

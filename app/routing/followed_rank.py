@@ -1,0 +1,144 @@
+"""One replica that a router follows: writes its events into the index and its load into the book."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from app.events.endpoints import PublisherInfo
+from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, CacheSnapshot, LoadStat
+from app.events.subscriber import RankSubscriber, SyncStatus
+from app.routing.description import RankDescription
+from app.routing.index import PrefixIndex
+from app.routing.load import LoadBook
+
+ROUTED_MEDIA = (None, "GPU")
+"""Blocks elsewhere must be loaded back first, so they aren't credited."""
+
+
+class FollowedRank:
+    """Its last description and, if it publishes, its subscriber, whose sink this is.
+
+    Once detached it changes nothing any more, whatever its subscriber still had in hand: the rank's number
+    may be somebody else's by then.
+
+    Attributes:
+        description: what the replica last said of itself.
+        missed_looks: looks in a row that it was missing from; written by the tracker.
+    """
+
+    def __init__(
+        self,
+        description: RankDescription,
+        index: PrefixIndex,
+        load: LoadBook,
+        fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
+    ) -> None:
+        self.description = description
+        self.missed_looks = 0
+        self._index = index
+        self._load = load
+        self._since = time.time()
+        self._is_detached = False
+        self._load_came_by_itself = False
+        self._subscriber: RankSubscriber | None = None
+        publisher = description.publisher
+        if publisher is not None and publisher.state == "publishing":
+            self._subscriber = RankSubscriber(
+                publisher,
+                self,
+                fetch_snapshot=fetch_snapshot,
+                on_load=self._on_load,
+                on_acknowledged=self._on_acknowledged,
+            )
+            self._subscriber.start()
+
+    @property
+    def status(self) -> SyncStatus:
+        """How well the rank's cache is known; stale for good when it publishes nothing."""
+        if self._subscriber is None:
+            return SyncStatus("stale", "no events published", self._since, -1, 0, 0, 0)
+        return self._subscriber.status
+
+    def is_same(self, description: RankDescription) -> bool:
+        """Whether `description` is of the replica and publisher that are followed here."""
+        own = self.description
+        return (own.replica_id, _identity(own.publisher)) == (
+            description.replica_id,
+            _identity(description.publisher),
+        )
+
+    def see(self, description: RankDescription) -> None:
+        """Take over a later description of the same replica."""
+        self.description = description
+        self.missed_looks = 0
+        if self._subscriber is not None and description.publisher is not None:
+            self._subscriber.observe(description.publisher.epoch, description.publisher.last_seq)
+        if not self._is_behind(description.load):
+            self._load.report(description.rank, description.load)
+        self._load_came_by_itself = False
+
+    def detach(self) -> asyncio.Task[None] | None:
+        """Stop writing at once; returns the subscriber's closing, if there is one."""
+        self._is_detached = True
+        return asyncio.create_task(self._subscriber.close()) if self._subscriber is not None else None
+
+    def apply(self, events: Sequence[CacheEvent]) -> None:
+        """Change the rank's blocks by one batch."""
+        if self._is_detached:
+            return
+        rank = self.description.rank
+        for event in events:
+            match event:
+                case BlockStored(medium=medium) if medium in ROUTED_MEDIA:
+                    self._index.store(rank, event.block_hashes, event.parent_block_hash)
+                case BlockRemoved(medium=medium) if medium in ROUTED_MEDIA:
+                    self._index.remove(rank, event.block_hashes)
+                case AllBlocksCleared():
+                    self._index.clear(rank)
+
+    def replace(self, block_hashes: Sequence[int]) -> None:
+        """Hold exactly these blocks."""
+        if not self._is_detached:
+            self._index.clear(self.description.rank)
+            self._index.store_unlinked(self.description.rank, block_hashes)
+
+    def clear(self) -> None:
+        """Hold no blocks."""
+        if not self._is_detached:
+            self._index.clear(self.description.rank)
+
+    def _on_load(self, stat: LoadStat) -> None:
+        if not self._is_detached:
+            self._load_came_by_itself = True
+            self._load.report(self.description.rank, stat)
+
+    def _on_acknowledged(self, request_ids: Sequence[str]) -> None:
+        if not self._is_detached:
+            self._load.acknowledge(self.description.rank, request_ids)
+
+    def _is_behind(self, described: LoadStat) -> bool:
+        """Whether a description's load is older than the last report.
+
+        One replica's totals never go back. With equal totals nothing tells them apart, and a report that
+        came by itself since the last look is taken for the later one.
+        """
+        last = self._load.last_report(self.description.rank)
+        if last is None:
+            return False
+        totals, last_totals = _totals(described), _totals(last)
+        return totals < last_totals or (totals == last_totals and self._load_came_by_itself)
+
+
+def _identity(publisher: PublisherInfo | None) -> PublisherInfo | None:
+    """A publisher without what changes while it lives."""
+    if publisher is None:
+        return None
+    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0)
+
+
+def _totals(stat: LoadStat) -> tuple[int, int]:
+    return (stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)

@@ -1,0 +1,196 @@
+"""Which rank holds which block: a dict from block hash to a Python int used as a bit set of ranks.
+
+    hash of block 0 ──▶ 0b111      ranks 0, 1, 2
+    hash of block 1 ──▶ 0b101      ranks 0, 2
+    hash of block 2 ──▶ 0b100      rank 2           a prompt of these three blocks matches
+                                                    tiers (3, {2}), (2, {0}), (1, {1})
+
+Hashes are chained (`app.hashing`): a hash names its block and every block before it, so a rank that holds a
+block normally holds all of that block's ancestors. Then "rank r holds block d" falls from true to false once
+along a prompt, and its last true depth is found by binary search. Eviction out of order, or events that came
+without their parents, break that; each rank's `RankBlocks` knows exactly when (it counts absent parents of
+held blocks), and such a rank is walked block by block until it is whole again.
+
+That a hash names its ancestors is the one thing taken on trust: a rank that publishes a block under two
+different parents can make its own matches too long, nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from app.routing.rank_blocks import RankBlocks
+
+UNKNOWN_PARENT: Final = 1 << 256
+"""Stands for a parent that nobody told; outside every hash's range, so never held."""
+
+
+class PrefixIndex:
+    """The blocks of every rank, matched against prompts.
+
+    Memory is bounded by what the ranks hold: a hash that no rank holds is deleted. Ranks are integers >= 0.
+    """
+
+    def __init__(self) -> None:
+        self._ranks_of: dict[int, int] = {}
+        self._blocks_of: dict[int, RankBlocks] = {}
+        self._whole_ranks = 0
+        """Bit set of the ranks that hold every ancestor of every block they hold."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Distinct block hashes that at least one rank holds."""
+        return len(self._ranks_of)
+
+    def num_blocks_of(self, rank: int) -> int:
+        """Distinct block hashes that `rank` holds."""
+        blocks = self._blocks_of.get(rank)
+        return len(blocks.parents) if blocks else 0
+
+    def blocks_of(self, rank: int) -> set[int]:
+        """The hashes that `rank` holds, as a new set."""
+        blocks = self._blocks_of.get(rank)
+        return set(blocks.parents) if blocks else set()
+
+    def store(self, rank: int, block_hashes: Iterable[int], parent: int | None = None) -> None:
+        """Note that `rank` now holds a chain of blocks, or one more copy of some of them.
+
+        Args:
+            rank: who holds them.
+            block_hashes: a chain: each block is the parent of the next.
+            parent: the hash before the first; None when the first block starts a prompt.
+        """
+        blocks = self._blocks_of.setdefault(rank, RankBlocks())
+        self._add_holder(rank, blocks.store_chain(block_hashes, parent))
+
+    def store_unlinked(self, rank: int, block_hashes: Iterable[int]) -> None:
+        """Note that `rank` holds blocks whose parents nobody told, such as a snapshot's.
+
+        Matches stay exact; they're walked block by block until these blocks have been removed.
+        """
+        blocks = self._blocks_of.setdefault(rank, RankBlocks())
+        for block_hash in block_hashes:
+            self._add_holder(rank, blocks.store_chain((block_hash,), UNKNOWN_PARENT))
+
+    def remove(self, rank: int, block_hashes: Iterable[int]) -> None:
+        """Note that `rank` dropped one copy of each block; blocks it doesn't hold are ignored."""
+        blocks = self._blocks_of.get(rank)
+        if blocks is not None:
+            self._drop_holder(rank, blocks.remove(block_hashes))
+
+    def clear(self, rank: int) -> None:
+        """Forget every block of `rank`, in time proportional to their number."""
+        blocks = self._blocks_of.pop(rank, None)
+        if blocks is not None:
+            self._drop_holder(rank, blocks.parents)
+
+    def match(self, block_hashes: Sequence[int]) -> list[tuple[int, int]]:
+        """How much of a prompt each rank holds.
+
+        Args:
+            block_hashes: the prompt's chain of block hashes from its start.
+
+        Returns:
+            Tiers `(depth, ranks)`, deepest first, depth in blocks: `ranks` is the bit set of those whose
+            leading run of held blocks is exactly `depth` blocks long. Ranks that hold nothing are left out.
+        """
+        if not block_hashes:
+            return []
+        first = self._ranks_of.get(block_hashes[0], 0)
+        tiers = self._search(block_hashes, first & self._whole_ranks)
+        broken = first & ~self._whole_ranks
+        if broken:
+            return _merge(tiers, self._walk(block_hashes, broken))
+        return tiers
+
+    def depth_by_rank(self, block_hashes: Sequence[int]) -> dict[int, int]:
+        """The length in blocks of each rank's leading run; ranks that hold nothing are left out."""
+        return {rank: depth for depth, ranks in self.match(block_hashes) for rank in ranks_in(ranks)}
+
+    def check_integrity(self) -> None:
+        """Recompute everything that is kept redundantly.
+
+        Raises:
+            AssertionError: a count or bit set is off.
+        """
+        expected: dict[int, int] = {}
+        for rank, blocks in self._blocks_of.items():
+            blocks.check_integrity()
+            assert bool(self._whole_ranks >> rank & 1) == (blocks.num_absent_parents == 0), (
+                f"rank {rank} whole"
+            )
+            for block_hash in blocks.parents:
+                expected[block_hash] = expected.get(block_hash, 0) | 1 << rank
+        assert expected == self._ranks_of, "bit sets disagree with the ranks' own blocks"
+        assert set(ranks_in(self._whole_ranks)) <= self._blocks_of.keys(), "a rank without blocks is whole"
+
+    def _add_holder(self, rank: int, block_hashes: Iterable[int]) -> None:
+        ranks_of, bit = self._ranks_of, 1 << rank
+        for block_hash in block_hashes:
+            ranks_of[block_hash] = ranks_of.get(block_hash, 0) | bit
+        self._note_whole(rank)
+
+    def _drop_holder(self, rank: int, block_hashes: Iterable[int]) -> None:
+        ranks_of, bit = self._ranks_of, 1 << rank
+        for block_hash in block_hashes:
+            others = ranks_of[block_hash] & ~bit
+            if others:
+                ranks_of[block_hash] = others
+            else:
+                del ranks_of[block_hash]
+        self._note_whole(rank)
+
+    def _note_whole(self, rank: int) -> None:
+        blocks = self._blocks_of.get(rank)
+        if blocks is not None and blocks.num_absent_parents == 0:
+            self._whole_ranks |= 1 << rank
+        else:
+            self._whole_ranks &= ~(1 << rank)
+
+    def _search(self, block_hashes: Sequence[int], ranks: int) -> list[tuple[int, int]]:
+        """Tiers of whole `ranks`, all of which hold the first block: their set only shrinks with depth.
+
+        Each round finds the deepest block that some rank beyond the tiers found so far holds.
+        """
+        tiers = []
+        found, high = 0, len(block_hashes)
+        while found != ranks:
+            low, holders = 1, ranks
+            while low < high:
+                middle = (low + high + 1) >> 1
+                middle_holders = self._ranks_of.get(block_hashes[middle - 1], 0) & ranks
+                if middle_holders != found:
+                    low, holders = middle, middle_holders
+                else:
+                    high = middle - 1
+            tiers.append((low, holders & ~found))
+            found, high = holders, low - 1
+        return tiers
+
+    def _walk(self, block_hashes: Sequence[int], ranks: int) -> list[tuple[int, int]]:
+        """Tiers of any `ranks`, all of which hold the first block; shallowest first."""
+        tiers = []
+        for depth, block_hash in enumerate(block_hashes):
+            left = ranks & ~self._ranks_of.get(block_hash, 0)
+            if left:
+                tiers.append((depth, left))
+                ranks &= ~left
+                if not ranks:
+                    return tiers
+        return [*tiers, (len(block_hashes), ranks)]
+
+
+def _merge(tiers: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    ranks_at = dict(tiers)
+    for depth, ranks in others:
+        ranks_at[depth] = ranks_at.get(depth, 0) | ranks
+    return sorted(ranks_at.items(), reverse=True)
+
+
+def ranks_in(bits: int) -> Iterator[int]:
+    """The ranks of a bit set, lowest first."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest

@@ -1,0 +1,197 @@
+"""How busy each rank is: its last report, plus reservations for what it hasn't reported yet.
+
+Load comes from the ranks. A reservation only bridges the gap between choosing a rank and that rank's next
+report: it ends when the rank acknowledges the request, when the request is released, when its time is up, or
+when the rank is dropped, whichever comes first. So a lost completion can't leak load.
+
+Time is `now`, monotonic seconds, and never goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+
+from app.config import RoutingConfig
+from app.events.schema import LoadStat
+from app.routing.prefill_rate import PrefillRate
+
+MEAN_OVER_REQUESTS = 256
+"""The mean work of a request is taken over about this many of the last ones."""
+RATE_NOISE = 0.15
+"""Prefill rates this close to their median, relative to it, are taken to be equal."""
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Work that was sent to a rank and that the rank hasn't reported yet."""
+
+    rank: int
+    uncached_tokens: int
+    deadline: float
+
+
+@dataclass
+class _RankLoad:
+    stat: LoadStat | None = None
+    prefill_rate: PrefillRate = field(default_factory=PrefillRate)
+    reserved_tokens: int = 0
+    reserved_requests: int = 0
+    assigned_tokens: int = 0
+    assigned_requests: int = 0
+
+
+class LoadBook:
+    """Load of every rank, as one router sees it.
+
+    Args:
+        config: gives the reservations' timeout and the prefill rate until one has been measured.
+    """
+
+    def __init__(self, config: RoutingConfig) -> None:
+        self._reservation_timeout_s = config.reservation_timeout_s
+        self._initial_prefill_rate = config.initial_prefill_tokens_per_s
+        self._ranks: dict[int, _RankLoad] = {}
+        self._reservations: dict[str, Reservation] = {}
+        """In the order of their deadlines: all have the same timeout."""
+        self._mean_uncached_tokens: float | None = None
+        self._num_reserved_ever = 0
+
+    @property
+    def num_reservations(self) -> int:
+        """Reservations that nothing has ended yet."""
+        return len(self._reservations)
+
+    @property
+    def mean_uncached_tokens(self) -> float | None:
+        """Mean uncached tokens of the last few hundred requests; None before the first."""
+        return self._mean_uncached_tokens
+
+    def last_report(self, rank: int) -> LoadStat | None:
+        """What `rank` last said of itself."""
+        load = self._ranks.get(rank)
+        return load.stat if load else None
+
+    def waiting_tokens(self, rank: int) -> int:
+        """Prompt tokens that `rank` has still to compute: reported, plus reserved and unacknowledged."""
+        load = self._ranks.get(rank)
+        if load is None:
+            return 0
+        reported = load.stat.num_waiting_uncached_tokens if load.stat else 0
+        return reported + load.reserved_tokens
+
+    def num_requests(self, rank: int) -> int:
+        """Requests running or waiting on `rank`, plus those reserved and unacknowledged."""
+        load = self._ranks.get(rank)
+        if load is None:
+            return 0
+        reported = load.stat.num_running_reqs + load.stat.num_waiting_reqs if load.stat else 0
+        return reported + load.reserved_requests
+
+    def assigned(self, rank: int) -> tuple[int, int]:
+        """Uncached tokens and requests ever sent to `rank` from here, on top of what `join` began with."""
+        load = self._ranks.get(rank)
+        return (load.assigned_tokens, load.assigned_requests) if load else (0, 0)
+
+    def prefill_rates(self, ranks: Iterable[int]) -> dict[int, float]:
+        """Uncached prompt tokens per second of each rank, always above 0.
+
+        The ranks of one deployment are meant to be equal, and noise in a measurement mustn't make one of
+        them win every tie. So a measured rate counts only where it differs from the median of all measured
+        ones by more than `RATE_NOISE`; otherwise the median does. A rank that hasn't been measured has the
+        median too, or the configured initial rate when there is none.
+        """
+        measured = {
+            rank: rate
+            for rank, load in self._ranks.items()
+            if (rate := load.prefill_rate.tokens_per_s) is not None
+        }
+        typical = median(measured.values()) if measured else self._initial_prefill_rate
+        return {
+            rank: rate if abs(rate - typical) > RATE_NOISE * typical else typical
+            for rank in ranks
+            for rate in (measured.get(rank, typical),)
+        }
+
+    def join(self, rank: int) -> None:
+        """A new rank starts with the least work assigned to any other, not with zero.
+
+        Ties go to the rank with the least, and a replaced rank would win all of them until it had caught up
+        with its peers' history.
+        """
+        self.drop(rank)
+        peers = self._ranks.values()
+        self._ranks[rank] = _RankLoad(
+            assigned_tokens=min((peer.assigned_tokens for peer in peers), default=0),
+            assigned_requests=min((peer.assigned_requests for peer in peers), default=0),
+        )
+
+    def report(self, rank: int, stat: LoadStat) -> None:
+        """Take over a rank's own report. Counters that went back mean that the rank restarted."""
+        load = self._load(rank)
+        load.stat = stat
+        load.prefill_rate.observe(stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
+
+    def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float) -> None:
+        """Count `uncached_tokens` as waiting on `rank` until something ends the reservation.
+
+        A reservation that the same request already has, on any rank, is replaced.
+        """
+        self.release(request_id)
+        deadline = now + self._reservation_timeout_s
+        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
+        load = self._load(rank)
+        load.reserved_tokens += uncached_tokens
+        load.reserved_requests += 1
+        load.assigned_tokens += uncached_tokens
+        load.assigned_requests += 1
+        self._update_mean(uncached_tokens)
+
+    def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
+        """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
+        for request_id in request_ids:
+            reservation = self._reservations.get(request_id)
+            if reservation is not None and reservation.rank == rank:
+                self.release(request_id)
+
+    def release(self, request_id: str) -> None:
+        """End a request's reservation, if it still has one."""
+        reservation = self._reservations.pop(request_id, None)
+        if reservation is not None:
+            load = self._ranks[reservation.rank]
+            load.reserved_tokens -= reservation.uncached_tokens
+            load.reserved_requests -= 1
+
+    def expire(self, now: float) -> None:
+        """End every reservation whose deadline has come."""
+        while self._reservations:
+            request_id = next(iter(self._reservations))
+            if self._reservations[request_id].deadline > now:
+                break
+            self.release(request_id)
+
+    def drop(self, rank: int) -> None:
+        """Forget everything about `rank`: its report, its rate, its reservations and its assigned work."""
+        for request_id in [key for key, value in self._reservations.items() if value.rank == rank]:
+            self.release(request_id)
+        self._ranks.pop(rank, None)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the ranks' sums aren't those of the reservations."""
+        for rank, load in self._ranks.items():
+            own = [each.uncached_tokens for each in self._reservations.values() if each.rank == rank]
+            assert load.reserved_tokens == sum(own), f"rank {rank}: reserved tokens"
+            assert load.reserved_requests == len(own), f"rank {rank}: reserved requests"
+        assert {each.rank for each in self._reservations.values()} <= self._ranks.keys(), (
+            "orphaned reservation"
+        )
+
+    def _load(self, rank: int) -> _RankLoad:
+        return self._ranks.setdefault(rank, _RankLoad())
+
+    def _update_mean(self, uncached_tokens: int) -> None:
+        self._num_reserved_ever += 1
+        mean = self._mean_uncached_tokens or 0.0
+        weight = 1 / min(self._num_reserved_ever, MEAN_OVER_REQUESTS)
+        self._mean_uncached_tokens = mean + (uncached_tokens - mean) * weight

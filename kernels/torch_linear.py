@@ -1,0 +1,55 @@
+"""Linear layers for the `torch` backend.
+
+On a cpu, float32 weights are reordered once for oneDNN: measured on 2 Zen 3 cores over SmolLM2-135M's layers,
+28 -> 20 ms for 1 token, 49 -> 22 ms for 2, 49 -> 30 ms for 8, 80 -> 66 ms for 32, and no difference for 512.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels.interface import Linear
+
+# oneDNN picks the layout for a batch of this many tokens; measured best over 1 to 512.
+PACKED_FOR_TOKENS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TorchLinear:
+    """A weight as it is."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLinear:
+    """A weight in oneDNN's own layout."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return out
+
+
+def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """See `PackLinear`."""
+    if not _packs(weight):
+        return TorchLinear(weight, bias)
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_TOKENS)
+    return PackedLinear(packed, bias)
+
+
+def _packs(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch._C._has_mkldnn

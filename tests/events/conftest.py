@@ -1,0 +1,272 @@
+"""Rigs for the event tests: real sockets on loopback, and a truth to compare with."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import zmq
+
+from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.publisher import EventPublisher
+from app.events.replay import ReplayBuffer, ReplayServer
+from app.events.schema import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    CacheEvent,
+    CacheSnapshot,
+    EventBatch,
+    encode_batch,
+    encode_seq,
+)
+from app.events.subscriber import RankSubscriber
+
+
+def find_free_ports(count: int) -> int:
+    """The first of `count` consecutive free ports, below the range that outgoing connections use."""
+    while True:
+        base = random.SystemRandom().randrange(20_000, 32_000 - count)
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            for offset, probe in enumerate(probes):
+                probe.bind(("127.0.0.1", base + offset))
+            return base
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+
+
+def stored(*hashes: int) -> BlockStored:
+    return BlockStored(list(hashes), None, [0] * len(hashes), 1, medium="GPU")
+
+
+def removed(*hashes: int) -> BlockRemoved:
+    return BlockRemoved(list(hashes), "GPU")
+
+
+class Blocks:
+    """A naive cache: both the truth of a rank and the sink of a subscriber."""
+
+    def __init__(self) -> None:
+        self.hashes: set[int] = set()
+        self.num_clears = 0
+
+    def apply(self, events: Sequence[CacheEvent]) -> None:
+        for event in events:
+            match event:
+                case BlockStored():
+                    self.hashes |= set(event.block_hashes)
+                case BlockRemoved():
+                    self.hashes -= set(event.block_hashes)
+                case AllBlocksCleared():
+                    self.hashes.clear()
+
+    def replace(self, block_hashes: Sequence[int]) -> None:
+        self.hashes = set(block_hashes)
+
+    def clear(self) -> None:
+        self.hashes.clear()
+        self.num_clears += 1
+
+
+class LossyRank:
+    """A rank on bare sockets whose network loses what the test says, with a real replay server."""
+
+    def __init__(self, replay: bool = False, capacity: int = 1000) -> None:
+        self.truth = Blocks()
+        self.seq = -1
+        self.num_restarts = 0
+        self.num_snapshots = 0
+        self.snapshot_error: Exception | None = None
+        self._capacity = capacity
+        self._context = zmq.Context()
+        self._pub = self._context.socket(zmq.PUB)
+        self._pub.setsockopt(zmq.LINGER, 0)
+        self._pub.setsockopt(zmq.SNDHWM, 100_000)
+        self.port = self._pub.bind_to_random_port("tcp://127.0.0.1")
+        self.replay_port = find_free_ports(1) if replay else None
+        self._serve_replay()
+
+    @property
+    def epoch(self) -> str:
+        return f"epoch-{self.num_restarts}"
+
+    def _serve_replay(self) -> None:
+        self._buffer = ReplayBuffer(self._capacity)
+        self._server: ReplayServer | None = None
+        if self.replay_port is None:
+            return
+        router = self._context.socket(zmq.ROUTER)
+        ReplayServer.prepare(router)
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                router.bind(f"tcp://127.0.0.1:{self.replay_port}")
+                break
+            except zmq.ZMQError:
+                assert time.monotonic() < deadline, "the last server's port is not given back"
+        self._server = ReplayServer(router, self._buffer, b"")
+        self._server.start()
+
+    def step(self, *events: CacheEvent, lost: bool = False, dp_rank: int = 0) -> None:
+        self.seq += 1
+        self.truth.apply(events)
+        payload = encode_batch(EventBatch(0.0, list(events), dp_rank))
+        self._buffer.append(self.seq, payload)
+        if not lost:
+            self.send([b"", encode_seq(self.seq), payload])
+
+    def send(self, frames: list[bytes]) -> None:
+        self._pub.send_multipart(frames)
+
+    async def snapshot(self) -> CacheSnapshot:
+        self.num_snapshots += 1
+        if self.snapshot_error is not None:
+            raise self.snapshot_error
+        return CacheSnapshot(self.epoch, self.seq, list(self.truth.hashes))
+
+    def restart(self) -> None:
+        """A new publisher in the old one's place, as seen by a subscriber that never lost the connection."""
+        self.num_restarts += 1
+        self.seq = -1
+        self.truth = Blocks()
+        if self._server:
+            self._server.close()
+        self._serve_replay()
+
+    def info(self, **changes: Any) -> PublisherInfo:
+        fields: dict[str, Any] = {
+            "rank": 0,
+            "host": "127.0.0.1",
+            "event_port": self.port,
+            "replay_port": self.replay_port,
+            "load_port": None,
+            "topic": "",
+            "load_topic": None,
+            "block_size": 1,
+            "epoch": self.epoch,
+            "last_seq": self.seq,
+            "state": "publishing",
+            "dropped_batches": 0,
+        }
+        return PublisherInfo(**(fields | changes))
+
+    async def hear(self, subscriber: RankSubscriber) -> None:
+        """Return once live batches reach the subscriber: a subscription takes effect in its own time."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if subscriber.status.state == "exact":
+                self.step()
+                if await holds(lambda: subscriber.status.applied_seq == self.seq, timeout_s=0.1):
+                    return
+            await asyncio.sleep(0.005)
+        raise AssertionError(subscriber.status)
+
+    def close(self) -> None:
+        if self._server:
+            self._server.close()
+        self._pub.close()
+        self._context.term()
+
+
+class Rank:
+    """A real publisher with the truth of what it published."""
+
+    def __init__(self, config: KvEventsConfig, **options: Any) -> None:
+        self.truth = Blocks()
+        self.publisher = EventPublisher(
+            config, **({"dp_rank": 0, "dp_size": 1, "block_size": 1, "linger_s": 0.2} | options)
+        )
+        self.publisher.start()
+
+    def step(self, *events: CacheEvent) -> None:
+        self.truth.apply(events)
+        self.publisher.publish(list(events))
+
+    async def snapshot(self) -> CacheSnapshot:
+        return self.publisher.snapshot(list(self.truth.hashes))
+
+
+async def holds(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+    """Whether `condition` came true before the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.005)
+    return True
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], int]:
+    return find_free_ports
+
+
+@pytest.fixture
+def make_rank(free_ports: Callable[[int], int]) -> Iterator[Callable[..., Rank]]:
+    """Makes ranks from config keys (strings and numbers as in the JSON) and publisher options."""
+    ranks: list[Rank] = []
+
+    def make(options: dict[str, Any] | None = None, **keys: Any) -> Rank:
+        keys.setdefault("endpoint", f"tcp://127.0.0.1:{free_ports(3)}")
+        ranks.append(Rank(KvEventsConfig(publisher="zmq", **keys), **(options or {})))
+        return ranks[-1]
+
+    yield make
+    for rank in ranks:
+        rank.publisher.close()
+
+
+class Rigs:
+    """What a test file gets of this module's names, as files here can't import one another."""
+
+    Blocks = Blocks
+    LossyRank = LossyRank
+    RankSubscriber = RankSubscriber
+    stored = staticmethod(stored)
+    removed = staticmethod(removed)
+    holds = staticmethod(holds)
+
+
+@pytest.fixture(scope="session")
+def rigs() -> type[Rigs]:
+    return Rigs
+
+
+@pytest.fixture
+def lossy_rank() -> Iterator[Callable[..., LossyRank]]:
+    ranks: list[LossyRank] = []
+
+    def make(**options: Any) -> LossyRank:
+        ranks.append(LossyRank(**options))
+        return ranks[-1]
+
+    yield make
+    for rank in ranks:
+        rank.close()
+
+
+@pytest.fixture
+async def follow() -> AsyncIterator[Callable[..., RankSubscriber]]:
+    """Starts subscribers and closes them after the test."""
+    subscribers: list[RankSubscriber] = []
+
+    def start(info: PublisherInfo, rank: Any, sink: Blocks, **options: Any) -> RankSubscriber:
+        options.setdefault("on_load", lambda stat: None)
+        options.setdefault("on_acknowledged", lambda ids: None)
+        options.setdefault("fetch_snapshot", rank.snapshot)
+        subscribers.append(RankSubscriber(info, sink, **options))
+        subscribers[-1].start()
+        return subscribers[-1]
+
+    yield start
+    for subscriber in subscribers:
+        await subscriber.close()
