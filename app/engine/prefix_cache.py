@@ -30,7 +30,7 @@ class CachedBlock:
     parent_hash: int | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class BlockTable:
     """One sequence's blocks. Written by `PrefixCache` only.
 

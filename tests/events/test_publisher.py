@@ -29,13 +29,25 @@ STAT = LoadStat(1, 2, 3, 4, 0, 6, 7, 8, 9, 10)
 
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    context = zmq.Context()
-    yield context
-    context.destroy(linger=0)
+    with zmq.Context() as context:
+        yield context
 
 
-def subscribe(context: Any, port: int, topic: bytes = b"") -> zmq.Socket[bytes]:
-    sub = context.socket(zmq.SUB)
+@pytest.fixture
+def open_socket(context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[Callable[[int], zmq.Socket[bytes]]]:
+    opened: list[zmq.Socket[bytes]] = []
+
+    def open_one(kind: int) -> zmq.Socket[bytes]:
+        opened.append(context.socket(kind))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close(linger=0)
+
+
+def subscribe(open_socket: Any, port: int, topic: bytes = b"") -> zmq.Socket[bytes]:
+    sub = open_socket(zmq.SUB)
     sub.setsockopt(zmq.RCVTIMEO, 5000)
     sub.subscribe(topic)
     sub.connect(f"tcp://127.0.0.1:{port}")
@@ -52,8 +64,8 @@ def hear(sub: zmq.Socket[bytes], publish: Callable[[], object]) -> list[bytes]:
     raise AssertionError("nothing came")
 
 
-def read_replay(context: Any, port: int, start_seq: int) -> dict[int, list[Any]]:
-    dealer = context.socket(zmq.DEALER)
+def read_replay(open_socket: Any, port: int, start_seq: int) -> dict[int, list[Any]]:
+    dealer = open_socket(zmq.DEALER)
     dealer.setsockopt(zmq.RCVTIMEO, 5000)
     dealer.connect(f"tcp://127.0.0.1:{port}")
     dealer.send_multipart([b"", encode_seq(start_seq)])
@@ -64,9 +76,9 @@ def read_replay(context: Any, port: int, start_seq: int) -> dict[int, list[Any]]
 
 
 @pytest.mark.parametrize("format", ["map", "array"])
-def test_a_batch_is_topic_seq_and_payload(make_rank: Any, rigs: Any, context: Any, format: str) -> None:
+def test_a_batch_is_topic_seq_and_payload(make_rank: Any, rigs: Any, open_socket: Any, format: str) -> None:
     rank = make_rank(topic="kv", format=format)
-    sub = subscribe(context, rank.publisher.info("").event_port, b"kv")
+    sub = subscribe(open_socket, rank.publisher.info("").event_port, b"kv")
     topic, seq, payload = hear(sub, lambda: rank.step(rigs.stored(7)))
     batch = decode_batch(payload)
     assert topic == b"kv"
@@ -77,14 +89,14 @@ def test_a_batch_is_topic_seq_and_payload(make_rank: Any, rigs: Any, context: An
 
 
 def test_batch_0_says_that_the_cache_is_empty(
-    make_rank: Any, rigs: Any, context: Any, free_ports: Any
+    make_rank: Any, rigs: Any, open_socket: Any, free_ports: Any
 ) -> None:
     port = free_ports(4)
     rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", replay_endpoint=f"tcp://127.0.0.1:{port + 3}")
     assert rank.publisher.last_seq == 0
-    sub = subscribe(context, port)
+    sub = subscribe(open_socket, port)
     hear(sub, lambda: rank.step(rigs.stored(1)))
-    assert read_replay(context, port + 3, 0)[0] == [AllBlocksCleared()]
+    assert read_replay(open_socket, port + 3, 0)[0] == [AllBlocksCleared()]
 
 
 def test_a_step_without_events_is_no_batch(make_rank: Any) -> None:
@@ -103,13 +115,13 @@ def test_the_sequence_number_is_given_out_at_once(make_rank: Any, rigs: Any) -> 
 
 
 def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(
-    make_rank: Any, rigs: Any, context: Any, free_ports: Any
+    make_rank: Any, rigs: Any, open_socket: Any, free_ports: Any
 ) -> None:
     port = free_ports(4)
     rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", replay_endpoint=f"tcp://127.0.0.1:{port + 3}")
     for number in range(50):
         rank.step(rigs.stored(number, -number), *([rigs.removed(number - 3)] if number > 3 else []))
-    sub = subscribe(context, port)
+    sub = subscribe(open_socket, port)
     batches = {}
     _, seq, payload = hear(sub, lambda: rank.step(rigs.stored(100)))
     batches[int.from_bytes(seq, "big")] = decode_batch(payload).events
@@ -118,7 +130,7 @@ def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(
     while max(batches) < rank.publisher.last_seq:
         _, seq, payload = sub.recv_multipart()
         batches[int.from_bytes(seq, "big")] = decode_batch(payload).events
-    batches |= read_replay(context, port + 3, 0)
+    batches |= read_replay(open_socket, port + 3, 0)
     assert sorted(batches) == list(range(rank.publisher.last_seq + 1))
     rebuilt = rigs.Blocks()
     for seq in sorted(batches):
@@ -127,7 +139,7 @@ def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(
 
 
 def test_publishing_into_a_full_queue_drops_counts_and_leaves_a_gap(
-    make_rank: Any, context: Any, free_ports: Any
+    make_rank: Any, open_socket: Any, free_ports: Any
 ) -> None:
     port = free_ports(4)
     rank = make_rank(
@@ -139,7 +151,7 @@ def test_publishing_into_a_full_queue_drops_counts_and_leaves_a_gap(
     big = BlockStored(list(range(20_000)), None, list(range(20_000)), 1)
     while publisher.counters.dropped_batches == 0:
         publisher.publish([big])
-    sub = subscribe(context, port)
+    sub = subscribe(open_socket, port)
     hear(sub, lambda: publisher.publish([AllBlocksCleared()]))
     publisher.close()
     counters = publisher.counters
@@ -147,9 +159,9 @@ def test_publishing_into_a_full_queue_drops_counts_and_leaves_a_gap(
     assert publisher.info("").dropped_batches == counters.dropped_batches
 
 
-def test_publishing_never_waits_for_a_subscriber_that_does_not_read(make_rank: Any, context: Any) -> None:
+def test_publishing_never_waits_for_a_subscriber_that_does_not_read(make_rank: Any, open_socket: Any) -> None:
     rank = make_rank(hwm=1, max_queue_size=10)
-    sub = context.socket(zmq.SUB)
+    sub = open_socket(zmq.SUB)
     sub.setsockopt(zmq.RCVHWM, 1)
     sub.subscribe(b"")
     sub.connect(f"tcp://127.0.0.1:{rank.publisher.info('').event_port}")
@@ -167,10 +179,10 @@ def test_publishing_never_waits_for_a_subscriber_that_does_not_read(make_rank: A
 
 
 def test_a_batch_that_cant_be_encoded_is_counted_and_the_next_one_sent(
-    make_rank: Any, rigs: Any, context: Any
+    make_rank: Any, rigs: Any, open_socket: Any
 ) -> None:
     rank = make_rank()
-    sub = subscribe(context, rank.publisher.info("").event_port)
+    sub = subscribe(open_socket, rank.publisher.info("").event_port)
     hear(sub, lambda: rank.step(rigs.stored(1)))
     rank.publisher.publish([rigs.removed(*range(65_537))])
     rank.publisher.publish([rigs.stored(2)])
@@ -180,9 +192,9 @@ def test_a_batch_that_cant_be_encoded_is_counted_and_the_next_one_sent(
     assert rank.publisher.info("").dropped_batches == 1
 
 
-def test_closing_sends_what_is_queued(make_rank: Any, rigs: Any, context: Any) -> None:
+def test_closing_sends_what_is_queued(make_rank: Any, rigs: Any, open_socket: Any) -> None:
     rank = make_rank()
-    sub = subscribe(context, rank.publisher.info("").event_port)
+    sub = subscribe(open_socket, rank.publisher.info("").event_port)
     hear(sub, lambda: rank.step(rigs.stored(1)))
     for number in range(500):
         rank.step(rigs.stored(number))
@@ -253,11 +265,11 @@ def test_an_address_that_is_not_of_this_machine_is_a_config_error(make_rank: Any
         make_rank(endpoint="tcp://192.0.2.1:5557", bind="bind")
 
 
-def test_load_and_acknowledgements_have_their_own_port_and_topics(make_rank: Any, context: Any) -> None:
+def test_load_and_acknowledgements_have_their_own_port_and_topics(make_rank: Any, open_socket: Any) -> None:
     publisher = make_rank(load_topic="busy").publisher
     info = publisher.info("")
     assert info.load_port == info.event_port + 1
-    sub = subscribe(context, info.load_port)
+    sub = subscribe(open_socket, info.load_port)
     topic, seq, payload = hear(sub, lambda: publisher.publish_load(STAT))
     assert (topic, decode_load(payload)) == (b"busy", STAT)
     publisher.publish_load(STAT, ["a", "b"])
@@ -291,22 +303,22 @@ def test_the_description_is_what_was_bound(make_rank: Any, free_ports: Any) -> N
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
-def test_ipv6_is_bound(make_rank: Any, rigs: Any, context: Any, free_ports: Any) -> None:
+def test_ipv6_is_bound(make_rank: Any, rigs: Any, open_socket: Any, free_ports: Any) -> None:
     port = free_ports(2)
     rank = make_rank(endpoint=f"tcp://[::]:{port}")
     assert rank.publisher.info("fe80::1").host == "[fe80::1]"
-    sub = context.socket(zmq.SUB)
+    sub = open_socket(zmq.SUB)
     sub.setsockopt(zmq.IPV6, 1)
     sub.subscribe(b"")
     sub.connect(f"tcp://[::1]:{port}")
     assert hear(sub, lambda: rank.step(rigs.stored(1)))
 
 
-def test_inproc_reaches_subscribers_of_the_same_context(rigs: Any, context: Any) -> None:
+def test_inproc_reaches_subscribers_of_the_same_context(rigs: Any, context: Any, open_socket: Any) -> None:
     config = KvEventsConfig(publisher="zmq", endpoint="inproc://events")
     publisher = EventPublisher(config, dp_rank=1, dp_size=2, block_size=1, context=context)
     publisher.start()
-    sub = context.socket(zmq.SUB)
+    sub = open_socket(zmq.SUB)
     sub.subscribe(b"")
     sub.connect("inproc://events_dp1")
     assert decode_batch(hear(sub, lambda: publisher.publish([rigs.stored(1)]))[2]).dp_rank == 1
@@ -315,9 +327,9 @@ def test_inproc_reaches_subscribers_of_the_same_context(rigs: Any, context: Any)
 
 
 def test_a_connecting_publisher_reaches_a_collector_and_nobody_is_told_to_dial_it(
-    make_rank: Any, rigs: Any, context: Any
+    make_rank: Any, rigs: Any, open_socket: Any
 ) -> None:
-    collector = context.socket(zmq.SUB)
+    collector = open_socket(zmq.SUB)
     collector.subscribe(b"")
     port = collector.bind_to_random_port("tcp://127.0.0.1")
     rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", bind="connect")

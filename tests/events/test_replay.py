@@ -22,6 +22,7 @@ class Server:
 
     def __init__(self, count: int, capacity: int, topic: bytes | None, size: int, stall_timeout_s: float):
         self.context = zmq.Context()
+        self.dealers: list[zmq.Socket[bytes]] = []
         router = self.context.socket(zmq.ROUTER)
         ReplayServer.prepare(router)
         self.address = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
@@ -41,13 +42,15 @@ class Server:
         socket.setsockopt(zmq.RCVTIMEO, 5000)
         socket.setsockopt(zmq.RCVHWM, receive_hwm)
         socket.connect(self.address)
-        if request:
-            socket.send_multipart(request)
+        socket.send_multipart(request)
+        self.dealers.append(socket)
         return socket
 
     def close(self) -> None:
         self.server.close()
-        self.context.destroy(linger=0)
+        for socket in self.dealers:
+            socket.close(linger=0)
+        self.context.term()
 
 
 @pytest.fixture

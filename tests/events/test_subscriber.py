@@ -23,17 +23,7 @@ UNSEEN = {"unseen_timeout_s": 0.05}
 
 
 async def agree(rigs: Any, subscriber: Any, rank: Any, sink: Any) -> None:
-    """The subscriber is exact at the rank's last batch and holds what the rank holds."""
-    last_seq = rank.seq if isinstance(rank, rigs.LossyRank) else rank.publisher.last_seq
-    reached = await rigs.holds(
-        lambda: subscriber.status.state == "exact" and subscriber.status.applied_seq == last_seq
-    )
-    assert reached, subscriber.status
-    assert sink.hashes == rank.truth.hashes
-
-
-async def agree_by_observing(rigs: Any, subscriber: Any, rank: Any, sink: Any) -> None:
-    """As `agree`, while the rank tells of itself as it does in service."""
+    """While the rank tells of itself as it does in service, the subscriber becomes exact at its last batch."""
 
     def is_there() -> bool:
         subscriber.observe(rank.epoch, rank.seq)
@@ -85,7 +75,7 @@ async def test_batches_published_while_the_snapshot_travels_are_applied_after_it
     rank.step(rigs.stored(3))
     assert (subscriber.status.state, sink.hashes) == ("syncing", set())
     may_arrive.set()
-    await agree_by_observing(rigs, subscriber, rank, sink)
+    await agree(rigs, subscriber, rank, sink)
     assert sink.hashes == {2, 3}
 
 
@@ -180,13 +170,7 @@ async def test_a_gap_left_by_a_full_queue_is_closed(make_rank: Any, follow: Any,
     while rank.publisher.counters.dropped_batches < 10:
         number += 1
         rank.step(rigs.stored(*range(10 * number, 10 * number + 9)), rigs.removed(10 * number - 9))
-
-    def is_there() -> bool:
-        subscriber.observe(rank.publisher.epoch, rank.publisher.last_seq)
-        return subscriber.status.applied_seq == rank.publisher.last_seq
-
-    assert await rigs.holds(is_there), subscriber.status
-    assert sink.hashes == rank.truth.hashes
+    await agree(rigs, subscriber, rank, sink)
 
 
 # ---- lost batches
@@ -246,7 +230,7 @@ async def test_a_lost_last_batch_is_noticed_from_what_the_rank_says_of_itself(
     subscriber = follow(rank.info(), rank, sink, **UNSEEN)
     await rank.hear(subscriber)
     rank.step(rigs.stored(1), lost=True)
-    await agree_by_observing(rigs, subscriber, rank, sink)
+    await agree(rigs, subscriber, rank, sink)
     assert sink.hashes == {1}
 
 
@@ -486,7 +470,7 @@ def test_whatever_is_stored_removed_cleared_lost_or_restarted_the_views_agree_in
                     rank.restart()
                     subscriber.observe(rank.epoch, rank.seq)
             await asyncio.sleep(0)
-        await agree_by_observing(rigs, subscriber, rank, sink)
+        await agree(rigs, subscriber, rank, sink)
         await subscriber.close()
         rank.close()
 

@@ -52,17 +52,6 @@ def test_silu_and_mul(shape: tuple[int, int], dtype: torch.dtype, assert_exact: 
     assert_exact(FAST.silu_and_mul(x), PLAIN.silu_and_mul(x), PLAIN.silu_and_mul(x.double()))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("num_tokens", [1, 2, 9, 130])
-def test_pack_linear(num_tokens: int, has_bias: bool, dtype: torch.dtype, assert_exact: AssertExact) -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(num_tokens, 48).to(dtype), torch.randn(65, 48).to(dtype)
-    bias = torch.randn(65).to(dtype) if has_bias else None
-    exact = PLAIN.pack_linear(weight.double(), None if bias is None else bias.double())(x.double())
-    assert_exact(FAST.pack_linear(weight, bias)(x), PLAIN.pack_linear(weight, bias)(x), exact)
-
-
 @pytest.mark.parametrize("block_size", [1, 8, 16])
 @pytest.mark.parametrize("num_tokens", [0, 1, 20])
 def test_store_kv_writes_its_slots_and_nothing_else(num_tokens: int, block_size: int) -> None:

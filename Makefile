@@ -1,0 +1,39 @@
+# `make serve` and `make test` are all that a fresh clone needs; both set up .venv first.
+
+PYTHON ?= python3
+CONFIG ?= serve_config.yaml
+BIN := .venv/bin
+
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: setup serve test lint lock clean
+
+setup: .venv/installed
+
+# Made again when the lock changes; what is installed already isn't fetched again.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --requirement requirements.lock
+	$(BIN)/pip install --no-deps --editable .
+	touch $@
+
+serve: setup
+	$(BIN)/python -m app.check $(CONFIG)
+	$(BIN)/serve run $(CONFIG)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Writes down what the current .venv holds, after it was changed and the tests have passed with it.
+lock: setup
+	$(BIN)/python -m pip freeze --exclude-editable --exclude kvbeacon | sed 's/+cpu$$//' > requirements.lock
+
+clean:
+	rm -rf .venv

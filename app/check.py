@@ -1,0 +1,103 @@
+"""Checks a `serve_config.yaml` and fetches its model before anything is started: `python -m app.check FILE`.
+
+`serve run` hands a config file to Ray's controller and stays up whatever becomes of it; a mistake is one line
+in its log. This says the same at once, exits with status 1, and also tries the ports. `make serve` runs it
+first, and so shows the fetch's progress bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from app.config import AppConfig, load_config
+from app.errors import ConfigError, EndpointInUseError, KvbeaconError
+from app.events.endpoints import Endpoint, parse, rank_endpoints
+from app.model_store import resolve_model
+
+IMPORT_PATH = "app.build:build_app"
+
+
+def check(file: Path) -> None:
+    """Goes through everything that can be known to be wrong before the start; fetches a missing model.
+
+    Raises:
+        ConfigError: the file can't be read, isn't YAML, or a setting in it is wrong.
+        ModelError: a model is neither a known name nor a whole folder, or can't be fetched.
+        EndpointInUseError: a port that HTTP or a rank needs is taken on this machine.
+    """
+    schema = _read(file)
+    applications = [each for each in schema.applications if each.import_path == IMPORT_PATH]
+    if not applications:
+        raise ConfigError(f"applications: none has the import_path {IMPORT_PATH}")
+    _try_port("HTTP", schema.http_options.host, schema.http_options.port)
+    configs = [load_config(application.args) for application in applications]
+    for config in configs:
+        for rank, endpoint in _endpoints(config):
+            host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
+            _try_port(f"rank {rank}", host, int(port))
+    for config in configs:
+        resolve_model(config.model)
+
+
+def _read(file: Path) -> ServeDeploySchema:
+    try:
+        content = yaml.safe_load(file.read_text())
+        return ServeDeploySchema.model_validate(content)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(str(error)) from None
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(str(part) for part in detail["loc"]) or "the file"
+        raise ConfigError(f"{field} = {detail['input']!r}: {detail['msg']}") from None
+
+
+def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
+    """Every tcp address that some rank binds."""
+    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    if events.config is None:
+        return
+    for rank in range(config.dp_size):
+        opened = rank_endpoints(events.config, rank, config.dp_size)
+        for endpoint in (opened.events, opened.replay, opened.load):
+            if endpoint is not None and endpoint.binds and endpoint.port is not None:
+                yield rank, endpoint
+
+
+def _try_port(who: str, host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = "" if host == "*" else host.strip("[]")
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise EndpointInUseError(f"{who} can't bind {host}:{port}: {error.strerror}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m app.check", description="Check a Ray Serve config file.")
+    parser.add_argument("file", type=Path, nargs="?", default=Path("serve_config.yaml"))
+    file = parser.parse_args(arguments).file
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        check(file)
+    except KvbeaconError as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return 1
+    print(f"{file}: ok")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels import load_kernels
+
+PLAIN = load_kernels("reference")
+
+
+@pytest.mark.parametrize("name", ["torch", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("num_tokens", [1, 2, 9, 130])
+def test_pack_linear_is_as_exact_as_a_float32_sum_in_any_order(
+    num_tokens: int, has_bias: bool, dtype: torch.dtype, name: str
+) -> None:
+    """oneDNN adds up a row in one go and the plain version in parts, so a multiple of its error says little.
+
+    Any order of adding n float32 products errs by at most n units of roundoff of their absolute sum
+    (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); the result is then rounded to its dtype.
+    """
+    torch.manual_seed(0)
+    num_inputs = 48
+    x, weight = torch.randn(num_tokens, num_inputs).to(dtype), torch.randn(65, num_inputs).to(dtype)
+    bias = torch.randn(65).to(dtype) if has_bias else None
+    wide_bias = bias.double() if bias is not None else None
+    exact = PLAIN.pack_linear(weight.double(), wide_bias)(x.double())
+    absolute = PLAIN.pack_linear(weight.double().abs(), None if wide_bias is None else wide_bias.abs())
+    summing = (num_inputs + 1) * torch.finfo(torch.float32).eps / 2 * absolute(x.double().abs())
+    # The plain version rounds once more where it adds the bias.
+    rounding = (1 + has_bias) * torch.finfo(dtype).eps / 2 * absolute(x.double().abs())
+    out = load_kernels(name).pack_linear(weight, bias)(x)
+    assert out.dtype == dtype
+    assert ((out.double() - exact).abs() <= summing + rounding).all()
