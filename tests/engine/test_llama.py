@@ -35,8 +35,13 @@ LLAMA3 = {
 SHAPES: dict[str, dict[str, Any]] = {
     "(4, 2) tied": {},
     "(4, 4) untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
-    "(9, 3)": {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8},
-    "(5, 1) wide heads": {"num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 32},
+    "(9, 3)": {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8},
+    "(5, 1) wide heads": {
+        "hidden_size": 80,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+    },
     "biases": {"attention_bias": True, "mlp_bias": True},
     "llama3 rope": {"rope_scaling": LLAMA3},
     "new rope keys": {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},

@@ -79,7 +79,9 @@ def read_replay(open_socket: Any, port: int, start_seq: int) -> dict[int, list[A
 def test_a_batch_is_topic_seq_and_payload(make_rank: Any, rigs: Any, open_socket: Any, format: str) -> None:
     rank = make_rank(topic="kv", format=format)
     sub = subscribe(open_socket, rank.publisher.info("").event_port, b"kv")
-    topic, seq, payload = hear(sub, lambda: rank.step(rigs.stored(7)))
+    hear(sub, lambda: rank.step(rigs.stored(7)))
+    rank.step(rigs.stored(7))
+    topic, seq, payload = sub.recv_multipart()
     batch = decode_batch(payload)
     assert topic == b"kv"
     assert 1 <= int.from_bytes(seq, "big") <= rank.publisher.last_seq

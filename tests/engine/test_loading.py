@@ -1,0 +1,159 @@
+"""What a model folder may be, and what a refusal says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from app.config import EngineConfig
+from app.engine.engine import Engine
+from app.engine.memory import available_bytes
+from app.engine.placement import resolve_device, resolve_dtype
+from app.engine.request import SamplingParams
+from app.errors import (
+    ConfigError,
+    InsufficientMemoryError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+
+NewLlama = Callable[..., Path]
+
+
+def load(model_dir: Path, **cache: Any) -> Engine:
+    config = EngineConfig.model_validate({"cache": {"num_blocks": 8} | cache})
+    return Engine.load(model_dir, config, device="cpu", dtype="float32")
+
+
+def tokens(engine: Engine) -> list[int]:
+    engine.add_request("a", [1, 5, 9], SamplingParams(6, temperature=0.0, ignore_eos=True))
+    out: list[int] = []
+    while engine.has_work():
+        out += engine.step().outputs[0].new_token_ids
+    return out
+
+
+def test_shards_are_one_model(tiny_llama_dir: Path, new_tiny_llama: NewLlama) -> None:
+    folder = new_tiny_llama()
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: f"part-{index % 2}.safetensors" for index, name in enumerate(weights)}
+    for part in set(weight_map.values()):
+        save_file({name: weights[name] for name in weights if weight_map[name] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert tokens(load(folder)) == tokens(load(tiny_llama_dir))
+    (folder / "part-1.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"names part-1.safetensors, not there"):
+        load(folder)
+
+
+def test_a_missing_file_is_named(tmp_path: Path, new_tiny_llama: NewLlama) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no config\.json"):
+        load(tmp_path)
+    folder = new_tiny_llama()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"neither model\.safetensors nor model\.safetensors\.index"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM",
+        ),
+        ({"architectures": None}, r"\(none\) is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; supported: 'silu'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not supported"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope scaling 'yarn' is not supported"),
+        ({"intermediate_size": 128}, r"gate_proj.weight has shape \[96, 64\]; config.json says \[128, 64\]"),
+        ({"num_hidden_layers": 3}, "no tensor model.layers.2"),
+    ],
+)
+def test_an_unsupported_model_is_refused_by_name(
+    changes: dict[str, Any], message: str, new_tiny_llama: NewLlama
+) -> None:
+    folder = new_tiny_llama()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(folder)
+
+
+def test_broken_files_are_refused(new_tiny_llama: NewLlama) -> None:
+    folder = new_tiny_llama()
+    (folder / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(UnsupportedModelError, match="not a readable safetensors file"):
+        load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModelError, match="not JSON"):
+        load(folder)
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(UnsupportedModelError, match="no key 'num_attention_heads'"):
+        load(folder)
+
+
+def test_a_cache_beyond_the_memory_is_refused_with_what_would_fit(tiny_llama_dir: Path) -> None:
+    with pytest.raises(
+        InsufficientMemoryError, match=r"num_blocks = 1000000000 needs .* at most \d+ blocks fit"
+    ):
+        load(tiny_llama_dir, num_blocks=10**9)
+
+
+def test_a_fraction_that_holds_no_block_is_refused(tiny_llama_dir: Path) -> None:
+    with pytest.raises(InsufficientMemoryError, match="holds no block of"):
+        load(tiny_llama_dir, num_blocks=None, memory_fraction=1e-9)
+
+
+def test_weights_beyond_the_memory_are_refused_before_they_are_read(new_tiny_llama: NewLlama) -> None:
+    folder = new_tiny_llama()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 10**7}))
+    with pytest.raises(
+        InsufficientMemoryError, match=r"weights need .* GiB in torch.float32, cpu has .* free"
+    ):
+        load(folder)
+
+
+def test_the_cache_takes_its_fraction_of_free_memory(tiny_llama_dir: Path) -> None:
+    engine = load(tiny_llama_dir, num_blocks=None, memory_fraction=0.001)
+    block_bytes = 2 * 2 * 2 * 16 * 4 * engine.block_size
+    share = engine.num_blocks * block_bytes / (0.001 * available_bytes(torch.device("cpu")))
+    assert share == pytest.approx(1, rel=0.2)  # others use this machine's memory meanwhile
+
+
+def test_available_memory_respects_the_cgroup(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
+    cgroup = tmp_path / "cgroup"
+    cgroup.mkdir()
+    assert available_bytes(torch.device("cpu"), meminfo, cgroup) == 4000 * 1024
+    (cgroup / "memory.max").write_text("max\n")
+    assert available_bytes(torch.device("cpu"), meminfo, cgroup) == 4000 * 1024
+    (cgroup / "memory.max").write_text("1000000\n")
+    (cgroup / "memory.current").write_text("600000\n")
+    (cgroup / "memory.stat").write_text("active_file 7\ninactive_file 100000\n")
+    assert available_bytes(torch.device("cpu"), meminfo, cgroup) == 500_000
+    (cgroup / "memory.max").write_text("1\n")
+    assert available_bytes(torch.device("cpu"), meminfo, cgroup) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a cuda device")
+def test_cuda_without_a_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model.device = 'cuda'"):
+        resolve_device("cuda")
+    assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_auto_dtype_is_the_checkpoints_on_cuda() -> None:
+    cuda = torch.device("cuda")
+    assert resolve_dtype("auto", cuda, "float16") == torch.float16
+    assert resolve_dtype("auto", cuda, "float32") == torch.bfloat16
+    assert resolve_dtype("float32", cuda, "bfloat16") == torch.float32

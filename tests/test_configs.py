@@ -1,0 +1,28 @@
+"""Every shipped configuration is one that the start accepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from app.check import IMPORT_PATH
+from app.config import load_config
+from app.events.endpoints import parse
+
+ROOT = Path(__file__).parents[1]
+FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_shipped_config_is_valid_and_described(file: Path) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+    (application,) = schema.applications
+    assert application.import_path == IMPORT_PATH
+    config = load_config(application.args)
+    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    assert events.reason == ""
+    assert events.descriptor is not None
+    assert events.descriptor["dp_size"] == config.dp_size
