@@ -66,6 +66,7 @@ class RequestError(KvbeaconError):
         message: what was given and what is allowed.
         param: the request's field at fault, if one is.
         code: a machine-readable reason, as in OpenAI's error object.
+        retry_after_s: whole seconds after which a retry makes sense (HTTP's Retry-After), if one does.
     """
 
     status = 400
@@ -76,6 +77,7 @@ class RequestError(KvbeaconError):
         self.message = message
         self.param = param
         self.code = code
+        self.retry_after_s: int | None = None
 
 
 class InvalidRequestError(RequestError):
@@ -108,11 +110,7 @@ class RequestTooLargeError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """The rank's queue is full.
-
-    Attributes:
-        retry_after_s: whole seconds after which a retry makes sense (HTTP's Retry-After).
-    """
+    """The rank's queue is full."""
 
     status = 429
     type = "rate_limit_error"
@@ -150,3 +148,4 @@ class NoRankError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="no_rank_available")
+        self.retry_after_s = 1

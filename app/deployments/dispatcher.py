@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from app import hashing
@@ -22,11 +22,12 @@ from app.deployments.messages import (
     ChooseRequest,
     GenerateRequest,
     NotAddressed,
+    RankMessage,
     Refusal,
     TokenChunk,
     Unroutable,
 )
-from app.errors import NoRankError, RankDiedError
+from app.errors import EngineFailedError, NoRankError, RankDiedError
 
 logger = logging.getLogger("ray.serve")
 
@@ -56,6 +57,8 @@ class RankStream:
         except RayActorError:
             message = f"rank {self.rank} died while it answered; what came so far is incomplete"
             raise RankDiedError(message) from None
+        except RayTaskError as error:
+            raise EngineFailedError(f"rank {self.rank} failed: {error.cause!r}") from None
         finally:
             self._rest.cancel()
 
@@ -124,15 +127,15 @@ class Dispatcher:
         raise NoRankError("no router answers")
 
     async def _begin(self, request: GenerateRequest, assignment: Assignment) -> RankStream | None:
-        """The stream once its first token is there; None if the replica is gone."""
+        """The stream once its first token is there; None if the replica is gone or broken."""
         stream: Any = self._ranks.generate.remote(request, replica_id=assignment.replica_id)
         begun = False
         try:
             first = await anext(aiter(stream))
+            if isinstance(first, NotAddressed) or _is_broken(first):
+                return None
             if isinstance(first, Refusal):
                 raise first.error
-            if isinstance(first, NotAddressed):
-                return None
             begun = True
             return RankStream(assignment.rank, first, stream)
         except RayActorError as error:
@@ -150,6 +153,11 @@ class Dispatcher:
         task = asyncio.ensure_future(response.results_async(return_exceptions=True))
         _background.add(task)
         task.add_done_callback(_background.discard)
+
+
+def _is_broken(message: RankMessage) -> bool:
+    """Whether the rank lives but its engine doesn't: Ray will replace it."""
+    return isinstance(message, Refusal) and isinstance(message.error, EngineFailedError)
 
 
 _background: set[asyncio.Future[Any]] = set()

@@ -42,7 +42,8 @@ class DPRank:
         self._node_ip = ray.util.get_node_ip_address()
         self._publisher = self._start_publisher(config)
         model_dir = resolve_model(config.model)
-        torch.set_num_threads(config.engine.num_threads or default_threads(config.dp_size))
+        if config.engine.num_threads is None:
+            torch.set_num_threads(default_threads(config.dp_size))
         self._engine = Engine.load(
             model_dir,
             config.engine,

@@ -46,6 +46,7 @@ class EngineThread:
         self._dp_rank = dp_rank
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[RankMessage]] = {}
+        self._calls: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
         self._stopping = False
@@ -70,15 +71,17 @@ class EngineThread:
 
     def check_health(self) -> None:
         """Raises `EngineFailedError` if the thread died, with what killed it."""
-        if not self._thread.is_alive():
+        if self._failure is not None or not self._thread.is_alive():
             raise self._stopped_error()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RankMessage]:
-        """The request's output, a message per step that produced some; a refusal comes first and alone.
+        """The request's output, a message per step that produced some; a refusal ends it.
 
         Leaving the iteration early aborts the request and frees its blocks.
         """
-        self.check_health()
+        if self._failure is not None:
+            yield Refusal(self._stopped_error())
+            return
         stream: asyncio.Queue[RankMessage] = asyncio.Queue()
         self._streams[request.request_id] = stream
         self._inbox.put(lambda: self._admit(request))
@@ -86,7 +89,7 @@ class EngineThread:
         try:
             while not finished:
                 message = await stream.get()
-                finished = isinstance(message, Refusal) or _is_last(message)
+                finished = _is_last(message)
                 yield message
         finally:
             del self._streams[request.request_id]
@@ -106,6 +109,8 @@ class EngineThread:
         """What `function` returns when the thread runs it between two steps."""
         self.check_health()
         future: asyncio.Future[Result] = self._loop.create_future()
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
 
         def run() -> None:
             try:
@@ -127,6 +132,12 @@ class EngineThread:
             if stream is not None:
                 stream.put_nowait(message)
 
+    def _fail_waiters(self) -> None:
+        for stream in self._streams.values():
+            stream.put_nowait(Refusal(self._stopped_error()))
+        for call in list(self._calls):
+            _set_exception(call, self._stopped_error())
+
     # Called on the engine's thread.
 
     def _run(self) -> None:
@@ -139,17 +150,20 @@ class EngineThread:
         except BaseException as error:
             logger.exception("the engine of rank %d stopped", self._dp_rank)
             self._failure = error
-            self._loop.call_soon_threadsafe(self._fail_streams)
+            self._loop.call_soon_threadsafe(self._fail_waiters)
 
     def _work_inbox(self) -> None:
         """Runs everything that waits; blocks for more only when the engine has nothing to do."""
-        try:
-            if not self._engine.has_work():
-                self._inbox.get(timeout=LOAD_HEARTBEAT_S)()
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            self._publish(self._engine.drain_events())
+        while True:
+            idle = not self._engine.has_work() and not self._admitted
+            try:
+                run = self._inbox.get(timeout=LOAD_HEARTBEAT_S) if idle else self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            run()
+            if self._stopping:
+                break
+        self._publish(self._engine.drain_events())
 
     def _step(self) -> None:
         result = self._engine.step()
@@ -194,10 +208,6 @@ class EngineThread:
         self._steps_since_report = 0
         self._reported_at = now
 
-    def _fail_streams(self) -> None:
-        for stream in self._streams.values():
-            stream.put_nowait(Refusal(self._stopped_error()))
-
 
 def _message(output: RequestOutput) -> RankMessage:
     if output.finish_reason == "error":
@@ -211,7 +221,7 @@ def _message(output: RequestOutput) -> RankMessage:
 
 
 def _is_last(message: RankMessage) -> bool:
-    return isinstance(message, TokenChunk) and message.finish_reason is not None
+    return not isinstance(message, TokenChunk) or message.finish_reason is not None
 
 
 def _queue(load: LoadStat) -> tuple[int, int]:

@@ -9,31 +9,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from app.config import Settings
 from app.engine.request import SamplingParams
 from app.errors import InvalidRequestError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1, None),
-    "best_of": (1, None),
-    "echo": (False, None),
-    "suffix": ("", None),
-    "logprobs": (False, None),
-    "top_logprobs": (0, None),
-    "logit_bias": ({}, None),
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "tools": ([], None),
-    "tool_choice": ("none", "auto", None),
-    "functions": ([], None),
-    "function_call": ("none", "auto", None),
-    "parallel_tool_calls": (True, False, None),
-    "response_format": ({"type": "text"}, None),
-    "modalities": (["text"], None),
-    "store": (False, None),
-    "service_tier": ("auto", "default", None),
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "tools": ([],),
+    "tool_choice": (
+        "none",
+        "auto",
+    ),
+    "functions": ([],),
+    "function_call": (
+        "none",
+        "auto",
+    ),
+    "parallel_tool_calls": (
+        True,
+        False,
+    ),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "store": (False,),
+    "service_tier": (
+        "auto",
+        "default",
+    ),
 }
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields that never change an answer."""
@@ -73,10 +85,11 @@ class CompletionFields(Settings):
         if not isinstance(values, dict):
             return values
         for name, neutral in _NEUTRAL.items():
-            if name in values and name not in cls.model_fields and values[name] not in neutral:
+            if name not in cls.model_fields and values.get(name) not in (None, *neutral):
                 raise UnsupportedFieldError(name, values[name], neutral[0])
         ignored = (_NEUTRAL.keys() | set(_INFORMATIVE)) - cls.model_fields.keys()
-        return {name: value for name, value in values.items() if name not in ignored}
+        # As with OpenAI, null is the same as leaving a field out.
+        return {name: value for name, value in values.items() if name not in ignored and value is not None}
 
     def sampling_params(self, max_tokens: int) -> SamplingParams:
         """How the engine should sample."""
@@ -108,12 +121,13 @@ class Message(Settings):
     name: str | None = None
 
     def flat(self) -> dict[str, str]:
-        """The message as chat templates take it, its parts joined."""
+        """The message as chat templates take it, its parts joined. `developer` is OpenAI's new `system`."""
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content}
+        name = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": content, **name}
 
 
 class ChatRequest(CompletionFields):
@@ -161,7 +175,7 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise _invalid(model, error) from None
+        raise _invalid(error) from None
 
 
 def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | None:
@@ -181,16 +195,28 @@ def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | Non
         ) from None
 
 
-def _invalid(model: type[BaseModel], error: ValidationError) -> InvalidRequestError:
-    detail = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in detail["loc"])
-    match detail["type"]:
+def _invalid(error: ValidationError) -> InvalidRequestError:
+    details = error.errors(include_url=False)
+    first = details[0]
+    field = _field(first["loc"])
+    match first["type"]:
         case "json_invalid":
-            return InvalidRequestError(f"the body isn't JSON: {detail['msg']}")
+            return InvalidRequestError(f"the body isn't JSON: {first['msg']}")
         case "extra_forbidden":
             return InvalidRequestError(f"{field}: unknown field", param=field, code="unknown_field")
         case "missing":
             return InvalidRequestError(f"{field}: required", param=field, code="missing_field")
-    given = repr(detail["input"])
+    given = repr(first["input"])
     shown = given if len(given) <= 80 else given[:77] + "..."
-    return InvalidRequestError(f"{field or 'body'} = {shown}: {detail['msg']}", param=field or None)
+    # A field of several types has one fault for each.
+    faults = [detail["msg"] for detail in details if _field(detail["loc"]) == field]
+    return InvalidRequestError(
+        f"{field or 'the body'} = {shown}: {', or '.join(faults)}", param=field or None
+    )
+
+
+def _field(loc: tuple[int | str, ...]) -> str:
+    """The path to a field, without the names of a union's members that pydantic puts into it."""
+    return ".".join(
+        str(part) for part in loc if isinstance(part, int) or part.isidentifier() and part != "str"
+    )

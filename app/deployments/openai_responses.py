@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from app.errors import QueueFullError, RequestError
+from app.errors import RequestError
 
 STREAM_END = b"data: [DONE]\n\n"
 
@@ -98,7 +98,7 @@ def error_json(error: RequestError) -> Json:
 
 def error_headers(error: RequestError) -> dict[str, str]:
     """HTTP headers that belong to an error."""
-    return {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else {}
+    return {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
 
 
 def sse(event: Json) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from app.deployments.messages import RankInfo
+from app.errors import NoRankError
 
 LOOK_TIMEOUT_S = 2.0
 
@@ -15,9 +16,12 @@ async def describe_ranks(ranks: DeploymentHandle[Any]) -> list[RankInfo]:
     """The ranks that answered, by number; one that died a moment ago is missing.
 
     Raises:
-        TimeoutError: some replica neither answered nor failed in time.
+        NoRankError: some replica neither answered nor failed in time.
     """
     response = ranks.broadcast("describe")
-    answers = await response.results_async(timeout_s=LOOK_TIMEOUT_S, return_exceptions=True)
+    try:
+        answers = await response.results_async(timeout_s=LOOK_TIMEOUT_S, return_exceptions=True)
+    except TimeoutError:
+        raise NoRankError(f"a rank has not answered within {LOOK_TIMEOUT_S:g} s") from None
     infos = [answer for answer in answers if isinstance(answer, RankInfo)]
     return sorted(infos, key=lambda info: info.rank)

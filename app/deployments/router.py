@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from app.config import AppConfig
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
 from app.deployments.ranks import describe_ranks
-from app.errors import KvbeaconError, RequestError
+from app.errors import KvbeaconError, NoRankError, RequestError
 from app.events.schema import CacheSnapshot
 from app.routing.chooser import Chooser, Prompt
 from app.routing.index import PrefixIndex
@@ -98,6 +98,8 @@ class Router:
         while True:
             try:
                 await self._tracker.update(await describe_ranks(self._ranks))
+            except NoRankError as error:
+                logger.warning("%s; what is known of the ranks stays", error)
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -82,7 +82,8 @@ def predicted_ttft(
     Ties go to the rank with fewer requests (its decode steps compete with this prefill), then to the one
     with the least tokens assigned so far, then to the lowest number.
 
-    Source: replays of a real trace and of bursts on one hot prefix, `docs/decisions/0001-harmonic-mean-wait.md`.
+    Source: replays of a real trace and of bursts on one hot prefix,
+    `docs/decisions/0001-harmonic-mean-wait.md`.
     """
     waits = [view.waiting_tokens / view.prefill_rate for view in views]
     services = [(num_tokens - view.cached_tokens) / view.prefill_rate for view in views]
