@@ -57,7 +57,7 @@ TINY_LLAMA: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,  # tied, random weights mostly repeat the last token
     "eos_token_id": 2,
 }
 

@@ -210,13 +210,11 @@ def _invalid(error: ValidationError) -> InvalidRequestError:
     shown = given if len(given) <= 80 else given[:77] + "..."
     # A field of several types has one fault for each.
     faults = [detail["msg"] for detail in details if _field(detail["loc"]) == field]
-    return InvalidRequestError(
-        f"{field or 'the body'} = {shown}: {', or '.join(faults)}", param=field or None
-    )
+    message = f"{field or 'the body'} = {shown}: {', or '.join(faults)}"
+    return InvalidRequestError(message, param=field or None)
 
 
 def _field(loc: tuple[int | str, ...]) -> str:
     """The path to a field, without the names of a union's members that pydantic puts into it."""
-    return ".".join(
-        str(part) for part in loc if isinstance(part, int) or part.isidentifier() and part != "str"
-    )
+    parts = [str(part) for part in loc if part != "str"]
+    return ".".join(part for part in parts if part.isidentifier() or part.isdigit())

@@ -33,8 +33,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 SHAPES: dict[str, dict[str, Any]] = {
-    "(4, 2) tied": {},
-    "(4, 4) untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "(4, 2)": {},
+    "(4, 4) tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
     "(9, 3)": {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8},
     "(5, 1) wide heads": {
         "hidden_size": 80,

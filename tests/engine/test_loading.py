@@ -147,7 +147,7 @@ def test_available_memory_respects_the_cgroup(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a cuda device")
 def test_cuda_without_a_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model.device = 'cuda'"):
+    with pytest.raises(ConfigError, match=r"model\.device = 'cuda'"):
         resolve_device("cuda")
     assert resolve_device("auto") == torch.device("cpu")
 

@@ -29,7 +29,6 @@ from app.events.schema import (
 )
 from app.events.subscriber import RankSubscriber
 
-
 # Below the ports that outgoing connections take; never the same one twice.
 _candidates = itertools.cycle(range(20_000, 32_000, 8))
 for _ in range(random.SystemRandom().randrange(1500)):

@@ -23,7 +23,7 @@ UNSEEN = {"unseen_timeout_s": 0.05}
 
 
 async def agree(rigs: Any, subscriber: Any, rank: Any, sink: Any) -> None:
-    """The subscriber gets exact at the last batch of the rank, which tells of itself as it does in service."""
+    """The subscriber gets exact at the last batch of the rank, which tells of itself as in service."""
 
     def is_there() -> bool:
         subscriber.observe(rank.epoch, rank.seq)
