@@ -73,7 +73,8 @@ class CompletionFields(Settings):
     top_k: int = Field(0, ge=-1)
     seed: int | None = None
     stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
-    stop_token_ids: tuple[TokenId, ...] = ()
+    # JSON has no tuples, so this one field is lenient; the ids in it aren't.
+    stop_token_ids: Annotated[tuple[TokenId, ...], Field(strict=False)] = ()
     ignore_eos: bool = False
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     routed_dp_rank: int | None = None

@@ -24,7 +24,6 @@ class ModelRunner:
         self._scale = kv_cache.shape[-1] ** -0.5
         self.device = kv_cache.device
         self.dtype = kv_cache.dtype
-        self.dtype = kv_cache.dtype
 
     @torch.inference_mode()
     def run(self, scheduled: Sequence[ScheduledRequest]) -> Tensor:
