@@ -16,6 +16,7 @@ import torch
 from app.config import Device, Dtype, EngineConfig
 from app.engine import kv_cache
 from app.engine.architecture import Architecture, read_architecture
+from app.engine.limits import Limits
 from app.engine.model import Llama
 from app.engine.model_runner import ModelRunner
 from app.engine.outputs import RequestOutput, StepOutput
@@ -24,8 +25,9 @@ from app.engine.prefix_cache import CachedBlock, PrefixCache
 from app.engine.request import FinishReason, NewTextStream, Request, SamplingParams, TextStream
 from app.engine.sampler import sample
 from app.engine.scheduler import Schedule, Scheduler
+from app.engine.stopping import ending
 from app.engine.weights import load_weights
-from app.errors import ConfigError, InvalidRequestError, PromptTooLongError, QueueFullError
+from app.errors import ConfigError, InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from kernels import load_kernels
 
@@ -52,7 +54,7 @@ class Engine:
         self._config = config
         self._architecture = architecture
         self._runner = runner
-        self._max_model_len = max_model_len
+        self._limits = Limits(max_model_len, num_blocks, config.cache.block_size, architecture.vocab_size)
         self._new_text_stream = new_text_stream
         self._cache = PrefixCache(num_blocks, config.cache.block_size)
         self._scheduler = Scheduler(config.scheduler, self._cache)
@@ -132,7 +134,7 @@ class Engine:
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and output together at most."""
-        return self._max_model_len
+        return self._limits.max_model_len
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -154,8 +156,10 @@ class Engine:
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
-        self._check_request(request_id, prompt_token_ids)
-        max_output_tokens = min(params.max_tokens, self._room_after(len(prompt_token_ids)))
+        if request_id in self._scheduler:
+            raise InvalidRequestError(f"request_id = {request_id!r}: a live request has this id")
+        self._limits.check_prompt(prompt_token_ids)
+        room = self._limits.max_output_tokens(len(prompt_token_ids))
         text_stream = self._text_stream(params.stop)
         if self._scheduler.num_waiting >= self._config.scheduler.max_waiting_requests:
             raise self._queue_full()
@@ -164,7 +168,7 @@ class Engine:
                 request_id,
                 prompt_token_ids,
                 params,
-                max_output_tokens=max_output_tokens,
+                max_output_tokens=min(params.max_tokens, room),
                 cache_salt=cache_salt,
                 text_stream=text_stream,
             )
@@ -223,37 +227,6 @@ class Engine:
         """Raise AssertionError unless every block is free, cached and held exactly as counted."""
         self._scheduler.check_integrity()
 
-    def _check_request(self, request_id: str, prompt_token_ids: Sequence[int]) -> None:
-        num_tokens = len(prompt_token_ids)
-        if request_id in self._scheduler:
-            raise InvalidRequestError(f"request_id = {request_id!r}: a live request has this id")
-        if num_tokens == 0:
-            raise InvalidRequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
-        if num_tokens >= self._max_model_len:
-            raise PromptTooLongError(
-                f"the prompt has {num_tokens} tokens; at most {self._max_model_len - 1} leave room for an "
-                f"output token in the context of {self._max_model_len}",
-                param="prompt",
-            )
-        if num_tokens > self.num_blocks * self.block_size:
-            raise PromptTooLongError(
-                f"the prompt has {num_tokens} tokens; the KV cache holds {self.num_blocks * self.block_size} "
-                f"({self.num_blocks} blocks of {self.block_size})",
-                param="prompt",
-            )
-        vocab_size = self._architecture.vocab_size
-        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= vocab_size:
-            raise InvalidRequestError(
-                f"the prompt has tokens from {min(prompt_token_ids)} to {max(prompt_token_ids)}; "
-                f"allowed: 0 to {vocab_size - 1}",
-                param="prompt",
-            )
-
-    def _room_after(self, num_prompt_tokens: int) -> int:
-        """Output tokens that context and cache allow; the last one's keys and values are never stored."""
-        in_cache = self.num_blocks * self.block_size - num_prompt_tokens + 1
-        return min(self._max_model_len - num_prompt_tokens, in_cache)
-
     def _text_stream(self, stop: tuple[str, ...]) -> TextStream | None:
         if not stop:
             return None
@@ -277,7 +250,10 @@ class Engine:
         error = None if token_id is not None else "the model's logits are not finite"
         new_token_ids = [] if token_id is None else [token_id]
         request.token_ids += new_token_ids
-        finish_reason, stop_reason = ("error", None) if token_id is None else self._ending(request, token_id)
+        finish_reason: FinishReason | None = "error"
+        stop_reason: str | int | None = None
+        if token_id is not None:
+            finish_reason, stop_reason = ending(request, token_id, self.eos_token_ids)
         if finish_reason is not None:
             self._scheduler.remove(request.request_id)
         assert request.num_cached_tokens is not None, "a request ran without being admitted"
@@ -290,20 +266,6 @@ class Engine:
             request.num_cached_tokens,
             error,
         )
-
-    def _ending(self, request: Request, token_id: int) -> tuple[FinishReason | None, str | int | None]:
-        """Why `request` ends with `token_id`, its last token, if it does."""
-        if token_id in request.params.stop_token_ids:
-            return "stop", token_id
-        if token_id in self.eos_token_ids and not request.params.ignore_eos:
-            return "stop", None
-        if request.text_stream is not None:
-            request.text_stream.push(token_id)
-            if request.text_stream.matched is not None:
-                return "stop", request.text_stream.matched
-        if request.num_output_tokens == request.max_output_tokens:
-            return "length", None
-        return None, None
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
         """A mixed step's time belongs to prefill by its share of the tokens."""

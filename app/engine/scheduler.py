@@ -124,8 +124,8 @@ class Scheduler:
         for request in self._waiting.values():
             assert not request.table.block_ids, f"{request.request_id} waits and holds blocks"
             assert request.num_computed_tokens == 0, f"{request.request_id} waits with computed tokens"
-        *earlier, _ = self._running.values() or (None, None)
-        assert all(request is None or request.num_pending_prefill_tokens == 0 for request in earlier)
+        for request in list(self._running.values())[:-1]:
+            assert request.num_pending_prefill_tokens == 0, f"{request.request_id} is not the last to prefill"
 
     def _go_on(self) -> tuple[list[ScheduledRequest], int]:
         """Schedule the running requests, preempting the latest where blocks are short."""
