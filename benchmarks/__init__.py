@@ -1,0 +1,1 @@
+"""Measurements of the running product: each module prints one JSON object as its last line."""
