@@ -36,9 +36,12 @@ async def whole_answer(shape: AnswerShape, stream: RankStream, text: TextStream)
     answer = AnswerText(text)
     parts = []
     finish_reason = None
-    async for chunk in stream:
-        parts.append(answer.take(chunk))
-        finish_reason = chunk.finish_reason
+    try:
+        async for chunk in stream:
+            parts.append(answer.take(chunk))
+            finish_reason = chunk.finish_reason
+    finally:
+        stream.cancel()
     return shape.whole("".join(parts), finish_reason, answer.usage)
 
 
@@ -59,3 +62,5 @@ async def stream_answer(
         yield STREAM_END
     except RequestError as error:
         yield sse(error_json(error))
+    finally:
+        stream.cancel()

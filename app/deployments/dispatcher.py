@@ -35,7 +35,7 @@ _ROUTER_ATTEMPTS = 3
 
 
 class RankStream:
-    """A request's output from the rank that serves it; iterate it once.
+    """A request's output from the rank that serves it; iterate it once, and cancel it whatever comes of that.
 
     Raises (while iterating):
         RankDiedError: the rank died after its first token.
@@ -59,8 +59,14 @@ class RankStream:
             raise RankDiedError(message) from None
         except RayTaskError as error:
             raise EngineFailedError(f"rank {self.rank} failed: {error.cause!r}") from None
-        finally:
-            self._rest.cancel()
+
+    def cancel(self) -> None:
+        """Abort the request on its rank, unless it has ended there.
+
+        Not left to the iteration's own end: nobody ends an iteration that was never begun, and one that was
+        given up ends only when it is collected.
+        """
+        self._rest.cancel()
 
 
 class Dispatcher:

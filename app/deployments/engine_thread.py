@@ -101,9 +101,13 @@ class EngineThread:
         publisher = self._publisher
         if publisher is None:
             raise KvbeaconError(f"rank {self._dp_rank} publishes no events, so it has no snapshot")
-        return await self.call(
-            lambda engine: publisher.snapshot([block.hash for block in engine.cached_blocks()])
-        )
+
+        def take(engine: Engine) -> CacheSnapshot:
+            # What changed since the last step has no sequence number yet, but is in the cache's content.
+            self._publish(engine.drain_events())
+            return publisher.snapshot([block.hash for block in engine.cached_blocks()])
+
+        return await self.call(take)
 
     async def call(self, function: Callable[[Engine], Result]) -> Result:
         """What `function` returns when the thread runs it between two steps."""

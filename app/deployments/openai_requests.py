@@ -57,6 +57,8 @@ TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 class StreamOptions(Settings):
     """What a stream carries besides its chunks."""
 
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool = False
 
 
@@ -86,7 +88,7 @@ class CompletionFields(Settings):
         if not isinstance(values, dict):
             return values
         for name, neutral in _NEUTRAL.items():
-            if name not in cls.model_fields and values.get(name) not in (None, *neutral):
+            if name not in cls.model_fields and not _asks_for_nothing(values.get(name), neutral):
                 raise UnsupportedFieldError(name, values[name], neutral[0])
         ignored = (_NEUTRAL.keys() | set(_INFORMATIVE)) - cls.model_fields.keys()
         # As with OpenAI, null is the same as leaving a field out.
@@ -165,6 +167,12 @@ class UnsupportedFieldError(InvalidRequestError):
             param=name,
             code="unsupported_field",
         )
+
+
+def _asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether `value` is null or neutral. 0 is not False here: `logprobs: 0` asks for the tokens' own."""
+    same = (each for each in neutral if isinstance(each, bool) == isinstance(value, bool))
+    return value is None or value in tuple(same)
 
 
 def parse_body(model: type[Body], body: bytes) -> Body:

@@ -1,0 +1,272 @@
+"""Bodies of completion requests: what is taken, and how a refusal reads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank
+from app.engine.request import SamplingParams
+from app.errors import InvalidRequestError
+
+
+def text(**fields: Any) -> TextRequest:
+    return parse_body(TextRequest, json.dumps({"prompt": "Hello"} | fields).encode())
+
+
+def chat(**fields: Any) -> ChatRequest:
+    messages = [{"role": "user", "content": "Hello"}]
+    return parse_body(ChatRequest, json.dumps({"messages": messages} | fields).encode())
+
+
+def refusal(parse: Any, **fields: Any) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(**fields)
+    assert caught.value.status == 400
+    return caught.value
+
+
+NEUTRAL = {
+    "n": 1,
+    "best_of": 1,
+    "echo": False,
+    "suffix": "",
+    "logprobs": False,
+    "top_logprobs": 0,
+    "logit_bias": {},
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0,
+    "tools": [],
+    "tool_choice": "none",
+    "functions": [],
+    "function_call": "auto",
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "store": False,
+    "service_tier": "auto",
+}
+NOT_BUILT = {
+    "n": 2,
+    "best_of": 3,
+    "echo": True,
+    "suffix": "end",
+    "logprobs": True,
+    "top_logprobs": 5,
+    "logit_bias": {"50": 10},
+    "presence_penalty": 0.5,
+    "frequency_penalty": -1,
+    "tools": [{"type": "function"}],
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "function_call": {"name": "f"},
+    "parallel_tool_calls": 3,
+    "response_format": {"type": "json_object"},
+    "modalities": ["text", "audio"],
+    "store": True,
+    "service_tier": "flex",
+}
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(("field", "value"), NEUTRAL.items())
+def test_a_field_that_is_not_built_is_taken_where_it_asks_for_nothing(
+    parse: Any, field: str, value: Any
+) -> None:
+    assert parse(**{field: value}) == parse(**{field: None}) == parse()
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(("field", "value"), NOT_BUILT.items())
+def test_a_field_that_is_not_built_is_refused_where_it_asks_for_something(
+    parse: Any, field: str, value: Any
+) -> None:
+    error = refusal(parse, **{field: value})
+    assert error.message.startswith(f"{field} = {value!r} isn't supported")
+    assert (error.param, error.code) == (field, "unsupported_field")
+
+
+@pytest.mark.parametrize(("field", "value"), [("logprobs", 0), ("n", True), ("echo", 0)])
+def test_zero_is_not_false_and_one_is_not_true(field: str, value: Any) -> None:
+    assert refusal(text, **{field: value}).param == field
+
+
+@pytest.mark.parametrize("field", ["user", "metadata", "safety_identifier", "prompt_cache_key"])
+def test_fields_that_only_inform_are_taken(field: str) -> None:
+    assert text(**{field: "x"}) == text()
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("temperature", "1", "temperature = '1': Input should be a valid number"),
+        ("temperature", 2.1, "temperature = 2.1: Input should be less than or equal to 2"),
+        ("temperature", -1, "temperature = -1"),
+        ("top_p", 0, "top_p = 0"),
+        ("top_p", 1.1, "top_p = 1.1"),
+        ("top_k", -2, "top_k = -2"),
+        ("top_k", 1.5, "top_k = 1.5"),
+        ("stream", "true", "stream = 'true': Input should be a valid boolean"),
+        ("stream", 1, "stream = 1"),
+        ("seed", "1", "seed = '1'"),
+        ("seed", 1.5, "seed = 1.5"),
+        ("max_tokens", 0, "max_tokens = 0"),
+        ("max_tokens", "5", "max_tokens = '5'"),
+        ("max_tokens", 5.0, "max_tokens = 5.0"),
+        ("stop", "", "stop = ''"),
+        ("stop", 5, "stop = 5"),
+        ("ignore_eos", "no", "ignore_eos = 'no'"),
+        ("cache_salt", "", "cache_salt = ''"),
+        ("cache_salt", 5, "cache_salt = 5"),
+        ("routed_dp_rank", "1", "routed_dp_rank = '1'"),
+        ("data_parallel_rank", 1.5, "data_parallel_rank = 1.5"),
+        ("model", 5, "model = 5"),
+        ("stop_token_ids", 5, "stop_token_ids = 5"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(parse: Any, field: str, value: Any, shown: str) -> None:
+    error = refusal(parse, **{field: value})
+    assert error.message.startswith(shown)
+    assert error.param == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": ["a", 5]}, "stop"),
+        ({"stop_token_ids": [1, "2"]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ],
+)
+def test_a_wrong_value_deeper_down_is_named_with_its_path(fields: dict[str, Any], param: str) -> None:
+    error = refusal(text, **fields)
+    assert error.param is not None
+    assert error.param.startswith(param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"max_token": 5}, "max_token"), ({"stream_options": {"usage": True}}, "stream_options.usage")],
+)
+def test_an_unknown_field_is_named(fields: dict[str, Any], param: str) -> None:
+    error = refusal(text, **fields)
+    assert (error.param, error.code) == (param, "unknown_field")
+    assert param in error.message
+
+
+def test_a_chats_field_is_unknown_to_a_text_and_the_other_way_round() -> None:
+    assert refusal(text, messages=[]).code == "unknown_field"
+    assert refusal(chat, prompt="a").code == "unknown_field"
+    assert refusal(text, max_completion_tokens=5).code == "unknown_field"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{'prompt': 1}", b'{"prompt": "\\ud800"}', b"\xff"])
+def test_a_body_that_is_not_json(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="JSON"):
+        parse_body(TextRequest, body)
+
+
+@pytest.mark.parametrize("body", [b"[]", b"5", b"null"])
+def test_a_body_that_is_no_object(body: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="body"):
+        parse_body(TextRequest, body)
+
+
+def test_what_is_required() -> None:
+    for model, field in ((TextRequest, "prompt"), (ChatRequest, "messages")):
+        with pytest.raises(InvalidRequestError, match=f"{field}: required") as caught:
+            parse_body(model, b"{}")
+        assert (caught.value.param, caught.value.code) == (field, "missing_field")
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    assert len(refusal(text, temperature="x" * 10_000).message) < 300
+
+
+@pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2]], [], [1, -1], [1.5], [2**32], {"a": 1}, 5])
+def test_a_prompt_is_one_text_or_token_ids(prompt: Any) -> None:
+    param = refusal(text, prompt=prompt).param
+    assert param is not None
+    assert param.startswith("prompt")
+
+
+def test_token_ids_as_a_prompt() -> None:
+    assert text(prompt=[1, 2, 3]).prompt == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "tool", "content": "a"}, "messages.0.role"),
+        ({"role": "user"}, "messages.0.content"),
+        ({"role": "user", "content": None}, "messages.0.content"),
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, "messages.0.content"),
+        ({"role": "user", "content": "a", "tool_calls": []}, "messages.0.tool_calls"),
+    ],
+)
+def test_a_message_that_is_not_understood(message: dict[str, Any], param: str) -> None:
+    found = refusal(chat, messages=[message]).param
+    assert found is not None
+    assert found.startswith(param)
+
+
+def test_messages_reach_the_template_as_plain_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "rules"}, {"role": "user", "content": parts, "name": "Ann"}]
+    assert [message.flat() for message in chat(messages=messages).messages] == [
+        {"role": "system", "content": "rules"},
+        {"role": "user", "content": "ab", "name": "Ann"},
+    ]
+
+
+def test_no_messages() -> None:
+    assert refusal(chat, messages=[]).param == "messages"
+
+
+def test_null_is_the_same_as_leaving_a_field_out() -> None:
+    fields = ("temperature", "top_p", "max_tokens", "stop", "stream", "seed", "model", "stream_options")
+    assert text(**dict.fromkeys(fields)) == text()
+    assert refusal(text, prompt=None).code == "missing_field"
+
+
+def test_output_limits() -> None:
+    assert text().max_output_tokens == 16
+    assert chat().max_output_tokens is None
+    assert chat(max_tokens=5).max_output_tokens == 5
+    assert chat(max_tokens=5, max_completion_tokens=7).max_output_tokens == 7
+
+
+def test_sampling_params() -> None:
+    body = text(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        seed=-7,
+        stop=["a", "b"],
+        stop_token_ids=[1, 2],
+        ignore_eos=True,
+    )
+    assert body.sampling_params(9) == SamplingParams(9, 0.5, 5, 0.9, -7, ("a", "b"), (1, 2), True)
+    assert text().sampling_params(9) == SamplingParams(9)
+    assert text(stop="a", top_k=-1).sampling_params(9) == SamplingParams(9, stop=("a",))
+
+
+def test_the_header_beats_the_body_and_the_new_name_the_old() -> None:
+    assert pinned_rank({}, text()) is None
+    assert pinned_rank({}, text(data_parallel_rank=1)) == 1
+    assert pinned_rank({}, text(data_parallel_rank=1, routed_dp_rank=0)) == 0
+    assert pinned_rank({"x-data-parallel-rank": "3"}, text(routed_dp_rank=0)) == 3
+
+
+@pytest.mark.parametrize("header", ["", "one", "1.0", "0x1"])
+def test_a_header_that_is_no_integer(header: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        pinned_rank({"x-data-parallel-rank": header}, text())
+    assert caught.value.param == "X-Data-Parallel-Rank"
+    assert repr(header) in caught.value.message

@@ -1,0 +1,87 @@
+"""Graphs that the integration tests share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.serve_graph import Json, ServeGraph, serve_config
+
+
+class Graphs:
+    """Starts graphs, one at a time: there may be no more than two cores."""
+
+    def __init__(self) -> None:
+        self._applications: dict[str, Json] | None = None
+        self._graph: ServeGraph | None = None
+
+    def get(self, applications: dict[str, Json]) -> ServeGraph:
+        """A running graph of these applications: the last one, if that has the same."""
+        if applications != self._applications or self._graph is None:
+            self.stop()
+            self._graph = ServeGraph(serve_config(applications))
+            self._graph.start()
+            self._graph.wait_until_ready()
+            self._applications = applications
+        return self._graph
+
+    def stop(self) -> None:
+        """End the graph that runs, if one does."""
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.stop()
+
+
+@pytest.fixture(scope="session")
+def graphs() -> Iterator[Graphs]:
+    graphs = Graphs()
+    yield graphs
+    graphs.stop()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> str:
+    """A folder with a narrow random model and the default model's tokenizer.
+
+    Its many layers make a step take some milliseconds: streams last, and an ingress can keep up with them.
+    """
+    folder = new_tiny_llama(vocab_size=49152, max_position_embeddings=8192, num_hidden_layers=16)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(smollm2_dir / name, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def smollm2_graph(graphs: Graphs, smollm2_dir: Path) -> ServeGraph:
+    """Two ranks of the default model."""
+    return graphs.get({"/": {}})
+
+
+@pytest.fixture
+def tiny_graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
+    """Two ranks of a tiny model whose caches, batches and queues are soon full."""
+    return graphs.get({"/": tiny_args(tiny_model)})
+
+
+@pytest.fixture
+def new_tiny_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
+    """As `tiny_graph` with queues that never fill; the test may break it."""
+    args = tiny_args(tiny_model)
+    args["engine"]["scheduler"]["max_waiting_requests"] = 10_000
+    yield graphs.get({"/": args})
+    graphs.stop()
+
+
+def tiny_args(model: str) -> dict[str, Any]:
+    return {
+        "model": {"path": model, "served_name": "tiny"},
+        "engine": {
+            "cache": {"num_blocks": 256},
+            "scheduler": {"max_running_requests": 3, "max_waiting_requests": 24},
+        },
+        "ingress": {"max_request_bytes": 100_000},
+    }

@@ -1,0 +1,94 @@
+"""Requests go where their prefix is cached: the real model, judged by what a client can see."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+
+from tests.integration.serve_graph import Json, ServeGraph
+
+TOPICS = ["the tides of the North Sea", "how bread rises", "the rules of chess", "why leaves turn red"]
+
+
+def cached_tokens(answer: Json) -> int:
+    tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens
+
+
+def chat(graph: ServeGraph, messages: list[Json], rank: int | None = None) -> httpx.Response:
+    headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
+    body = {"messages": messages, "max_tokens": 12, "temperature": 0}
+    response = graph.http.post("/v1/chat/completions", json=body, headers=headers)
+    assert response.status_code == 200, response.text
+    graph.wait_until_followed()
+    return response
+
+
+def test_a_conversation_stays_on_the_rank_of_its_first_turn(smollm2_graph: ServeGraph) -> None:
+    conversations: list[list[Json]] = []
+    ranks: list[list[str]] = []
+    for topic in TOPICS:
+        # Not even the template's own system prompt is shared, which would draw them all to one rank.
+        system = {"role": "system", "content": f"{random.getrandbits(64)} is your number."}
+        question = {"role": "user", "content": f"In one or two sentences, tell me about {topic}."}
+        conversations.append([system, question])
+        ranks.append([])
+    # Turn by turn, so that between two turns of one conversation all others have had theirs.
+    for turn in range(3):
+        for messages, visited in zip(conversations, ranks, strict=True):
+            response = chat(smollm2_graph, messages)
+            visited.append(response.headers["x-dp-rank"])
+            answer = response.json()
+            assert (cached_tokens(answer) > 32) == (turn > 0)
+            messages += [answer["choices"][0]["message"], {"role": "user", "content": "Go on, please."}]
+    assert all(len(set(visited)) == 1 for visited in ranks), ranks
+    assert {visited[0] for visited in ranks} == {"0", "1"}, "all on one rank: nothing was chosen"
+
+
+def test_a_system_prompt_warmed_on_one_rank_draws_the_requests_that_share_it(
+    smollm2_graph: ServeGraph,
+) -> None:
+    words = random.choices(["ship", "tide", "harbour", "crane", "pilot", "rope", "sail", "keel"], k=400)
+    system = {"role": "system", "content": "Answer from these notes: " + " ".join(words)}
+    warmed = chat(smollm2_graph, [system, {"role": "user", "content": "Ready?"}], rank=1)
+    assert warmed.headers["x-dp-rank"] == "1"
+    assert cached_tokens(warmed.json()) < 64
+    for topic in TOPICS:
+        response = chat(smollm2_graph, [system, {"role": "user", "content": f"Say a word on {topic}."}])
+        assert response.headers["x-dp-rank"] == "1"
+        assert cached_tokens(response.json()) > 400
+
+
+def test_requests_that_share_nothing_spread_over_all_ranks(smollm2_graph: ServeGraph) -> None:
+    prompts = [random.choices(range(1000, 40_000), k=64) for _ in range(8)]
+    with ThreadPoolExecutor(len(prompts)) as clients:
+        answers = list(clients.map(smollm2_graph.complete, prompts))
+    ranks = [answer.headers["x-dp-rank"] for answer in answers]
+    assert 2 <= ranks.count("0") <= 6, ranks
+
+
+def test_other_salts_share_no_cache(smollm2_graph: ServeGraph) -> None:
+    prompt = random.choices(range(1000, 40_000), k=100)
+
+    def cached(salt: str) -> int:
+        return cached_tokens(smollm2_graph.complete(prompt, rank=0, cache_salt=salt).json())
+
+    assert [cached("tenant-1"), cached("tenant-1"), cached("tenant-2"), cached("tenant-2")] == [0, 96, 0, 96]
+
+
+def test_the_openai_client_can_pin_a_rank_in_the_body(smollm2_graph: ServeGraph) -> None:
+    with openai.OpenAI(base_url=f"{smollm2_graph.url}/v1", api_key="none") as client:
+        for field in ("routed_dp_rank", "data_parallel_rank"):
+            for rank in (0, 1):
+                answer = client.completions.with_raw_response.create(
+                    model="smollm2-135m-instruct", prompt="a", max_tokens=1, extra_body={field: rank}
+                )
+                assert answer.headers["x-dp-rank"] == str(rank)
+
+
+def test_the_header_beats_the_body(smollm2_graph: ServeGraph) -> None:
+    answer = smollm2_graph.complete("a", rank=1, routed_dp_rank=0, data_parallel_rank=0)
+    assert answer.headers["x-dp-rank"] == "1"

@@ -1,0 +1,94 @@
+"""`kill -9` of a rank under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+
+import httpx
+
+from tests.integration.serve_graph import Json, ServeGraph
+from tests.integration.streams import Streams, until
+
+RETURN_S = 90
+
+
+async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
+    new_tiny_graph: ServeGraph,
+) -> None:
+    graph = new_tiny_graph
+    prompt = random.choices(range(100, 49_000), k=320)
+    graph.complete(prompt, rank=1)
+    assert cached_tokens(graph.complete(prompt, rank=1)) == 304
+    graph.wait_until_followed()
+    before = graph.get("/server_info")
+    replica_before = graph.router_rank(1)
+
+    async with Streams(graph) as streams:
+        survivors = await streams.open(3, rank=0, max_tokens=1000)
+        doomed = await streams.open(3, rank=1, max_tokens=1000)
+        # Both ranks run all they may, so that these wait: whichever rank they are on, none has begun.
+        streams.ask(12)
+        await until(lambda: all_wait(streams), "requests that wait on rank 1")
+        os.kill(before["internal_states"][1]["pid"], signal.SIGKILL)
+
+        arrivals = asyncio.create_task(arrive_until_cancelled(streams))
+        await until(lambda: all(stream.ended is not None for stream in doomed), "streams that broke off")
+        assert [stream.ended for stream in doomed] == ["rank_died"] * 3
+        assert all("rank 1 died" in stream.message for stream in doomed)
+
+        await until(lambda: is_back(streams, before), "rank 1 back", RETURN_S)
+        arrivals.cancel()
+        await asyncio.wait([arrivals])
+        answers = await asyncio.gather(*streams.asked)
+        assert [answer.status_code for answer in answers] == [200] * len(answers)
+        assert {answer.headers["x-dp-rank"] for answer in answers[:12]} == {"0"}, "retried where ranks live"
+        await until(lambda: all(stream.ended is not None for stream in survivors), "the others' end", 60)
+        assert [stream.ended for stream in survivors] == ["[DONE]"] * 3
+
+    graph.wait_until_followed()
+    after = graph.get("/server_info")
+    old, new = before["publishers"][1], after["publishers"][1]
+    assert new["epoch"] != old["epoch"]
+    assert (new["event_port"], new["replay_port"]) == (old["event_port"], old["replay_port"])
+    assert after["internal_states"][1]["pid"] != before["internal_states"][1]["pid"]
+    assert after["publishers"][0]["epoch"] == before["publishers"][0]["epoch"]
+    known = graph.router_rank(1)
+    assert known is not None
+    assert replica_before is not None
+    assert known["trust"] == "exact"
+    assert known["replica_id"] != replica_before["replica_id"]
+    # What only the dead rank held is nowhere: the router knows as much as the rank, which finds nothing.
+    assert known["num_blocks"] == after["internal_states"][1]["num_cached_blocks"]
+    assert known["num_blocks"] < replica_before["num_blocks"]
+    assert cached_tokens(graph.complete(prompt, rank=1)) == 0
+    graph.wait_until_followed()
+    again = graph.complete(prompt)
+    assert (again.headers["x-dp-rank"], cached_tokens(again)) == ("1", 304)
+
+
+async def all_wait(streams: Streams) -> bool:
+    waiting = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
+    return sum(waiting) == len(streams.asked) and waiting[1] > 0
+
+
+async def arrive_until_cancelled(streams: Streams) -> None:
+    """A short request every tenth of a second."""
+    while True:
+        streams.ask()
+        await asyncio.sleep(0.1)
+
+
+async def is_back(streams: Streams, before: Json) -> bool:
+    """Whether rank 1 is another publisher than before and the router knows its cache."""
+    info = (await streams.http.get("/server_info")).json()
+    known = {each["rank"]: each["trust"] for each in (await streams.http.get("/router/ranks")).json()}
+    epoch = info["publishers"][1].get("epoch")
+    return epoch not in (None, before["publishers"][1]["epoch"]) and known.get(1) == "exact"
+
+
+def cached_tokens(answer: httpx.Response) -> int:
+    tokens: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens

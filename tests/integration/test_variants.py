@@ -1,0 +1,77 @@
+"""Deployments without a descriptor serve all the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Graphs
+from tests.integration.serve_graph import ServeGraph
+
+MALFORMED = '{"publisher": "zmq", "endpoint": "tcp://127.0.0.1:5557"'
+
+
+@pytest.fixture
+def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
+    """Two applications of one rank each, beside each other in one file."""
+    silent = {"model": {"path": tiny_model}, "dp_size": 1, "kv_events_config": None}
+    malformed = silent | {"kv_events_config": MALFORMED}
+    return graphs.get({"/": silent, "/malformed": malformed})
+
+
+@pytest.mark.parametrize(("prefix", "config"), [("", None), ("/malformed", MALFORMED)])
+def test_without_a_usable_kv_events_config_the_descriptor_is_null_and_everything_else_there(
+    graph: ServeGraph, prefix: str, config: str | None
+) -> None:
+    info = graph.get(f"{prefix}/server_info")
+    assert "kv_events" in info
+    assert info["kv_events"] is None
+    assert info["kv_events_config"] == config
+    assert info["publishers"] == [{"rank": 0, "state": "disabled"}]
+    assert info["internal_states"][0]["state"] == "ready"
+    assert info["dp_size"] == 1
+    (known,) = graph.get(f"{prefix}/router/ranks")
+    assert known["trust"] == "stale"
+    assert known["reason"] == "no events published"
+
+
+@pytest.mark.parametrize("prefix", ["", "/malformed"])
+def test_it_serves_and_still_reuses_its_cache(graph: ServeGraph, prefix: str) -> None:
+    body = {"prompt": list(range(100, 200)), "max_tokens": 3}
+    answers = [graph.http.post(f"{prefix}/v1/completions", json=body).json() for _ in range(2)]
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert cached == [0, 96]
+
+
+def test_a_folder_is_served_under_its_own_name(graph: ServeGraph, tiny_model: str) -> None:
+    (model,) = graph.get("/v1/models")["data"]
+    assert model["id"] == Path(tiny_model).name
+    assert graph.get("/model_info")["model_path"] == tiny_model
+
+
+def test_a_misconfigured_publisher_is_told_once_in_the_log(graph: ServeGraph) -> None:
+    warnings = [line for line in graph.output().splitlines() if "KV events are misconfigured" in line]
+    assert len(warnings) == 1, warnings
+    assert "not JSON" in warnings[0]
+
+
+def test_a_streamed_answer_of_random_tokens_equals_the_whole(graph: ServeGraph) -> None:
+    """A random model's output is full of broken characters: the hardest text to stream."""
+    body = {"prompt": [500, 501], "max_tokens": 300, "temperature": 2, "seed": 5, "ignore_eos": True}
+
+    def stream() -> str:
+        with graph.http.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+            return "".join(_text(line) for line in response.iter_lines())
+
+    whole = graph.http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    assert "\ufffd" in whole
+    assert stream() == whole
+
+
+def _text(line: str) -> str:
+    if not line or line == "data: [DONE]":
+        return ""
+    text: str = json.loads(line.removeprefix("data: "))["choices"][0]["text"]
+    return text
