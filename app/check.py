@@ -18,41 +18,49 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from app.config import AppConfig, load_config
+from app.config import AppConfig, ModelConfig, load_config
+from app.engine.architecture import read_architecture
+from app.engine.limits import resolve_max_model_len
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.endpoints import Endpoint, parse, rank_endpoints
 from app.model_store import resolve_model
+from app.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 IMPORT_PATH = "app.build:build_app"
 
 
 def check(file: Path) -> None:
-    """Goes through everything that can be known to be wrong before the start; fetches a missing model.
+    """Goes through settings, ports and models as the start will; fetches a missing model.
+
+    Devices and memory are left to the ranks, which may be on other machines.
 
     Raises:
-        ConfigError: the file can't be read, isn't YAML, or a setting in it is wrong.
-        ModelError: a model is neither a known name nor a whole folder, or can't be fetched.
+        ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, or two parts need one port.
+        ModelError: a model is neither a known name nor a whole folder, can't be fetched, or isn't supported.
         EndpointInUseError: a port that HTTP or a rank needs is taken on this machine.
     """
     schema = _read(file)
     applications = [each for each in schema.applications if each.import_path == IMPORT_PATH]
     if not applications:
         raise ConfigError(f"applications: none has the import_path {IMPORT_PATH}")
-    _try_port("HTTP", schema.http_options.host, schema.http_options.port)
+    ports = _Ports()
+    ports.take("HTTP", schema.http_options.host, schema.http_options.port)
     configs = [load_config(application.args) for application in applications]
     for config in configs:
         for rank, endpoint in _endpoints(config):
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
-            _try_port(f"rank {rank}", host, int(port))
+            ports.take(f"rank {rank}", host, int(port))
     for config in configs:
-        resolve_model(config.model)
+        _check_model(config.model)
 
 
 def _read(file: Path) -> ServeDeploySchema:
     try:
         content = yaml.safe_load(file.read_text())
         return ServeDeploySchema.model_validate(content)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(str(error)) from None
     except ValidationError as error:
         detail = error.errors()[0]
@@ -63,6 +71,8 @@ def _read(file: Path) -> ServeDeploySchema:
 def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
     """Every tcp address that some rank binds."""
     events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    if events.misconfigured:
+        logger.warning("KV events are misconfigured, so no router can follow them: %s", events.reason)
     if events.config is None:
         return
     for rank in range(config.dp_size):
@@ -70,6 +80,29 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
         for endpoint in (opened.events, opened.replay, opened.load):
             if endpoint is not None and endpoint.binds and endpoint.port is not None:
                 yield rank, endpoint
+
+
+def _check_model(config: ModelConfig) -> None:
+    """Reads what is small of the model; the weights are left to the ranks."""
+    folder = resolve_model(config)
+    architecture = read_architecture(folder)
+    resolve_max_model_len(config.max_model_len, architecture.max_position_embeddings)
+    Tokenizer.from_folder(folder)
+
+
+class _Ports:
+    """The ports that have an owner so far."""
+
+    def __init__(self) -> None:
+        self._owner_of: dict[int, str] = {}
+
+    def take(self, who: str, host: str, port: int) -> None:
+        """Give `port` to `who`, if nobody else here or on this machine has it."""
+        if port in self._owner_of:
+            owner = self._owner_of[port]
+            raise ConfigError(f"port {port}: {owner} and {who} both need it; give one of them another")
+        _try_port(who, host, port)
+        self._owner_of[port] = who
 
 
 def _try_port(who: str, host: str, port: int) -> None:

@@ -15,6 +15,7 @@ KvbeaconError
     ├── ModelNameError          404: the request names a model that isn't served here
     ├── RequestTooLargeError    413: the body is larger than this server reads
     ├── QueueFullError          429: the rank's queue is full; says when to try again
+    ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke
     ├── RankDiedError           502: the rank died after the request's first token
     └── NoRankError             503: no rank can take the request now
@@ -118,6 +119,16 @@ class QueueFullError(RequestError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, code="queue_full")
         self.retry_after_s = retry_after_s
+
+
+class RequestFailedError(RequestError):
+    """The engine could not compute this request; another rank couldn't either."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="request_failed")
 
 
 class EngineFailedError(RequestError):

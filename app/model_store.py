@@ -83,7 +83,7 @@ def resolve_model(config: ModelConfig, progress: bool | None = None) -> Path:
         ModelNotFoundError: no such folder or name, a file missing in the folder, or the fetch failed.
         ModelIntegrityError: what was fetched isn't what was pinned.
     """
-    folder = Path(config.path).expanduser()
+    folder = _as_folder(config.path)
     if folder.is_dir():
         missing = _missing_file(folder)
         if missing is not None:
@@ -105,7 +105,12 @@ def resolve_model(config: ModelConfig, progress: bool | None = None) -> Path:
 
 def served_name(config: ModelConfig) -> str:
     """The name that clients use: the configured one, else the known model's, else the folder's."""
-    return config.served_name or Path(config.path).expanduser().absolute().name
+    return config.served_name or _as_folder(config.path).absolute().name
+
+
+def _as_folder(path: str) -> Path:
+    # Path.expanduser raises for an unknown user; this leaves such a path as it is, and no folder is found there.
+    return Path(os.path.expanduser(path))
 
 
 def _default_cache_dir() -> Path:

@@ -2,8 +2,8 @@
 
     python examples/follow_events.py http://127.0.0.1:8000
 
-This is all that an outside router has to do: read `kv_events` from `/server_info`, subscribe to `base + rank` for
-every rank, decode. Each line printed is one batch: rank, sequence number, blocks stored and removed.
+This is all that an outside router has to do: read `kv_events` from `/server_info`, subscribe to `base + rank`
+for every rank, decode. Each line printed is one batch: rank, sequence number, blocks stored and removed.
 """
 
 from __future__ import annotations

@@ -150,6 +150,11 @@ def test_an_unknown_name_says_what_is_known(tmp_path: Path) -> None:
         resolve_model(ModelConfig(path="no/such"))
 
 
+def test_a_home_folder_of_nobody_is_no_folder() -> None:
+    with pytest.raises(ModelNotFoundError, match="'~no-such-user/m'"):
+        resolve_model(ModelConfig(path="~no-such-user/m"))
+
+
 # Served names
 
 

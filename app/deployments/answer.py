@@ -50,13 +50,13 @@ async def stream_answer(
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event one that broke off."""
     answer = AnswerText(text)
+    is_first = True
     try:
-        for opening in shape.opening():
-            yield sse(opening)
         async for chunk in stream:
             piece = answer.take(chunk)
             if piece or chunk.finish_reason is not None:
-                yield sse(shape.chunk(piece, chunk.finish_reason))
+                yield sse(shape.chunk(piece, chunk.finish_reason, is_first=is_first))
+                is_first = False
         if with_usage:
             yield sse(shape.usage_chunk(answer.usage))
         yield STREAM_END

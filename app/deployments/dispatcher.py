@@ -87,11 +87,13 @@ class Dispatcher:
         block_size: int,
         max_retries: int,
     ) -> None:
-        self._router = router
-        # Over gRPC a token message costs a fraction of what Ray's object transport takes.
+        # Over gRPC a message costs a fraction of what Ray's object transport takes.
+        self._router: DeploymentHandle[Any] = router.options(_by_reference=False)
         self._ranks: DeploymentHandle[Any] = ranks.options(stream=True, _by_reference=False)
         self._block_size = block_size
         self._max_retries = max_retries
+        self._releases: set[asyncio.Future[Any]] = set()
+        """Keeps calls that nobody awaits from being collected before they end."""
 
     async def start(self, request: GenerateRequest, pinned_rank: int | None) -> RankStream:
         """The stream of a request that has produced its first token.
@@ -157,14 +159,10 @@ class Dispatcher:
         """Ends the request's reservation wherever it is, without waiting for it."""
         response = self._router.broadcast("release", request_id)
         task = asyncio.ensure_future(response.results_async(return_exceptions=True))
-        _background.add(task)
-        task.add_done_callback(_background.discard)
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
 
 
 def _is_broken(message: RankMessage) -> bool:
     """Whether the rank lives but its engine doesn't: Ray will replace it."""
     return isinstance(message, Refusal) and isinstance(message.error, EngineFailedError)
-
-
-_background: set[asyncio.Future[Any]] = set()
-"""Keeps tasks that nobody awaits from being collected before they end."""

@@ -73,8 +73,14 @@ class DPRank:
         """The rank's publisher as subscribers should dial it; None if it publishes nothing."""
         return self._publisher.info(self._node_ip) if self._publisher else None
 
-    async def describe(self) -> RankInfo:
-        """The rank as it is now. Answers at once, whatever the engine is doing."""
+    async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed:
+        """The rank as it is now. Answers at once, whatever the engine is doing.
+
+        Args:
+            replica_id: the replica that is meant, None for whichever; another one answers `NotAddressed`.
+        """
+        if replica_id not in (None, self._replica_id):
+            return NotAddressed()
         return RankInfo(
             rank=self._rank,
             replica_id=self._replica_id,

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from app.deployments.messages import GenerateRequest, RankMessage, Refusal, TokenChunk
 from app.engine.engine import Engine
 from app.engine.outputs import RequestOutput
-from app.errors import EngineFailedError, KvbeaconError, RequestError
+from app.errors import EngineFailedError, KvbeaconError, RequestError, RequestFailedError
 from app.events.publisher import EventPublisher
 from app.events.schema import CacheEvent, CacheSnapshot, LoadStat
 
@@ -215,7 +215,7 @@ class EngineThread:
 
 def _message(output: RequestOutput) -> RankMessage:
     if output.finish_reason == "error":
-        return Refusal(EngineFailedError(output.error or "the engine failed"))
+        return Refusal(RequestFailedError(output.error or "the engine could not compute the request"))
     return TokenChunk(
         token_ids=output.new_token_ids,
         num_prompt_tokens=output.num_prompt_tokens,

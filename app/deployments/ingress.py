@@ -23,7 +23,7 @@ from app.deployments.dispatcher import Dispatcher
 from app.deployments.messages import GenerateRequest
 from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank
 from app.deployments.openai_responses import AnswerShape, error_headers, error_json
-from app.deployments.ranks import describe_ranks
+from app.deployments.ranks import RankDirectory
 from app.deployments.server_info import Json, model_info, server_info
 from app.errors import InvalidRequestError, ModelNameError, RequestError, RequestTooLargeError
 from app.model_store import resolve_model, served_name
@@ -75,7 +75,7 @@ class Ingress:
     ) -> None:
         self._config = config
         self._router = router
-        self._ranks = ranks
+        self._directory = RankDirectory(ranks)
         self._model_name = served_name(config.model)
         self._tokenizer = Tokenizer.from_folder(resolve_model(config.model))
         self._dispatcher = Dispatcher(
@@ -103,7 +103,7 @@ class Ingress:
     @api.get("/v1/models")
     async def models(self) -> Json:
         """What can be named in a request's `model`."""
-        ranks = await describe_ranks(self._ranks)
+        ranks = await self._directory.look()
         return {
             "object": "list",
             "data": [
@@ -128,13 +128,13 @@ class Ingress:
     @api.get("/get_server_info")
     async def server_info(self) -> Json:
         """The deployment's descriptor."""
-        return server_info(self._config, await describe_ranks(self._ranks))
+        return server_info(self._config, await self._directory.look())
 
     @api.get("/model_info")
     @api.get("/get_model_info")
     async def model_info(self) -> Json:
         """What is served."""
-        return model_info(self._config, await describe_ranks(self._ranks))
+        return model_info(self._config, await self._directory.look())
 
     @api.get("/router/ranks")
     async def router_ranks(self) -> list[Json]:

@@ -52,16 +52,10 @@ class AnswerShape:
             name = "text_completion"
         return {**self._part(name, choice, finish_reason), "usage": usage.as_json()}
 
-    def opening(self) -> list[Json]:
-        """Chunks that come before any text: a chat says who speaks."""
-        if self.kind == "text":
-            return []
-        return [self._part("chat.completion.chunk", {"delta": {"role": "assistant", "content": ""}}, None)]
-
-    def chunk(self, text: str, finish_reason: str | None) -> Json:
-        """One piece of text, or the end."""
+    def chunk(self, text: str, finish_reason: str | None, *, is_first: bool) -> Json:
+        """One piece of text, or the end. A chat's first chunk says who speaks."""
         if self.kind == "chat":
-            delta = {"content": text} if text else {}
+            delta = {"role": "assistant", "content": text} if is_first else {"content": text} if text else {}
             return self._part("chat.completion.chunk", {"delta": delta}, finish_reason)
         return self._part("text_completion", {"text": text}, finish_reason)
 

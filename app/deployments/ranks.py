@@ -1,30 +1,44 @@
-"""One look at all ranks: what every replica of the `DPRank` deployment says of itself."""
+"""Looks at all ranks: what every replica of the `DPRank` deployment says of itself."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from app.deployments.messages import RankInfo
-from app.errors import NoRankError
 
 LOOK_TIMEOUT_S = 2.0
 
 
-async def describe_ranks(ranks: DeploymentHandle[Any]) -> list[RankInfo]:
-    """The ranks that answered, by number: none while none has started; one that just died is missing.
+class RankDirectory:
+    """Asks every rank to describe itself.
 
-    Raises:
-        NoRankError: some replica neither answered nor failed in time.
+    Args:
+        ranks: handle of the `DPRank` deployment.
     """
-    response = ranks.broadcast("describe")
-    try:
-        answers = await response.results_async(timeout_s=LOOK_TIMEOUT_S, return_exceptions=True)
-    except DeploymentUnavailableError:
-        return []
-    except TimeoutError:
-        raise NoRankError(f"a rank has not answered within {LOOK_TIMEOUT_S:g} s") from None
-    infos = [answer for answer in answers if isinstance(answer, RankInfo)]
-    return sorted(infos, key=lambda info: info.rank)
+
+    def __init__(self, ranks: DeploymentHandle[Any]) -> None:
+        self._ranks = ranks
+        self._known: frozenset[str] = frozenset()
+        """Replica ids of the last look that all replicas answered."""
+
+    async def look(self) -> list[RankInfo]:
+        """The ranks that answered in time, by number: none while none has started."""
+        try:
+            response = self._ranks.broadcast("describe")
+            answers = await response.results_async(timeout_s=LOOK_TIMEOUT_S, return_exceptions=True)
+            infos = [answer for answer in answers if isinstance(answer, RankInfo)]
+            self._known = frozenset(info.replica_id for info in infos)
+        except DeploymentUnavailableError:
+            infos = []
+        except TimeoutError:
+            # One replica that hangs spoils the whole broadcast: the others are asked by name.
+            answers = await asyncio.gather(*map(self._ask, self._known), return_exceptions=True)
+            infos = [answer for answer in answers if isinstance(answer, RankInfo)]
+        return sorted(infos, key=lambda info: info.rank)
+
+    async def _ask(self, replica_id: str) -> Any:
+        return await asyncio.wait_for(self._ranks.describe.remote(replica_id=replica_id), LOOK_TIMEOUT_S)

@@ -11,8 +11,8 @@ from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
-from app.deployments.ranks import describe_ranks
-from app.errors import KvbeaconError, NoRankError, RequestError
+from app.deployments.ranks import RankDirectory
+from app.errors import KvbeaconError, RequestError
 from app.events.schema import CacheSnapshot
 from app.routing.chooser import Chooser, Prompt
 from app.routing.index import PrefixIndex
@@ -34,6 +34,7 @@ class Router:
     async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         routing = config.routing
         self._ranks = ranks
+        self._directory = RankDirectory(ranks)
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         index = PrefixIndex()
@@ -97,9 +98,7 @@ class Router:
     async def _discover_forever(self) -> None:
         while True:
             try:
-                await self._tracker.update(await describe_ranks(self._ranks))
-            except NoRankError as error:
-                logger.warning("%s; what is known of the ranks stays", error)
+                await self._tracker.update(await self._directory.look())
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -16,7 +16,7 @@ import torch
 from app.config import Device, Dtype, EngineConfig
 from app.engine import kv_cache
 from app.engine.architecture import Architecture, read_architecture
-from app.engine.limits import Limits
+from app.engine.limits import Limits, resolve_max_model_len
 from app.engine.model import Llama
 from app.engine.model_runner import ModelRunner
 from app.engine.outputs import RequestOutput, StepOutput
@@ -27,7 +27,7 @@ from app.engine.sampler import sample
 from app.engine.scheduler import Schedule, Scheduler
 from app.engine.stopping import ending
 from app.engine.weights import load_weights
-from app.errors import ConfigError, InvalidRequestError, QueueFullError
+from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from kernels import load_kernels
 
@@ -81,7 +81,7 @@ class Engine:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         architecture = read_architecture(model_dir)
-        max_model_len = _resolve_max_model_len(max_model_len, architecture)
+        max_model_len = resolve_max_model_len(max_model_len, architecture.max_position_embeddings)
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = load_kernels(config.kernels)
@@ -272,12 +272,3 @@ class Engine:
         num_tokens = schedule.num_prefill_tokens + schedule.num_decode_tokens
         self._num_prefilled_tokens += schedule.num_prefill_tokens
         self._prefill_busy_us += seconds * 1e6 * schedule.num_prefill_tokens / num_tokens
-
-
-def _resolve_max_model_len(max_model_len: int | None, architecture: Architecture) -> int:
-    context = architecture.max_position_embeddings
-    if max_model_len is None:
-        return context
-    if not 2 <= max_model_len <= context:
-        raise ConfigError(f"model.max_model_len = {max_model_len}: the model allows 2 to {context}")
-    return max_model_len

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -11,7 +12,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes(device: torch.device, meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
-    """Bytes that can still be allocated on `device`; on a cpu within the machine and the cgroup's limit."""
+    """Bytes that can still be allocated on `device`; on a cpu within the machine and the cgroup's limit.
+
+    Where there is no `/proc/meminfo`, on macOS say, the machine's whole memory counts as available.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
@@ -24,6 +28,8 @@ def gib(num_bytes: int) -> str:
 
 
 def _machine_bytes(meminfo: Path) -> int:
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = meminfo.read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 

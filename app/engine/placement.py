@@ -38,4 +38,6 @@ def resolve_dtype(dtype: Dtype, device: torch.device, checkpoint_dtype: str | No
         return _DTYPES[dtype]
     if device.type == "cuda":
         return torch.float16 if checkpoint_dtype == "float16" else torch.bfloat16
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    # Builds without oneDNN, Apple's for instance, don't even have the question.
+    has_bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32

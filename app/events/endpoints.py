@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import ConfigDict, Field, field_validator
 
-from app.config import PositiveInt, Settings, validate
+from app.config import Settings, validate
 from app.errors import ConfigError
 from app.events.ports import PortSpan, UnusableEndpointError, port_span
 from app.events.schema import ACK_TOPIC, Format
@@ -27,6 +27,8 @@ from app.events.schema import ACK_TOPIC, Format
 _WHERE = "kv_events_config"
 
 Descriptor = dict[str, Any]
+QueueLength = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""As long as ZMQ, which counts in C ints, lets a queue be."""
 
 
 class KvEventsConfig(Settings):
@@ -38,9 +40,9 @@ class KvEventsConfig(Settings):
     endpoint: str = Field("tcp://127.0.0.1:5557", description="Events of rank 0; rank r has the port + r.")
     replay_endpoint: str | None = Field(None, description="Replay of rank 0; null: no replay.")
     topic: str = Field("", description="First frame of every batch.")
-    buffer_steps: PositiveInt = Field(10_000, description="Batches kept for replay.")
-    hwm: PositiveInt = Field(100_000, description="Batches queued for one slow subscriber, then dropped.")
-    max_queue_size: PositiveInt = Field(
+    buffer_steps: QueueLength = Field(10_000, description="Batches kept for replay.")
+    hwm: QueueLength = Field(100_000, description="Batches queued for one slow subscriber, then dropped.")
+    max_queue_size: QueueLength = Field(
         100_000, description="Batches queued between engine and publisher, then dropped."
     )
     load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
@@ -57,6 +59,12 @@ class KvEventsConfig(Settings):
     @classmethod
     def _none_is_null(cls, value: Any) -> Any:
         return "null" if value is None else value
+
+    @field_validator("topic")
+    @classmethod
+    def _can_be_sent(cls, value: str) -> str:
+        value.encode()  # a lone surrogate, which JSON can write, is a ValueError here
+        return value
 
     @field_validator("load_topic")
     @classmethod

@@ -45,6 +45,8 @@ class FollowedRank:
         self._is_detached = False
         self._load_came_by_itself = False
         self._subscriber: RankSubscriber | None = None
+        self._acknowledges = False
+        self._reserved_at_last_look: list[str] = []
         publisher = description.publisher
         if publisher is not None and publisher.state == "publishing":
             self._subscriber = RankSubscriber(
@@ -55,6 +57,7 @@ class FollowedRank:
                 on_acknowledged=self._on_acknowledged,
             )
             self._subscriber.start()
+            self._acknowledges = publisher.load_port is not None
 
     @property
     def status(self) -> SyncStatus:
@@ -80,6 +83,8 @@ class FollowedRank:
         if not self._is_behind(description.load):
             self._load.report(description.rank, description.load)
         self._load_came_by_itself = False
+        if not self._acknowledges:
+            self._settle()
 
     def detach(self) -> asyncio.Task[None] | None:
         """Stop writing at once; returns the subscriber's closing, if there is one."""
@@ -119,6 +124,15 @@ class FollowedRank:
     def _on_acknowledged(self, request_ids: Sequence[str]) -> None:
         if not self._is_detached:
             self._load.acknowledge(self.description.rank, request_ids)
+
+    def _settle(self) -> None:
+        """End the reservations that stood at the last look already: this look's load counts their requests.
+
+        For a rank that acknowledges nothing: without this each request would count twice until its
+        reservation's deadline, and on after its end.
+        """
+        self._load.acknowledge(self.description.rank, self._reserved_at_last_look)
+        self._reserved_at_last_look = self._load.reserved_on(self.description.rank)
 
     def _is_behind(self, described: LoadStat) -> bool:
         """Whether a description's load is older than the last report.

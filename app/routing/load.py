@@ -19,8 +19,8 @@ from app.routing.prefill_rate import PrefillRate
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
-RATE_NOISE = 0.15
-"""Prefill rates this close to their median, relative to it, are taken to be equal."""
+RATE_NOISE = 0.5
+"""Prefill rates this close to their median, relative to it, are taken to be equal: see `prefill_rates`."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,11 @@ class LoadBook:
     def prefill_rates(self, ranks: Iterable[int]) -> dict[int, float]:
         """Uncached prompt tokens per second of each rank, always above 0.
 
-        The ranks of one deployment are meant to be equal, and noise in a measurement mustn't make one of
-        them win every tie. So a measured rate counts only where it differs from the median of all measured
-        ones by more than `RATE_NOISE`; otherwise the median does. A rank that hasn't been measured has the
+        The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win
+        every tie. It errs by more than noise: a step costs something whatever its tokens, so a rank that
+        computes short remainders of cached prompts looks slower than one that computes whole ones. So a
+        measured rate counts only where it differs from the median of all measured ones by more than
+        `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been measured has the
         median too, or the configured initial rate when there is none.
         """
         measured = {
@@ -171,9 +173,13 @@ class LoadBook:
                 break
             self.release(request_id)
 
+    def reserved_on(self, rank: int) -> list[str]:
+        """The requests whose reservations on `rank` nothing has ended yet."""
+        return [key for key, value in self._reservations.items() if value.rank == rank]
+
     def drop(self, rank: int) -> None:
         """Forget everything about `rank`: its report, its rate, its reservations and its assigned work."""
-        for request_id in [key for key, value in self._reservations.items() if value.rank == rank]:
+        for request_id in self.reserved_on(rank):
             self.release(request_id)
         self._ranks.pop(rank, None)
 

@@ -132,11 +132,10 @@ async def test_leaving_a_stream_cancels_the_rank(tokenizer: Tokenizer) -> None:
     assert transport.num_cancelled == 1
 
 
-async def test_leaving_a_chat_at_its_opening_cancels_the_rank(tokenizer: Tokenizer) -> None:
-    """The opening comes before anything is taken from the rank."""
-    stream, transport = begun(chunks(tokenizer.encode(TEXT), "length"))
+async def test_only_the_first_chunk_of_a_chat_says_who_speaks(tokenizer: Tokenizer) -> None:
+    stream, _ = begun(chunks(tokenizer.encode("one, two"), "length"))
     shape = AnswerShape("chat", "1", "m")
-    answer = stream_answer(shape, stream, tokenizer.text_stream(), with_usage=False)
-    await anext(answer)
-    await answer.aclose()
-    assert transport.num_cancelled == 1
+    lines = [line async for line in stream_answer(shape, stream, tokenizer.text_stream(), with_usage=False)]
+    deltas = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"] for line in lines[:-1]]
+    assert ["role" in delta for delta in deltas] == [True] + [False] * (len(deltas) - 1)
+    assert "".join(delta.get("content", "") for delta in deltas) == "one, two"

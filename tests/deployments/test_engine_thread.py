@@ -24,7 +24,7 @@ from app.events.endpoints import KvEventsConfig
 from app.events.publisher import EventPublisher
 from app.events.replay import fetch_replay
 from app.events.schema import BlockRemoved, BlockStored, EventBatch
-from tests.events.conftest import find_free_ports
+from tests.free_ports import find_free_ports
 
 CONFIG = {
     "cache": {"block_size": 4, "num_blocks": 64},

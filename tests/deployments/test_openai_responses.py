@@ -41,18 +41,18 @@ def test_a_whole_text() -> None:
 
 
 def test_a_streamed_chat() -> None:
-    (opening,) = (ChatCompletionChunk.model_validate(each, strict=True) for each in CHAT.opening())
-    middle = ChatCompletionChunk.model_validate(CHAT.chunk("Hi", None), strict=True)
-    end = ChatCompletionChunk.model_validate(CHAT.chunk("", "stop"), strict=True)
-    assert (opening.choices[0].delta.role, opening.choices[0].delta.content) == ("assistant", "")
-    assert (middle.choices[0].delta.content, middle.choices[0].finish_reason) == ("Hi", None)
+    first = ChatCompletionChunk.model_validate(CHAT.chunk("Hi", None, is_first=True), strict=True)
+    middle = ChatCompletionChunk.model_validate(CHAT.chunk(" there", None, is_first=False), strict=True)
+    end = ChatCompletionChunk.model_validate(CHAT.chunk("", "stop", is_first=False), strict=True)
+    assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "Hi")
+    assert (middle.choices[0].delta.role, middle.choices[0].delta.content) == (None, " there")
     assert (end.choices[0].delta.content, end.choices[0].finish_reason) == (None, "stop")
-    assert opening.id == middle.id == end.id
+    assert first.id == middle.id == end.id
 
 
-def test_a_streamed_text_opens_with_nothing() -> None:
-    assert TEXT.opening() == []
-    (choice,) = TEXT.chunk("Hi", None)["choices"]
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_streamed_text(is_first: bool) -> None:
+    (choice,) = TEXT.chunk("Hi", None, is_first=is_first)["choices"]
     assert choice == {"index": 0, "text": "Hi", "logprobs": None, "finish_reason": None}
 
 
@@ -74,6 +74,7 @@ REFUSALS = {
     errors.ModelNameError("m"): (404, "invalid_request_error"),
     errors.RequestTooLargeError("m"): (413, "invalid_request_error"),
     errors.QueueFullError("m", retry_after_s=7): (429, "rate_limit_error"),
+    errors.RequestFailedError("m"): (500, "server_error"),
     errors.EngineFailedError("m"): (500, "server_error"),
     errors.RankDiedError("m"): (502, "server_error"),
     errors.NoRankError("m"): (503, "server_error"),
@@ -92,7 +93,9 @@ def test_an_error_is_the_same_after_its_way_between_processes(error: errors.Requ
     assert shown == {"message": "m", "type": kind, "param": error.param, "code": error.code}
 
 
-def test_only_a_full_queue_says_when_to_try_again() -> None:
+def test_what_passes_by_itself_says_when_to_try_again() -> None:
     headers = {type(error): error_headers(error) for error in REFUSALS if error_headers(error)}
-    assert headers[errors.QueueFullError] == {"retry-after": "7"}
-    assert set(headers) <= {errors.QueueFullError, errors.NoRankError}
+    assert headers == {
+        errors.QueueFullError: {"retry-after": "7"},
+        errors.NoRankError: {"retry-after": "1"},
+    }

@@ -145,6 +145,17 @@ def test_available_memory_respects_the_cgroup(tmp_path: Path) -> None:
     assert available_bytes(torch.device("cpu"), meminfo, cgroup) == 0
 
 
+def test_without_meminfo_the_whole_memory_counts_as_available(tmp_path: Path) -> None:
+    available = available_bytes(torch.device("cpu"), tmp_path / "meminfo", tmp_path / "cgroup")
+    assert available >= available_bytes(torch.device("cpu"), cgroup=tmp_path / "cgroup") > 0
+
+
+def test_auto_dtype_without_onednn_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    assert resolve_dtype("auto", torch.device("cpu"), "bfloat16") == torch.float32
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a cuda device")
 def test_cuda_without_a_device_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.device = 'cuda'"):

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import random
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -28,24 +24,7 @@ from app.events.schema import (
     encode_seq,
 )
 from app.events.subscriber import RankSubscriber
-
-# Below the ports that outgoing connections take; never the same one twice.
-_candidates = itertools.cycle(range(20_000, 32_000, 8))
-for _ in range(random.SystemRandom().randrange(1500)):
-    next(_candidates)
-
-
-def find_free_ports(count: int) -> int:
-    """The first of `count` consecutive free ports, 8 at most."""
-    while True:
-        base = next(_candidates)
-        with ExitStack() as probes:
-            try:
-                for port in range(base, base + count):
-                    probes.enter_context(socket.create_server(("127.0.0.1", port)))
-            except OSError:
-                continue
-            return base
+from tests.free_ports import find_free_ports
 
 
 def stored(*hashes: int) -> BlockStored:

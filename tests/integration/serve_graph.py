@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import httpx
 import yaml
 
-from tests.events.conftest import find_free_ports
+from tests.free_ports import find_free_ports
 
 REPO = Path(__file__).resolve().parents[2]
 START_S = 240

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 import app.check
-from tests.events.conftest import find_free_ports
+from tests.free_ports import find_free_ports
 from tests.integration.serve_graph import (
     REPO,
     START_S,
@@ -101,6 +102,7 @@ def test_a_good_file_passes(tmp_path: Path, config: Json) -> None:
             ["21001..21002", "21000..21001", "overlap"],
         ),
         ({"model": {"path": "/no/such/model"}}, ["/no/such/model"]),
+        ({"model": {"max_model_len": 8193}}, ["model.max_model_len = 8193", "2 to 8192"]),
     ],
 )
 def test_the_preflight_names_the_setting(
@@ -123,6 +125,37 @@ def test_the_preflight_names_a_taken_http_port(
 ) -> None:
     taken = config | {"http_options": config["http_options"] | {"port": taken_port + 1}}
     assert f"127.0.0.1:{taken_port + 1}" in complaint(taken)
+
+
+def test_the_preflight_names_two_parts_that_need_one_port(
+    complaint: Callable[[Json], str], config: Json
+) -> None:
+    port = find_free_ports(8)
+    http = config | {"http_options": config["http_options"] | {"port": port + 1}}
+    message = complaint(with_args(http, events_on(port)))
+    assert f"port {port + 1}: HTTP and rank 1 both need it" in message
+
+
+def test_the_preflight_refuses_a_model_that_the_engine_does_not_have(
+    complaint: Callable[[Json], str], config: Json, new_tiny_llama: Callable[..., Path], tiny_model: str
+) -> None:
+    folder = new_tiny_llama(architectures=["GPT2LMHeadModel"])
+    shutil.copy(Path(tiny_model) / "tokenizer.json", folder)
+    assert "GPT2LMHeadModel" in complaint(with_args(config, {"model": {"path": str(folder)}}))
+
+
+def test_the_preflight_says_why_no_router_could_follow(
+    tmp_path: Path, config: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = written(tmp_path, with_args(config, {"kv_events_config": "{endpoint"}))
+    assert app.check.main([str(file)]) == 0
+    assert "is not JSON" in caplog.text
+
+
+def test_the_preflight_refuses_a_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "serve_config.yaml"
+    file.write_bytes(b"applications: [] # caf\xe9")
+    assert app.check.main([str(file)]) == 1
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,21 @@ async def test_a_rank_that_publishes_nothing_is_routed_by_its_described_load(
     assert world.load.waiting_tokens(0) == 0
 
 
+async def test_a_rank_that_acknowledges_nothing_counts_a_request_once(world: Fixture) -> None:
+    async def look(waiting_tokens: int) -> None:
+        await world.tracker.update([description(0, "silent", stat(waiting_tokens=waiting_tokens))])
+
+    await look(0)
+    world.chooser.choose(Prompt("a", [], 8, BLOCK_SIZE), world.tracker.alive(), now=0.0)
+    await look(0)  # may have been asked before the request came to the rank
+    assert world.load.waiting_tokens(0) == 8
+    await look(8)
+    assert world.load.waiting_tokens(0) == 8
+    await look(0)
+    assert world.load.waiting_tokens(0) == 0
+    assert world.load.num_requests(0) == 0
+
+
 async def test_a_description_older_than_the_last_report_is_ignored(world: Fixture) -> None:
     await world.tracker.update([description(0, "a", stat(waiting_tokens=5, prefilled=500))])
     await world.tracker.update([description(0, "a", stat(waiting_tokens=9, prefilled=400))])
