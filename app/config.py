@@ -28,9 +28,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseModel):
-    """Base of every settings model: immutable, unknown keys refused."""
+    """Base of every settings model: immutable, unknown keys and numbers without end refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Settings):

@@ -109,7 +109,7 @@ def served_name(config: ModelConfig) -> str:
 
 
 def _as_folder(path: str) -> Path:
-    # Path.expanduser raises for an unknown user; this leaves such a path as it is, and no folder is found there.
+    # Path.expanduser raises for an unknown user; this leaves the path as it is, and no folder is found.
     return Path(os.path.expanduser(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,8 @@ def test_nothing_given_is_the_default_model_on_two_ranks() -> None:
         ({"resources": {"num_gpus": -1}}, "args.resources.num_gpus = -1"),
         ({"routing": {"policy": "random"}}, "args.routing.policy = 'random'"),
         ({"routing": {"discovery_interval_s": 0}}, "args.routing.discovery_interval_s = 0"),
+        ({"routing": {"discovery_interval_s": math.inf}}, "args.routing.discovery_interval_s = inf"),
+        ({"resources": {"num_gpus": math.inf}}, "args.resources.num_gpus = inf"),
         ({"ingress": {"max_retries": -1}}, "args.ingress.max_retries = -1"),
         ({"kv_events_config": {"publisher": "zmq"}}, "args.kv_events_config = {'publisher': 'zmq'}"),
     ],

@@ -151,8 +151,8 @@ def test_without_meminfo_the_whole_memory_counts_as_available(tmp_path: Path) ->
 
 
 def test_auto_dtype_without_onednn_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.delattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", raising=False)
+    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    monkeypatch.setattr(torch.ops, "mkldnn", None)  # asking it anything would raise
     assert resolve_dtype("auto", torch.device("cpu"), "bfloat16") == torch.float32
 
 

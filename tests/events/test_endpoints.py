@@ -139,7 +139,6 @@ def test_an_unknown_key_is_named_with_what_is_allowed() -> None:
         ("max_queue_size", 1.5),
         ("hwm", 2**31),
         ("buffer_steps", 2**70),
-        ("topic", "\ud800"),
         ("load_reports", "yes"),
         ("load_topic", "ack"),
         ("load_topic", ""),
@@ -150,6 +149,11 @@ def test_an_unknown_key_is_named_with_what_is_allowed() -> None:
 def test_a_wrong_value_is_named(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"kv_events_config\.{key} = {value!r}"):
         parse(raw(**{key: value}), 16, 2)
+
+
+def test_a_topic_that_can_not_be_sent_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"kv_events_config\.topic .* surrogates not allowed"):
+        parse(raw(topic="\ud800"), 16, 2)
 
 
 @pytest.mark.parametrize(("events", "replay"), [(5557, 5558), (5558, 5557), (5557, 5557)])
