@@ -83,7 +83,7 @@ class EngineConfig(Settings):
     scheduler: SchedulerConfig = SchedulerConfig()
     kernels: KernelBackend = Field("torch", description="Implementation of the kernels.")
     num_threads: PositiveInt | None = Field(
-        None, description="Torch threads per rank on a cpu. Default: cores divided by ranks, at least 1."
+        None, description="Torch threads per rank on a cpu. Default: `resources.num_cpus`, at least 1."
     )
 
 
@@ -130,6 +130,11 @@ class AppConfig(Settings):
     )
     routing: RoutingConfig = RoutingConfig()
     ingress: IngressConfig = IngressConfig()
+
+    @property
+    def threads_per_rank(self) -> int:
+        """Torch threads of one rank on a cpu."""
+        return self.engine.num_threads or max(1, int(self.resources.num_cpus))
 
 
 def load_config(args: Mapping[str, Any]) -> AppConfig:

@@ -25,20 +25,14 @@ def seed(cache_salt: str | None) -> bytes:
     return hashlib.sha256(_SALT_PREFIX + cache_salt.encode()).digest()
 
 
-def extend(parent_digest: bytes, block_token_ids: Sequence[int]) -> bytes:
-    """The 32-byte digest of the block that holds `block_token_ids` after `parent_digest`.
-
-    Raises:
-        OverflowError: a token id is negative or does not fit 32 bits.
-    """
-    return hashlib.sha256(parent_digest + _uint32_le(block_token_ids)).digest()
-
-
 def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT) -> list[bytes]:
     """Digests of the full blocks of `token_ids`; a last partial block has none.
 
     Returns:
         `len(token_ids) // block_size` digests of 32 bytes.
+
+    Raises:
+        OverflowError: a token id is negative or does not fit 32 bits.
     """
     data = _uint32_le(token_ids)
     width = 4 * block_size

@@ -16,7 +16,6 @@ from statistics import median
 import torch
 
 from app.config import AppConfig
-from app.deployments.dp_rank import default_threads
 from app.engine.engine import Engine
 from app.engine.request import SamplingParams
 from app.model_store import resolve_model
@@ -39,7 +38,7 @@ class LocalEngine:
     def __init__(self, config: AppConfig) -> None:
         model_dir = resolve_model(config.model)
         self._tokenizer = Tokenizer.from_folder(model_dir)
-        torch.set_num_threads(config.engine.num_threads or default_threads(config.dp_size))
+        torch.set_num_threads(config.threads_per_rank)
         self._engine = Engine.load(
             model_dir,
             config.engine,

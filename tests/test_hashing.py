@@ -50,16 +50,6 @@ def test_a_chain_can_be_continued_from_any_block(tokens: list[int], block_size: 
     assert hashing.chain(tokens[start * block_size :], block_size, parent) == whole[start:]
 
 
-@given(token_ids, block_sizes)
-def test_extending_block_by_block_gives_the_chain(tokens: list[int], block_size: int) -> None:
-    digests = []
-    parent = hashing.ROOT
-    for start in range(0, len(tokens) // block_size * block_size, block_size):
-        parent = hashing.extend(parent, tokens[start : start + block_size])
-        digests.append(parent)
-    assert digests == hashing.chain(tokens, block_size)
-
-
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4), st.integers(0, 3), st.integers(1, 2**31))
 def test_another_token_anywhere_changes_every_later_hash(tokens: list[int], place: int, change: int) -> None:
     other = list(tokens)

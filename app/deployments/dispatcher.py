@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from app import hashing
@@ -31,6 +33,7 @@ from app.errors import EngineFailedError, NoRankError, RankDiedError
 
 logger = logging.getLogger("ray.serve")
 
+ROUTER_TIMEOUT_S = 2.0
 _ROUTER_ATTEMPTS = 3
 
 
@@ -42,23 +45,35 @@ class RankStream:
         RequestError: the rank's engine failed.
     """
 
-    def __init__(self, rank: int, first: TokenChunk, rest: Any) -> None:
+    def __init__(
+        self, rank: int, first: TokenChunk, rest: AsyncIterator[RankMessage], cancel: Callable[[], object]
+    ) -> None:
         self.rank = rank
         self._first = first
         self._rest = rest
+        self._cancel = cancel
 
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        yield self._first
+        last = self._first
+        # What happens to the rank after the last token is of no concern to this request.
+        while last.finish_reason is None:
+            last = await self._next()
+            yield last
+
+    async def _next(self) -> TokenChunk:
         try:
-            yield self._first
-            async for message in self._rest:
-                if isinstance(message, Refusal):
-                    raise message.error
-                yield message
-        except RayActorError:
-            message = f"rank {self.rank} died while it answered; what came so far is incomplete"
-            raise RankDiedError(message) from None
+            message: RankMessage = await anext(self._rest)
         except RayTaskError as error:
-            raise EngineFailedError(f"rank {self.rank} failed: {error.cause!r}") from None
+            logger.error("rank %d failed: %s", self.rank, error)
+            raise EngineFailedError(f"rank {self.rank} failed; its log says why") from None
+        except (RayError, StopAsyncIteration):
+            incomplete = f"rank {self.rank} died while it answered; what came so far is incomplete"
+            raise RankDiedError(incomplete) from None
+        if isinstance(message, Refusal):
+            raise message.error
+        assert isinstance(message, TokenChunk), message
+        return message
 
     def cancel(self) -> None:
         """Abort the request on its rank, unless it has ended there.
@@ -66,7 +81,7 @@ class RankStream:
         Not left to the iteration's own end: nobody ends an iteration that was never begun, and one that was
         given up ends only when it is collected.
         """
-        self._rest.cancel()
+        self._cancel()
 
 
 class Dispatcher:
@@ -117,17 +132,15 @@ class Dispatcher:
             if stream is not None:
                 return stream
             failed.add(assignment.rank)
-            await self._router.broadcast("mark_failed", assignment.rank, assignment.replica_id).results_async(
-                return_exceptions=True
-            )
+            await self._tell_routers("mark_failed", assignment.rank, assignment.replica_id)
         raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
 
     async def _choose(self, request: ChooseRequest) -> Assignment:
         for attempt in range(_ROUTER_ATTEMPTS):
             try:
-                answer = await self._router.choose.remote(request)
-            except RayActorError:
-                logger.warning("a router died during request %s (try %d)", request.request_id, attempt + 1)
+                answer = await asyncio.wait_for(self._router.choose.remote(request), ROUTER_TIMEOUT_S)
+            except (RayActorError, TimeoutError, DeploymentUnavailableError):
+                logger.warning("no router for request %s (try %d)", request.request_id, attempt + 1)
                 continue
             if isinstance(answer, Unroutable):
                 raise answer.error
@@ -139,14 +152,15 @@ class Dispatcher:
         stream: Any = self._ranks.generate.remote(request, replica_id=assignment.replica_id)
         begun = False
         try:
-            first = await anext(aiter(stream))
+            messages = aiter(stream)
+            first = await anext(messages)
             if isinstance(first, NotAddressed) or _is_broken(first):
                 return None
             if isinstance(first, Refusal):
                 raise first.error
             begun = True
-            return RankStream(assignment.rank, first, stream)
-        except RayActorError as error:
+            return RankStream(assignment.rank, first, messages, stream.cancel)
+        except (RayActorError, DeploymentUnavailableError, StopAsyncIteration) as error:
             rank, request_id = assignment.rank, request.request_id
             logger.warning("rank %d died before request %s began: %s", rank, request_id, error)
             return None
@@ -155,10 +169,15 @@ class Dispatcher:
                 stream.cancel()
                 self._release(request.request_id)
 
+    async def _tell_routers(self, method: str, *arguments: Any) -> None:
+        """Calls every router; one that can't be reached is starting anew and knows nothing anyway."""
+        with suppress(DeploymentUnavailableError, TimeoutError):
+            response = self._router.broadcast(method, *arguments)
+            await response.results_async(timeout_s=ROUTER_TIMEOUT_S, return_exceptions=True)
+
     def _release(self, request_id: str) -> None:
         """Ends the request's reservation wherever it is, without waiting for it."""
-        response = self._router.broadcast("release", request_id)
-        task = asyncio.ensure_future(response.results_async(return_exceptions=True))
+        task = asyncio.ensure_future(self._tell_routers("release", request_id))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 

@@ -32,6 +32,7 @@ class DPRank:
     Raises:
         EndpointInUseError: a port of this rank is taken.
         ModelError: the model can't be served.
+        ConfigError: an address can't be bound here, or there is no such device.
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
@@ -42,8 +43,7 @@ class DPRank:
         self._node_ip = ray.util.get_node_ip_address()
         self._publisher = self._start_publisher(config)
         model_dir = resolve_model(config.model)
-        if config.engine.num_threads is None:
-            torch.set_num_threads(default_threads(config.dp_size))
+        torch.set_num_threads(config.threads_per_rank)
         self._engine = Engine.load(
             model_dir,
             config.engine,
@@ -78,9 +78,13 @@ class DPRank:
 
         Args:
             replica_id: the replica that is meant, None for whichever; another one answers `NotAddressed`.
+
+        Raises:
+            EngineFailedError: the engine has stopped; Ray will replace this replica.
         """
         if replica_id not in (None, self._replica_id):
             return NotAddressed()
+        self._engine_thread.check_health()
         return RankInfo(
             rank=self._rank,
             replica_id=self._replica_id,
@@ -88,6 +92,7 @@ class DPRank:
             pid=os.getpid(),
             publisher=self.describe_publisher(),
             load=self._engine_thread.load,
+            max_prompt_tokens=self._engine.max_prompt_tokens,
             num_blocks=self._engine.num_blocks,
             num_cached_blocks=self._engine_thread.num_cached_blocks,
             max_model_len=self._engine.max_model_len,
@@ -126,8 +131,3 @@ class DPRank:
         publisher = getattr(self, "_publisher", None)
         if publisher is not None:
             publisher.close()
-
-
-def default_threads(dp_size: int) -> int:
-    """Torch threads of one rank when all ranks share this machine's cores."""
-    return max(1, (os.cpu_count() or 1) // dp_size)

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from app.deployments.messages import GenerateRequest, RankMessage, Refusal, TokenChunk
@@ -21,7 +22,7 @@ from app.engine.engine import Engine
 from app.engine.outputs import RequestOutput
 from app.errors import EngineFailedError, KvbeaconError, RequestError, RequestFailedError
 from app.events.publisher import EventPublisher
-from app.events.schema import CacheEvent, CacheSnapshot, LoadStat
+from app.events.schema import CacheEvent, CacheSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,11 @@ class EngineThread:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
         self._stopping = False
-        self._failure: BaseException | None = None
+        self._failed = False
         self._admitted: list[str] = []
         self._steps_since_report = 0
         self._reported_at = 0.0
+        self._reported_busy = False
         self.load = engine.load_stat(dp_rank)
         self.num_cached_blocks = 0
 
@@ -70,8 +72,8 @@ class EngineThread:
         self._thread.join()
 
     def check_health(self) -> None:
-        """Raises `EngineFailedError` if the thread died, with what killed it."""
-        if self._failure is not None or not self._thread.is_alive():
+        """Raises `EngineFailedError` once the thread has ended, or is about to."""
+        if self._stopping or self._failed or not self._thread.is_alive():
             raise self._stopped_error()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RankMessage]:
@@ -79,7 +81,7 @@ class EngineThread:
 
         Leaving the iteration early aborts the request and frees its blocks.
         """
-        if self._failure is not None:
+        if self._stopping or self._failed:
             yield Refusal(self._stopped_error())
             return
         stream: asyncio.Queue[RankMessage] = asyncio.Queue()
@@ -128,7 +130,7 @@ class EngineThread:
         return await future
 
     def _stopped_error(self) -> EngineFailedError:
-        return EngineFailedError(f"the engine of rank {self._dp_rank} stopped: {self._failure!r}")
+        return EngineFailedError(f"the engine of rank {self._dp_rank} has stopped; its log says why")
 
     def _deliver(self, messages: list[tuple[str, RankMessage]]) -> None:
         for request_id, message in messages:
@@ -151,22 +153,22 @@ class EngineThread:
                 if self._engine.has_work():
                     self._step()
                 self._report_load()
-        except BaseException as error:
+        except BaseException:
             logger.exception("the engine of rank %d stopped", self._dp_rank)
-            self._failure = error
-            self._loop.call_soon_threadsafe(self._fail_waiters)
+            self._failed = True
+        finally:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._fail_waiters)
 
     def _work_inbox(self) -> None:
         """Runs everything that waits; blocks for more only when the engine has nothing to do."""
-        while True:
-            idle = not self._engine.has_work() and not self._admitted
-            try:
-                run = self._inbox.get(timeout=LOAD_HEARTBEAT_S) if idle else self._inbox.get_nowait()
-            except queue.Empty:
-                break
-            run()
-            if self._stopping:
-                break
+        try:
+            run = self._inbox.get(block=not self._engine.has_work(), timeout=LOAD_HEARTBEAT_S)
+            while not self._stopping:
+                run()
+                run = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
         self._publish(self._engine.drain_events())
 
     def _step(self) -> None:
@@ -195,19 +197,20 @@ class EngineThread:
             self._publisher.publish(events)
 
     def _report_load(self) -> None:
-        """Tells routers the load: when it changed, at most every few steps, at least once a second.
+        """Tells routers the load every few steps and at least once a second.
 
-        An admission is always told at once, because a router's reservation stands until then.
+        An admission is told at once, because a router's reservation stands until then, and so is idleness.
         """
         now = time.monotonic()
-        load = self._engine.load_stat(self._dp_rank)
-        changed = _queue(load) != _queue(self.load) or self._steps_since_report >= STEPS_PER_LOAD_REPORT
-        self.load = load
-        self.num_cached_blocks = self._engine.num_cached_blocks
-        if not (self._admitted or changed or now - self._reported_at >= LOAD_HEARTBEAT_S):
+        became_idle = self._reported_busy and not self._engine.has_work()
+        is_due = self._steps_since_report >= STEPS_PER_LOAD_REPORT
+        if not (self._admitted or became_idle or is_due or now - self._reported_at >= LOAD_HEARTBEAT_S):
             return
+        self.load = self._engine.load_stat(self._dp_rank)
+        self.num_cached_blocks = self._engine.num_cached_blocks
         if self._publisher is not None:
-            self._publisher.publish_load(load, self._admitted)
+            self._publisher.publish_load(self.load, self._admitted)
+        self._reported_busy = self._engine.has_work()
         self._admitted = []
         self._steps_since_report = 0
         self._reported_at = now
@@ -226,10 +229,6 @@ def _message(output: RequestOutput) -> RankMessage:
 
 def _is_last(message: RankMessage) -> bool:
     return not isinstance(message, TokenChunk) or message.finish_reason is not None
-
-
-def _queue(load: LoadStat) -> tuple[int, int]:
-    return load.num_running_reqs, load.num_waiting_reqs
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:

@@ -9,23 +9,34 @@ import asyncio
 import logging
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.config import AppConfig
 from app.deployments.answer import stream_answer, whole_answer
-from app.deployments.dispatcher import Dispatcher
+from app.deployments.dispatcher import ROUTER_TIMEOUT_S, Dispatcher
 from app.deployments.messages import GenerateRequest
-from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank
+from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank, shown
 from app.deployments.openai_responses import AnswerShape, error_headers, error_json
 from app.deployments.ranks import RankDirectory
 from app.deployments.server_info import Json, model_info, server_info
-from app.errors import InvalidRequestError, ModelNameError, RequestError, RequestTooLargeError
+from app.errors import (
+    InvalidRequestError,
+    ModelNameError,
+    NoRankError,
+    PromptTooLongError,
+    RequestError,
+    RequestTooLargeError,
+)
 from app.model_store import resolve_model, served_name
 from app.tokenizer import Tokenizer
 
@@ -34,8 +45,11 @@ logger = logging.getLogger("ray.serve")
 UNLIMITED = sys.maxsize
 """Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
 
-LONG_TEXT = 20_000
-"""Characters, about 10 ms of tokenizing."""
+LONG_BODY = 20_000
+"""Bytes of a body that take some 10 ms to parse and tokenize."""
+
+Prepared = tuple[ChatRequest | TextRequest, list[int]]
+"""A request's body, and its prompt's token ids."""
 
 api = FastAPI(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -43,6 +57,11 @@ api = FastAPI(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
 @api.exception_handler(RequestError)
 async def _request_error(request: Request, error: RequestError) -> JSONResponse:
     return JSONResponse(error_json(error), status_code=error.status, headers=error_headers(error))
+
+
+@api.exception_handler(ClientDisconnect)
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # nginx's number for it; nobody reads this
 
 
 @api.exception_handler(HTTPException)
@@ -88,16 +107,13 @@ class Ingress:
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
         """A conversation's next message."""
-        body = parse_body(ChatRequest, await self._read(request))
-        prompt = self._tokenizer.render_chat([message.flat() for message in body.messages])
-        return await self._complete(request, body, await self._encode(prompt), "messages")
+        body, token_ids = await self._prepare(self._prepare_chat, await self._read(request))
+        return await self._complete(request, body, token_ids, "messages")
 
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """A text's continuation."""
-        body = parse_body(TextRequest, await self._read(request))
-        prompt = body.prompt
-        token_ids = await self._encode(prompt) if isinstance(prompt, str) else prompt
+        body, token_ids = await self._prepare(self._prepare_text, await self._read(request))
         return await self._complete(request, body, token_ids, "prompt")
 
     @api.get("/v1/models")
@@ -120,7 +136,7 @@ class Ingress:
     @api.get("/health")
     async def health(self) -> Response:
         """200 when some rank can take a request, else 503."""
-        routable = await self._router.view.remote()
+        routable = await self._ask_router()
         status = {"status": "ok" if routable else "no rank can take requests", "ranks": len(routable)}
         return JSONResponse(status, status_code=200 if routable else 503)
 
@@ -139,8 +155,7 @@ class Ingress:
     @api.get("/router/ranks")
     async def router_ranks(self) -> list[Json]:
         """What a router believes of every rank: trust, blocks, load."""
-        ranks: list[Json] = await self._router.view.remote()
-        return ranks
+        return await self._ask_router()
 
     async def _read(self, request: Request) -> bytes:
         limit = self._config.ingress.max_request_bytes
@@ -151,17 +166,32 @@ class Ingress:
                 raise RequestTooLargeError(f"the body is larger than {limit} bytes")
         return bytes(body)
 
-    async def _encode(self, text: str) -> list[int]:
-        """Token ids of `text`; a long one is tokenized beside the event loop, which it would hold up."""
-        if len(text) < LONG_TEXT:
-            return self._tokenizer.encode(text)
-        return await asyncio.to_thread(self._tokenizer.encode, text)
+    async def _prepare(self, prepare: Callable[[bytes], Prepared], raw: bytes) -> Prepared:
+        """The body and its token ids; a long one is worked on beside the event loop."""
+        return prepare(raw) if len(raw) < LONG_BODY else await asyncio.to_thread(prepare, raw)
+
+    def _prepare_chat(self, raw: bytes) -> Prepared:
+        body = parse_body(ChatRequest, raw)
+        prompt = self._tokenizer.render_chat([message.flat() for message in body.messages])
+        return body, self._tokenizer.encode(prompt)
+
+    def _prepare_text(self, raw: bytes) -> Prepared:
+        body = parse_body(TextRequest, raw)
+        return body, self._tokenizer.encode(body.prompt) if isinstance(body.prompt, str) else body.prompt
+
+    async def _ask_router(self) -> list[Json]:
+        """What a router believes of the ranks. Raises `NoRankError` when none answers."""
+        try:
+            ranks: list[Json] = await asyncio.wait_for(self._router.view.remote(), ROUTER_TIMEOUT_S)
+        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            raise NoRankError("no router answers") from None
+        return ranks
 
     async def _complete(
         self, request: Request, body: ChatRequest | TextRequest, token_ids: list[int], prompt_field: str
     ) -> Response:
         if body.model not in (None, self._model_name):
-            raise ModelNameError(f"model = {body.model!r}; served here: {self._model_name!r}")
+            raise ModelNameError(f"model = {shown(body.model)}; served here: {self._model_name!r}")
         if not token_ids:
             message = f"{prompt_field}: no tokens; at least one is needed"
             raise InvalidRequestError(message, param=prompt_field)
@@ -172,10 +202,12 @@ class Ingress:
         )
         params = body.sampling_params(body.max_output_tokens or UNLIMITED)
         text = self._tokenizer.text_stream(params.stop)
-        stream = await self._dispatcher.start(
-            GenerateRequest(shape.request_id, token_ids, params, body.cache_salt),
-            pinned_rank(request.headers, body),
-        )
+        generate = GenerateRequest(shape.request_id, token_ids, params, body.cache_salt)
+        try:
+            stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))
+        except PromptTooLongError as error:
+            error.param = prompt_field
+            raise
         headers = {"x-dp-rank": str(stream.rank)}
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage

@@ -23,7 +23,7 @@ class GenerateRequest:
 class TokenChunk:
     """What one engine step added to a request.
 
-    `finish_reason` is None while the request goes on, else `stop`, `length` or `abort`.
+    `finish_reason` is None while the request goes on, else `stop` or `length`.
     """
 
     token_ids: list[int]
@@ -79,13 +79,10 @@ class ChooseRequest:
 
 @dataclass(frozen=True)
 class Assignment:
-    """The router's answer: the rank, the replica that is that rank now, and why."""
+    """The router's answer: the rank, and the replica that is that rank now."""
 
     rank: int
     replica_id: str
-    cached_tokens: int
-    predicted_ttft_s: float
-    policy: str
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ A field that OpenAI defines and the engine doesn't have is accepted only with th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -50,22 +51,35 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields that never change an answer."""
 
+MAX_SHOWN = 80
+"""Characters of a client's value in a message."""
+
 Body = TypeVar("Body", bound="CompletionFields")
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class StreamOptions(Settings):
-    """What a stream carries besides its chunks."""
+class Fields(Settings):
+    """An object of a request. As with OpenAI, null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class StreamOptions(Fields):
+    """What a stream carries besides its chunks."""
 
     include_usage: bool = False
 
 
-class CompletionFields(Settings):
+class CompletionFields(Fields):
     """What chat and text completions have in common."""
-
-    model_config = ConfigDict(strict=True)
 
     model: str | None = None
     stream: bool = False
@@ -74,9 +88,8 @@ class CompletionFields(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1)
     seed: int | None = None
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = None
-    # JSON has no tuples, so this one field is lenient; the ids in it aren't.
-    stop_token_ids: Annotated[tuple[TokenId, ...], Field(strict=False)] = ()
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] = Field(default_factory=list)
     ignore_eos: bool = False
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     routed_dp_rank: int | None = None
@@ -89,10 +102,20 @@ class CompletionFields(Settings):
             return values
         for name, neutral in _NEUTRAL.items():
             if name not in cls.model_fields and not _asks_for_nothing(values.get(name), neutral):
-                raise UnsupportedFieldError(name, values[name], neutral[0])
+                raise InvalidRequestError(
+                    f"{name} = {shown(values[name])} isn't supported; leave it out, or send {neutral[0]!r}",
+                    param=name,
+                    code="unsupported_field",
+                )
         ignored = (_NEUTRAL.keys() | set(_INFORMATIVE)) - cls.model_fields.keys()
-        # As with OpenAI, null is the same as leaving a field out.
-        return {name: value for name, value in values.items() if name not in ignored and value is not None}
+        return {name: value for name, value in values.items() if name not in ignored}
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            message = "stream_options: allowed only with stream: true"
+            raise InvalidRequestError(message, param="stream_options")
+        return self
 
     def sampling_params(self, max_tokens: int) -> SamplingParams:
         """How the engine should sample."""
@@ -109,14 +132,14 @@ class CompletionFields(Settings):
         )
 
 
-class TextPart(Settings):
+class TextPart(Fields):
     """One part of a message whose content is a list."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Settings):
+class Message(Fields):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -140,6 +163,14 @@ class ChatRequest(CompletionFields):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
 
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise InvalidRequestError(
+                "max_tokens: the old name of max_completion_tokens; send one of them", param="max_tokens"
+            )
+        return self
+
     @property
     def max_output_tokens(self) -> int | None:
         """Output tokens at most; None: as many as the context allows."""
@@ -156,17 +187,6 @@ class TextRequest(CompletionFields):
     def max_output_tokens(self) -> int | None:
         """Output tokens at most."""
         return self.max_tokens
-
-
-class UnsupportedFieldError(InvalidRequestError):
-    """A field of OpenAI's asks for something that isn't built."""
-
-    def __init__(self, name: str, value: Any, neutral: Any) -> None:
-        super().__init__(
-            f"{name} = {value!r} isn't supported; leave it out, or send {neutral!r}",
-            param=name,
-            code="unsupported_field",
-        )
 
 
 def _asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
@@ -196,30 +216,35 @@ def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | Non
     header = headers.get("x-data-parallel-rank")
     if header is None:
         return body.data_parallel_rank if body.routed_dp_rank is None else body.routed_dp_rank
-    try:
-        return int(header)
-    except ValueError:
-        raise InvalidRequestError(
-            f"X-Data-Parallel-Rank = {header!r}; an integer is needed", param="X-Data-Parallel-Rank"
-        ) from None
+    if not re.fullmatch(r"-?[0-9]{1,9}", header):
+        message = f"X-Data-Parallel-Rank = {shown(header)}; an integer is needed"
+        raise InvalidRequestError(message, param="X-Data-Parallel-Rank")
+    return int(header)
+
+
+def shown(value: Any) -> str:
+    """A client's value for a message to that client: no longer than a line."""
+    given = value if isinstance(value, str) else repr(value)
+    cut = given if len(given) <= MAX_SHOWN else given[: MAX_SHOWN - 3] + "..."
+    return repr(cut) if isinstance(value, str) else cut
 
 
 def _invalid(error: ValidationError) -> InvalidRequestError:
+    # Of a field of several types, the one that the value came nearest to has the fault that lies deepest.
     details = error.errors(include_url=False)
-    first = details[0]
+    first = max(details, key=lambda detail: _field(detail["loc"]).count("."))
     field = _field(first["loc"])
     match first["type"]:
         case "json_invalid":
             return InvalidRequestError(f"the body isn't JSON: {first['msg']}")
         case "extra_forbidden":
-            return InvalidRequestError(f"{field}: unknown field", param=field, code="unknown_field")
+            return InvalidRequestError(
+                f"{field[:MAX_SHOWN]}: unknown field", param=field, code="unknown_field"
+            )
         case "missing":
             return InvalidRequestError(f"{field}: required", param=field, code="missing_field")
-    given = repr(first["input"])
-    shown = given if len(given) <= 80 else given[:77] + "..."
-    # A field of several types has one fault for each.
     faults = [detail["msg"] for detail in details if _field(detail["loc"]) == field]
-    message = f"{field or 'the body'} = {shown}: {', or '.join(faults)}"
+    message = f"{field or 'the body'} = {shown(first['input'])}: {', or '.join(faults)}"
     return InvalidRequestError(message, param=field or None)
 
 

@@ -23,21 +23,20 @@ class RankDirectory:
     def __init__(self, ranks: DeploymentHandle[Any]) -> None:
         self._ranks = ranks
         self._known: frozenset[str] = frozenset()
-        """Replica ids of the last look that all replicas answered."""
+        """Replica ids that answered the last look."""
 
     async def look(self) -> list[RankInfo]:
         """The ranks that answered in time, by number: none while none has started."""
         try:
             response = self._ranks.broadcast("describe")
             answers = await response.results_async(timeout_s=LOOK_TIMEOUT_S, return_exceptions=True)
-            infos = [answer for answer in answers if isinstance(answer, RankInfo)]
-            self._known = frozenset(info.replica_id for info in infos)
         except DeploymentUnavailableError:
-            infos = []
+            answers = []
         except TimeoutError:
             # One replica that hangs spoils the whole broadcast: the others are asked by name.
             answers = await asyncio.gather(*map(self._ask, self._known), return_exceptions=True)
-            infos = [answer for answer in answers if isinstance(answer, RankInfo)]
+        infos = [answer for answer in answers if isinstance(answer, RankInfo)]
+        self._known = frozenset(info.replica_id for info in infos)
         return sorted(infos, key=lambda info: info.rank)
 
     async def _ask(self, replica_id: str) -> Any:

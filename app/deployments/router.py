@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from app.config import AppConfig
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
 from app.deployments.ranks import RankDirectory
-from app.errors import KvbeaconError, RequestError
+from app.errors import KvbeaconError, PromptTooLongError, RequestError
 from app.events.schema import CacheSnapshot
 from app.routing.chooser import Chooser, Prompt
 from app.routing.index import PrefixIndex
@@ -46,6 +46,11 @@ class Router:
 
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
+        limit = self._tracker.max_prompt_tokens()
+        if limit is not None and request.num_tokens > limit:
+            # Refused before anything is reserved: the ranks would only say the same.
+            message = f"the prompt has {request.num_tokens} tokens; at most {limit} fit context and KV cache"
+            return Unroutable(PromptTooLongError(message))
         prompt = Prompt(request.request_id, request.block_hashes, request.num_tokens, self._block_size)
         try:
             decision = self._chooser.choose(
@@ -57,13 +62,7 @@ class Router:
             )
         except RequestError as error:
             return Unroutable(error)
-        return Assignment(
-            rank=decision.rank,
-            replica_id=self._tracker.replica_id(decision.rank),
-            cached_tokens=decision.cached_tokens,
-            predicted_ttft_s=decision.predicted_ttft_s,
-            policy=decision.policy,
-        )
+        return Assignment(decision.rank, self._tracker.replica_id(decision.rank))
 
     async def release(self, request_id: str) -> None:
         """The request will not reach its rank, or is no longer wanted there."""

@@ -78,8 +78,6 @@ class Engine:
             ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.
             ConfigError: no such device, or `max_model_len` exceeds the model's context.
         """
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
         architecture = read_architecture(model_dir)
         max_model_len = resolve_max_model_len(max_model_len, architecture.max_position_embeddings)
         on = resolve_device(device)
@@ -135,6 +133,11 @@ class Engine:
     def max_model_len(self) -> int:
         """Tokens of prompt and output together at most."""
         return self._limits.max_model_len
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of a prompt at most."""
+        return self._limits.max_prompt_tokens
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -36,6 +36,11 @@ class Limits:
     block_size: int
     vocab_size: int
 
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Tokens of a prompt at most: one must be left for the output, and the cache must hold all."""
+        return min(self.max_model_len - 1, self.num_blocks * self.block_size)
+
     def check_prompt(self, token_ids: Sequence[int]) -> None:
         """Refuse what could never be computed.
 

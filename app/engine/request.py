@@ -11,7 +11,7 @@ from app import hashing
 from app.engine.prefix_cache import BlockTable
 from app.errors import InvalidRequestError
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "error"]
 
 
 class TextStream(Protocol):

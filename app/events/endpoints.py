@@ -184,11 +184,6 @@ def rank_endpoints(config: KvEventsConfig, rank: int, dp_size: int) -> RankEndpo
     )
 
 
-def disabled_publisher(rank: int, block_size: int) -> PublisherInfo:
-    """The description of a rank that publishes nothing."""
-    return PublisherInfo(rank, "", 0, None, None, "", None, block_size, "", -1, "disabled", 0)
-
-
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """The port ranges of all ranks; None where there are none, or the transport isn't tcp."""

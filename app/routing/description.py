@@ -17,9 +17,11 @@ class RankDescription:
         replica_id: the replica that answers for this rank.
         publisher: where its events are; None when it publishes none.
         load: how busy it is.
+        max_prompt_tokens: longer prompts than this are refused by the rank, always.
     """
 
     rank: int
     replica_id: str
     publisher: PublisherInfo | None
     load: LoadStat
+    max_prompt_tokens: int

@@ -101,8 +101,8 @@ class LoadBook:
         every tie. It errs by more than noise: a step costs something whatever its tokens, so a rank that
         computes short remainders of cached prompts looks slower than one that computes whole ones. So a
         measured rate counts only where it differs from the median of all measured ones by more than
-        `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been measured has the
-        median too, or the configured initial rate when there is none.
+        `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been
+        measured has the median too, or the configured initial rate when there is none.
         """
         measured = {
             rank: rate

@@ -67,6 +67,10 @@ class Tracker:
         """The ranks that can take requests, each with the trust in what is known of its cache."""
         return {rank: followed.status.state for rank, followed in self._followed.items()}
 
+    def max_prompt_tokens(self) -> int | None:
+        """The longest prompt that some rank takes; None while there is no rank."""
+        return max((each.description.max_prompt_tokens for each in self._followed.values()), default=None)
+
     def replica_id(self, rank: int) -> str:
         """The replica that answers for `rank`, which must be alive."""
         return self._followed[rank].description.replica_id

@@ -50,7 +50,7 @@ def begun(messages: Sequence[RankMessage]) -> tuple[RankStream, Messages]:
     first, *rest = messages
     assert isinstance(first, TokenChunk)
     transport = Messages(rest)
-    return RankStream(1, first, transport), transport
+    return RankStream(1, first, aiter(transport), transport.cancel), transport
 
 
 async def events_of(stream: RankStream, tokenizer: Tokenizer, **options: Any) -> list[Any]:
@@ -139,3 +139,14 @@ async def test_only_the_first_chunk_of_a_chat_says_who_speaks(tokenizer: Tokeniz
     deltas = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"] for line in lines[:-1]]
     assert ["role" in delta for delta in deltas] == [True] + [False] * (len(deltas) - 1)
     assert "".join(delta.get("content", "") for delta in deltas) == "one, two"
+
+
+async def test_a_rank_that_dies_after_the_last_token_spoils_nothing(tokenizer: Tokenizer) -> None:
+    messages = [*chunks(tokenizer.encode("Hello"), "stop"), Refusal(EngineFailedError("too late"))]
+    whole = await whole_answer(SHAPE, begun(messages)[0], tokenizer.text_stream())
+    assert whole["choices"][0]["text"] == "Hello"
+
+
+async def test_a_stream_that_just_ends_is_an_error_and_not_a_short_answer(tokenizer: Tokenizer) -> None:
+    events = await events_of(begun(chunks(tokenizer.encode("Hello"), None))[0], tokenizer)
+    assert events[-1]["error"]["code"] == "rank_died"

@@ -239,7 +239,44 @@ def test_output_limits() -> None:
     assert text().max_output_tokens == 16
     assert chat().max_output_tokens is None
     assert chat(max_tokens=5).max_output_tokens == 5
-    assert chat(max_tokens=5, max_completion_tokens=7).max_output_tokens == 7
+    assert chat(max_completion_tokens=7).max_output_tokens == 7
+    with pytest.raises(InvalidRequestError, match="send one of them"):
+        chat(max_tokens=5, max_completion_tokens=7)
+
+
+def test_null_is_the_same_as_nothing_at_any_depth() -> None:
+    body = chat(
+        messages=[{"role": "assistant", "content": "x", "name": None, "refusal": None}],
+        stream=True,
+        stream_options={"include_usage": None},
+        temperature=None,
+    )
+    assert body.messages[0].flat() == {"role": "assistant", "content": "x"}
+    assert body.temperature == 1.0
+    assert body.stream_options is not None
+    assert not body.stream_options.include_usage
+
+
+def test_stream_options_need_a_stream() -> None:
+    with pytest.raises(InvalidRequestError, match="stream: true") as caught:
+        chat(stream_options={"include_usage": True})
+    assert caught.value.param == "stream_options"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 1025}, "stop"),
+        ({"stop_token_ids": [1] * 257}, "stop_token_ids"),
+        ({"prompt": [1, 2.5]}, "prompt.1"),
+    ],
+)
+def test_what_one_request_may_ask_for_has_an_end(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        text(**fields)
+    assert caught.value.param == named
+    assert len(caught.value.message) < 300
 
 
 def test_sampling_params() -> None:

@@ -35,6 +35,7 @@ def rank_info(rank: int, publisher: PublisherInfo | None = None, max_model_len: 
         num_blocks=50,
         num_cached_blocks=20,
         max_model_len=max_model_len,
+        max_prompt_tokens=max_model_len - 1,
         device="cpu",
         dtype="float32",
     )

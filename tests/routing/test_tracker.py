@@ -14,7 +14,7 @@ import pytest
 
 from app.config import RoutingConfig
 from app.errors import EndpointInUseError
-from app.events.endpoints import KvEventsConfig, disabled_publisher
+from app.events.endpoints import KvEventsConfig, PublisherInfo
 from app.events.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored, CacheSnapshot, LoadStat
 from app.hashing import chain, wire_hash
@@ -25,6 +25,8 @@ from app.routing.load import LoadBook
 from app.routing.tracker import MAX_MISSED_LOOKS, Tracker
 
 BLOCK_SIZE = 4
+MAX_PROMPT = 1000
+DISABLED = PublisherInfo(0, "", 0, None, None, "", None, BLOCK_SIZE, "", -1, "disabled", 0)
 DEADLINE_S = 10.0
 
 
@@ -39,7 +41,7 @@ def stat(rank: int = 0, *, waiting_tokens: int = 0, prefilled: int = 0) -> LoadS
 
 def description(rank: int, replica_id: str, load: LoadStat | None = None) -> RankDescription:
     """Of a rank that publishes nothing."""
-    return RankDescription(rank, replica_id, None, load or stat(rank))
+    return RankDescription(rank, replica_id, None, load or stat(rank), MAX_PROMPT)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -97,7 +99,9 @@ class LiveRank:
         self.publisher.publish([BlockRemoved(block_hashes, "GPU")])
 
     def describe(self) -> RankDescription:
-        return RankDescription(self.rank, self.replica_id, self.publisher.info("127.0.0.1"), self.load)
+        return RankDescription(
+            self.rank, self.replica_id, self.publisher.info("127.0.0.1"), self.load, MAX_PROMPT
+        )
 
 
 class Fixture:
@@ -249,12 +253,12 @@ async def test_blocks_in_other_media_are_not_credited(world: Fixture) -> None:
     assert world.index.depth_by_rank(hashes(0, 2)) == {}
 
 
-@pytest.mark.parametrize("publisher", [None, disabled_publisher(0, BLOCK_SIZE)])
+@pytest.mark.parametrize("publisher", [None, DISABLED])
 async def test_a_rank_that_publishes_nothing_is_routed_by_its_described_load(
     world: Fixture, publisher: object
 ) -> None:
     def silent(load: LoadStat) -> RankDescription:
-        return RankDescription(0, "silent", publisher, load)  # type: ignore[arg-type]
+        return RankDescription(0, "silent", publisher, load, MAX_PROMPT)  # type: ignore[arg-type]
 
     await world.tracker.update([silent(stat(waiting_tokens=5)), description(1, "other")])
     assert world.tracker.alive() == {0: "stale", 1: "stale"}
