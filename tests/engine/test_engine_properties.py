@@ -137,6 +137,7 @@ RESET = st.tuples(st.just("reset"), st.just(0), st.just(0))
 ACTIONS = st.lists(st.one_of(ADD, ADD, ADD, STEP, STEP, ABORT, RESET), min_size=15, max_size=40)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     actions=ACTIONS,
