@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from app.deployments.dispatcher import RankStream
 from app.deployments.messages import TokenChunk
 from app.deployments.openai_responses import STREAM_END, AnswerShape, Json, Usage, error_json, sse
@@ -62,5 +65,23 @@ async def stream_answer(
         yield STREAM_END
     except RequestError as error:
         yield sse(error_json(error))
-    finally:
-        stream.cancel()
+
+
+class AnswerEvents(StreamingResponse):
+    """The response of `stream_answer`; the rank is told to stop whatever becomes of it.
+
+    The iteration's own end would not do: a client that hangs up before the first event leaves it never begun.
+    """
+
+    def __init__(self, shape: AnswerShape, stream: RankStream, text: TextStream, *, with_usage: bool) -> None:
+        events = stream_answer(shape, stream, text, with_usage=with_usage)
+        headers = {"x-dp-rank": str(stream.rank)}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Called once, by the server."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.cancel()

@@ -116,9 +116,21 @@ class Dispatcher:
         Raises:
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
-        failed: set[int] = set()
         digests = hashing.chain(request.prompt_token_ids, self._block_size, hashing.seed(request.cache_salt))
         block_hashes = [hashing.wire_hash(digest) for digest in digests]
+        stream = None
+        try:
+            stream = await self._start_somewhere(request, block_hashes, pinned_rank)
+            return stream
+        finally:
+            if stream is None:
+                # Even a caller who gave up while the router was asked may have had its work reserved.
+                self._release(request.request_id)
+
+    async def _start_somewhere(
+        self, request: GenerateRequest, block_hashes: list[int], pinned_rank: int | None
+    ) -> RankStream:
+        failed: set[int] = set()
         for _ in range(1 + self._max_retries):
             choose = ChooseRequest(
                 request_id=request.request_id,
@@ -132,13 +144,16 @@ class Dispatcher:
             if stream is not None:
                 return stream
             failed.add(assignment.rank)
+            # This also drops what the routers had reserved there.
             await self._tell_routers("mark_failed", assignment.rank, assignment.replica_id)
         raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
 
     async def _choose(self, request: ChooseRequest) -> Assignment:
         for attempt in range(_ROUTER_ATTEMPTS):
             try:
-                answer = await asyncio.wait_for(self._router.choose.remote(request), ROUTER_TIMEOUT_S)
+                # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
+                async with asyncio.timeout(ROUTER_TIMEOUT_S):
+                    answer = await self._router.choose.remote(request)
             except (RayActorError, TimeoutError, DeploymentUnavailableError):
                 logger.warning("no router for request %s (try %d)", request.request_id, attempt + 1)
                 continue
@@ -167,7 +182,6 @@ class Dispatcher:
         finally:
             if not begun:
                 stream.cancel()
-                self._release(request.request_id)
 
     async def _tell_routers(self, method: str, *arguments: Any) -> None:
         """Calls every router; one that can't be reached is starting anew and knows nothing anyway."""

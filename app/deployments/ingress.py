@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.config import AppConfig
-from app.deployments.answer import stream_answer, whole_answer
+from app.deployments.answer import AnswerEvents, whole_answer
 from app.deployments.dispatcher import ROUTER_TIMEOUT_S, Dispatcher
 from app.deployments.messages import GenerateRequest
 from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank, shown
@@ -182,7 +182,8 @@ class Ingress:
     async def _ask_router(self) -> list[Json]:
         """What a router believes of the ranks. Raises `NoRankError` when none answers."""
         try:
-            ranks: list[Json] = await asyncio.wait_for(self._router.view.remote(), ROUTER_TIMEOUT_S)
+            async with asyncio.timeout(ROUTER_TIMEOUT_S):
+                ranks: list[Json] = await self._router.view.remote()
         except (TimeoutError, RayActorError, DeploymentUnavailableError):
             raise NoRankError("no router answers") from None
         return ranks
@@ -208,9 +209,8 @@ class Ingress:
         except PromptTooLongError as error:
             error.param = prompt_field
             raise
-        headers = {"x-dp-rank": str(stream.rank)}
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = stream_answer(shape, stream, text, with_usage=with_usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-        return JSONResponse(await whole_answer(shape, stream, text), headers=headers)
+            return AnswerEvents(shape, stream, text, with_usage=with_usage)
+        answer = await whole_answer(shape, stream, text)
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})

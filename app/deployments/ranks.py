@@ -40,4 +40,5 @@ class RankDirectory:
         return sorted(infos, key=lambda info: info.rank)
 
     async def _ask(self, replica_id: str) -> Any:
-        return await asyncio.wait_for(self._ranks.describe.remote(replica_id=replica_id), LOOK_TIMEOUT_S)
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            return await self._ranks.describe.remote(replica_id=replica_id)

@@ -217,7 +217,9 @@ async def fetch_replay(
         socket.connect(address)
         await socket.send_multipart([b"", encode_seq(first)])
         for wanted in range(first, last + 1):
-            seq, payload = _split_reply(await asyncio.wait_for(socket.recv_multipart(), timeout_s))
+            async with asyncio.timeout(timeout_s):
+                frames = await socket.recv_multipart()
+            seq, payload = _split_reply(frames)
             if seq != wanted:
                 had = "its end" if seq is None else f"batch {seq}"
                 raise WireError(f"replay has {had} where batch {wanted} is needed")

@@ -8,9 +8,11 @@
        │      replay can't help: sink cleared, fresh connection, snapshot
        └───── snapshot fails ──▶ stale ── tried again with back-off ──▶ exact
 
-A snapshot names the sequence number of the last batch in it. The subscription stands before the snapshot
-is asked for, so every later batch is either in the snapshot or waiting in the socket; batches up to the
-snapshot's are skipped, later ones applied.
+A snapshot names the sequence number of the last batch in it. The subscription is sent before the snapshot
+is asked for, so a later batch is either in the snapshot or waiting in the socket; batches up to the
+snapshot's are skipped, later ones applied. A subscription takes effect at the publisher in its own time,
+though: a batch published at that very moment can be lost, and is noticed like every other lost batch, by the
+next one's number or by what the rank says of itself (`observe`).
 """
 
 from __future__ import annotations

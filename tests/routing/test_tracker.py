@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import msgspec
@@ -44,11 +44,14 @@ def description(rank: int, replica_id: str, load: LoadStat | None = None) -> Ran
     return RankDescription(rank, replica_id, None, load or stat(rank), MAX_PROMPT)
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(
+    condition: Callable[[], bool], between: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
+) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "not in time"
         await asyncio.sleep(0.005)
+        await between()
 
 
 class LiveRank:
@@ -113,6 +116,7 @@ class Fixture:
         self.tracker = Tracker(self.index, self.load, self.fetch_snapshot)
         self.chooser = Chooser(self.index, self.load, "predicted_ttft", dp_size=2)
         self.ranks: dict[str, LiveRank] = {}
+        self.seen: tuple[LiveRank, ...] = ()
 
     def start(self, rank: int = 0, port: int | None = None) -> LiveRank:
         live = LiveRank(rank, port)
@@ -124,14 +128,20 @@ class Fixture:
         return live.publisher.snapshot(list(live.held))
 
     async def look(self, *ranks: LiveRank) -> None:
+        self.seen = ranks
         await self.tracker.update([live.describe() for live in ranks])
 
     async def until_known(self, live: LiveRank) -> None:
+        """Looks again and again, as a router does.
+
+        A batch published just after a subscriber has connected may not reach it: only looks tell of that.
+        """
         await until(
             lambda: (
                 self.tracker.alive().get(live.rank) == "exact"
                 and self.index.blocks_of(live.rank) == set(live.held)
-            )
+            ),
+            lambda: self.look(*self.seen),
         )
 
 
