@@ -57,7 +57,7 @@ def tiny_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> str:
 
 @pytest.fixture
 def smollm2_graph(graphs: Graphs, smollm2_dir: Path) -> ServeGraph:
-    """Two ranks of the default model, in the one number format whose greedy answers are the same on every cpu."""
+    """Two ranks of the default model, in the number format whose greedy answers are the same on every cpu."""
     return graphs.get({"/": {"model": {"dtype": "float32"}}})
 
 
