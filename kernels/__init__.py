@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import logging
 
-from kernels import reference, torch_attention, torch_elementwise, torch_linear
+from kernels import (
+    cpu_attention,
+    cpu_elementwise,
+    cpu_linear,
+    reference,
+    torch_attention,
+    torch_elementwise,
+    torch_linear,
+)
 from kernels.interface import Kernels
 
 __all__ = ["BackendError", "Kernels", "load_kernels"]
@@ -26,7 +34,17 @@ _TORCH = Kernels(
     pack_linear=torch_linear.pack_linear,
 )
 
-_BACKENDS = {kernels.name: kernels for kernels in (reference.KERNELS, _TORCH)}
+_CPU = Kernels(
+    name="cpu",
+    store_kv=cpu_elementwise.store_kv,
+    plan_attention=cpu_attention.plan_attention,
+    rms_norm=cpu_elementwise.rms_norm,
+    rotary_embedding=cpu_elementwise.rotary_embedding,
+    silu_and_mul=cpu_elementwise.silu_and_mul,
+    pack_linear=cpu_linear.pack_linear,
+)
+
+_BACKENDS = {kernels.name: kernels for kernels in (reference.KERNELS, _TORCH, _CPU)}
 
 
 class BackendError(Exception):

@@ -1,0 +1,73 @@
+"""The small ops of the `cpu` backend: one C call each, computed in float32 and rounded once.
+
+What is not bfloat16 goes the `torch` backend's way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import torch_elementwise
+from kernels.cpu_library import address, load_library
+
+
+def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
+    """See `StoreKv`."""
+    if key.dtype != torch.bfloat16:
+        return torch_elementwise.store_kv(key, value, key_cache, value_cache, slots)
+    load_library().kvb_store_kv(
+        address(key),
+        key.stride(0),
+        address(value),
+        value.stride(0),
+        address(key_cache),
+        address(value_cache),
+        address(slots),
+        len(key),
+        key.shape[1] * key.shape[2],
+    )
+    return None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `RmsNorm`."""
+    if x.dtype != torch.bfloat16:
+        return torch_elementwise.rms_norm(x, weight, eps)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    load_library().kvb_rms_norm(
+        address(x), x.stride(0), address(weight), address(out), *x.shape, eps, torch.get_num_threads()
+    )
+    return out
+
+
+def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """See `RotaryEmbedding`."""
+    if x.dtype != torch.bfloat16:
+        return torch_elementwise.rotary_embedding(x, cos, sin)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    num_tokens, num_heads, head_dim = x.shape
+    load_library().kvb_rotary_embedding(
+        address(x),
+        x.stride(0),
+        address(cos),
+        address(sin),
+        address(out),
+        num_tokens,
+        num_heads,
+        head_dim // 2,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """See `SiluAndMul`."""
+    if x.dtype != torch.bfloat16:
+        return torch_elementwise.silu_and_mul(x)
+    num_tokens, width = x.shape
+    out = x.new_empty(num_tokens, width // 2)
+    load_library().kvb_silu_and_mul(
+        address(x), address(out), num_tokens, width // 2, torch.get_num_threads()
+    )
+    return out

@@ -1,0 +1,131 @@
+"""Compiles `kernels/cpu/*.cpp` once per machine and loads it: the C functions behind the `cpu` backend.
+
+The library is kept in the user's cache folder under a name made from the sources, the flags, the compiler and the
+cpu, so whatever of these changes makes a new one, and a second start finds it there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).with_name("cpu")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-w")
+CPUINFO = Path("/proc/cpuinfo")
+COMPILE_TIMEOUT_S = 300
+
+
+class CpuLibraryError(Exception):
+    """The library can't be had here; says why."""
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL:
+    """The compiled library, made first if need be; every rank of a machine may try at once.
+
+    Raises:
+        CpuLibraryError: the cpu lacks the instructions, there is no compiler, or it fails.
+    """
+    cpu = _cpu()
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise CpuLibraryError("neither g++ nor clang++ is installed")
+    library = _cache_dir() / f"kvbeacon_cpu-{_fingerprint(cpu, compiler)}.so"
+    if not library.exists():
+        _compile(compiler, library)
+    return _declare(ctypes.CDLL(str(library)))
+
+
+_POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "kvb_packed_size": (_INT64, [_INT64] * 2),
+    "kvb_pack": (None, [_POINTER, _INT64, _INT64, _POINTER, _INT]),
+    "kvb_linear": (
+        None,
+        [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT64, _INT64, _POINTER, _INT, _INT],
+    ),
+    "kvb_rms_norm": (None, [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _FLOAT, _INT]),
+    "kvb_fused_add_rms_norm": (
+        None,
+        [_POINTER, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _FLOAT, _INT],
+    ),
+    "kvb_rotary_embedding": (
+        None,
+        [_POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT64, _INT],
+    ),
+    "kvb_silu_and_mul": (None, [_POINTER, _POINTER, _INT64, _INT64, _INT]),
+    "kvb_store_kv": (
+        None,
+        [_POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _INT64],
+    ),
+    "kvb_attention": (
+        None,
+        [_POINTER, _INT64, _INT64, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _POINTER, _INT],
+    ),
+}
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers are, as the library takes it; None is a null pointer."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _cpu() -> str:
+    """What tells one kind of cpu from another."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise CpuLibraryError(f"built for x86-64 Linux, this is {platform.machine()} {platform.system()}")
+    lines = CPUINFO.read_text().splitlines()
+    described = {line.split(":")[0].strip(): line for line in lines if line.startswith(("model name", "flags"))}
+    if "avx512_bf16" not in described.get("flags", "").split():
+        raise CpuLibraryError("the cpu has no AVX-512 BF16 instructions")
+    return "\n".join(described.values())
+
+
+def _fingerprint(cpu: str, compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = [cpu, compiler, version, *FLAGS, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "kvbeacon" / "kernels"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _compile(compiler: str, library: Path) -> None:
+    """Compiles beside `library` and moves it there whole."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
+        command = [compiler, *FLAGS, "-o", str(made), *sources]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise CpuLibraryError(f"{compiler} took more than {COMPILE_TIMEOUT_S} s") from None
+        if result.returncode != 0:
+            raise CpuLibraryError(f"{compiler} failed: {result.stderr.strip()[-1000:]}")
+        made.replace(library)
+    logger.info("kernels compiled in %.0f s: %s", time.monotonic() - started, library)
