@@ -42,7 +42,9 @@ class ModelConfig(Settings):
         description="A known model's name, or a local folder in the Hugging Face layout.",
     )
     served_name: str | None = Field(
-        None, description="The name clients use. Default: the known model's name, or the folder's."
+        None,
+        min_length=1,
+        description="The name clients use. Default: the known model's name, or the folder's.",
     )
     cache_dir: Path | None = Field(
         None, description="Folder for fetched models. Default: kvbeacon/models in the user's cache folder."
@@ -99,7 +101,7 @@ class RoutingConfig(Settings):
 
     policy: PolicyName = Field("predicted_ttft", description="Who chooses the rank.")
     num_routers: PositiveInt = Field(1, description="Router replicas; each follows every rank.")
-    discovery_interval_s: PositiveFloat = Field(0.5, description="Seconds between looks at the ranks.")
+    discovery_interval_s: float = Field(0.5, ge=0.05, description="Seconds between looks at the ranks.")
     reservation_timeout_s: PositiveFloat = Field(
         5.0, description="Seconds after which a reservation that no rank acknowledged is dropped."
     )

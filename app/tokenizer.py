@@ -80,7 +80,9 @@ class Tokenizer:
                 f"the text has a lone surrogate ({text[error.start]!r}) at character {error.start}; "
                 "only text that UTF-8 can express has tokens"
             ) from None
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # Unlike `encode`, this lets other threads run meanwhile: a long text takes seconds.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Ids outside the vocabulary have none; invalid UTF-8 becomes U+FFFD."""

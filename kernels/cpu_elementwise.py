@@ -67,7 +67,5 @@ def silu_and_mul(x: Tensor) -> Tensor:
         return torch_elementwise.silu_and_mul(x)
     num_tokens, width = x.shape
     out = x.new_empty(num_tokens, width // 2)
-    load_library().kvb_silu_and_mul(
-        address(x), address(out), num_tokens, width // 2, torch.get_num_threads()
-    )
+    load_library().kvb_silu_and_mul(address(x), address(out), num_tokens, width // 2, torch.get_num_threads())
     return out

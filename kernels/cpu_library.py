@@ -1,7 +1,7 @@
 """Compiles `kernels/cpu/*.cpp` once per machine and loads it: the C functions behind the `cpu` backend.
 
-The library is kept in the user's cache folder under a name made from the sources, the flags, the compiler and the
-cpu, so whatever of these changes makes a new one, and a second start finds it there.
+The library is kept in the user's cache folder under a name made from the sources, the flags, the compiler and
+the cpu, so whatever of these changes makes a new one, and a second start finds it there.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def _cpu() -> str:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise CpuLibraryError(f"built for x86-64 Linux, this is {platform.machine()} {platform.system()}")
     lines = CPUINFO.read_text().splitlines()
-    described = {line.split(":")[0].strip(): line for line in lines if line.startswith(("model name", "flags"))}
+    described = {
+        line.split(":")[0].strip(): line for line in lines if line.startswith(("model name", "flags"))
+    }
     if "avx512_bf16" not in described.get("flags", "").split():
         raise CpuLibraryError("the cpu has no AVX-512 BF16 instructions")
     return "\n".join(described.values())

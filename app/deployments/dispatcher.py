@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
@@ -34,7 +35,9 @@ from app.errors import EngineFailedError, NoRankError, RankDiedError
 logger = logging.getLogger("ray.serve")
 
 ROUTER_TIMEOUT_S = 2.0
-_ROUTER_ATTEMPTS = 3
+_ROUTER_PATIENCE_S = 12.0
+"""Longer than Ray takes to replace a router that died: 7 s were seen."""
+_ROUTER_RETRY_S = 0.2
 
 
 class RankStream:
@@ -68,7 +71,7 @@ class RankStream:
             logger.error("rank %d failed: %s", self.rank, error)
             raise EngineFailedError(f"rank {self.rank} failed; its log says why") from None
         except (RayError, StopAsyncIteration):
-            incomplete = f"rank {self.rank} died while it answered; what came so far is incomplete"
+            incomplete = f"rank {self.rank} died while it answered; the answer is incomplete"
             raise RankDiedError(incomplete) from None
         if isinstance(message, Refusal):
             raise message.error
@@ -149,13 +152,15 @@ class Dispatcher:
         raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
 
     async def _choose(self, request: ChooseRequest) -> Assignment:
-        for attempt in range(_ROUTER_ATTEMPTS):
+        deadline = time.monotonic() + _ROUTER_PATIENCE_S
+        while time.monotonic() < deadline:
             try:
                 # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
                 async with asyncio.timeout(ROUTER_TIMEOUT_S):
                     answer = await self._router.choose.remote(request)
             except (RayActorError, TimeoutError, DeploymentUnavailableError):
-                logger.warning("no router for request %s (try %d)", request.request_id, attempt + 1)
+                logger.warning("no router for request %s yet", request.request_id)
+                await asyncio.sleep(_ROUTER_RETRY_S)
                 continue
             if isinstance(answer, Unroutable):
                 raise answer.error

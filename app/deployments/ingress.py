@@ -29,6 +29,8 @@ from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body
 from app.deployments.openai_responses import AnswerShape, error_headers, error_json
 from app.deployments.ranks import RankDirectory
 from app.deployments.server_info import Json, model_info, server_info
+from app.engine.architecture import read_architecture
+from app.engine.limits import resolve_max_model_len
 from app.errors import (
     InvalidRequestError,
     ModelNameError,
@@ -44,6 +46,9 @@ logger = logging.getLogger("ray.serve")
 
 UNLIMITED = sys.maxsize
 """Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
+
+LOOK_TIMEOUT_S = 0.75
+"""Seconds that a rank gets to describe itself; SGLang's router waits 2 s in all for `/server_info`."""
 
 LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
@@ -94,9 +99,13 @@ class Ingress:
     ) -> None:
         self._config = config
         self._router = router
-        self._directory = RankDirectory(ranks)
+        self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)
         self._model_name = served_name(config.model)
-        self._tokenizer = Tokenizer.from_folder(resolve_model(config.model))
+        model_dir = resolve_model(config.model)
+        self._tokenizer = Tokenizer.from_folder(model_dir)
+        self._max_model_len = resolve_max_model_len(
+            config.model.max_model_len, read_architecture(model_dir).max_position_embeddings
+        )
         self._dispatcher = Dispatcher(
             router,
             ranks,
@@ -119,19 +128,13 @@ class Ingress:
     @api.get("/v1/models")
     async def models(self) -> Json:
         """What can be named in a request's `model`."""
-        ranks = await self._directory.look()
-        return {
-            "object": "list",
-            "data": [
-                {
-                    "id": self._model_name,
-                    "object": "model",
-                    "created": 0,
-                    "owned_by": "kvbeacon",
-                    "max_model_len": model_info(self._config, ranks)["max_model_len"],
-                }
-            ],
-        }
+        return {"object": "list", "data": [self._model]}
+
+    @api.get("/v1/models/{name:path}")
+    async def model(self, name: str) -> Json:
+        """The one model, by its name."""
+        self._check_model_name(name)
+        return self._model
 
     @api.get("/health")
     async def health(self) -> Response:
@@ -144,13 +147,13 @@ class Ingress:
     @api.get("/get_server_info")
     async def server_info(self) -> Json:
         """The deployment's descriptor."""
-        return server_info(self._config, await self._directory.look())
+        return server_info(self._config, self._max_model_len, await self._directory.look())
 
     @api.get("/model_info")
     @api.get("/get_model_info")
     async def model_info(self) -> Json:
         """What is served."""
-        return model_info(self._config, await self._directory.look())
+        return model_info(self._config, self._max_model_len)
 
     @api.get("/router/ranks")
     async def router_ranks(self) -> list[Json]:
@@ -177,7 +180,25 @@ class Ingress:
 
     def _prepare_text(self, raw: bytes) -> Prepared:
         body = parse_body(TextRequest, raw)
-        return body, self._tokenizer.encode(body.prompt) if isinstance(body.prompt, str) else body.prompt
+        if not isinstance(body.prompt, str):
+            return body, body.prompt
+        # A chat template writes its own beginning of the text; here the tokenizer puts it there.
+        return body, self._tokenizer.encode(body.prompt, add_special_tokens=True)
+
+    @property
+    def _model(self) -> Json:
+        """The model in OpenAI's shape."""
+        return {
+            "id": self._model_name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "kvbeacon",
+            "max_model_len": self._max_model_len,
+        }
+
+    def _check_model_name(self, name: str) -> None:
+        if name != self._model_name:
+            raise ModelNameError(f"model = {shown(name)}; served here: {self._model_name!r}")
 
     async def _ask_router(self) -> list[Json]:
         """What a router believes of the ranks. Raises `NoRankError` when none answers."""
@@ -191,11 +212,15 @@ class Ingress:
     async def _complete(
         self, request: Request, body: ChatRequest | TextRequest, token_ids: list[int], prompt_field: str
     ) -> Response:
-        if body.model not in (None, self._model_name):
-            raise ModelNameError(f"model = {shown(body.model)}; served here: {self._model_name!r}")
+        if body.model is not None:
+            self._check_model_name(body.model)
         if not token_ids:
             message = f"{prompt_field}: no tokens; at least one is needed"
             raise InvalidRequestError(message, param=prompt_field)
+        if len(token_ids) > self._max_model_len:
+            # The ranks would only say the same, after all of it was hashed.
+            message = f"the prompt has {len(token_ids)} tokens; the context is {self._max_model_len}"
+            raise PromptTooLongError(message, param=prompt_field)
         shape = AnswerShape(
             kind="chat" if isinstance(body, ChatRequest) else "text",
             request_id=uuid.uuid4().hex,

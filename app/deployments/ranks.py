@@ -10,18 +10,18 @@ from ray.serve.handle import DeploymentHandle
 
 from app.deployments.messages import RankInfo
 
-LOOK_TIMEOUT_S = 2.0
-
 
 class RankDirectory:
     """Asks every rank to describe itself.
 
     Args:
         ranks: handle of the `DPRank` deployment.
+        timeout_s: what a rank gets to answer; a look in which one doesn't takes twice as long.
     """
 
-    def __init__(self, ranks: DeploymentHandle[Any]) -> None:
+    def __init__(self, ranks: DeploymentHandle[Any], *, timeout_s: float) -> None:
         self._ranks = ranks
+        self._timeout_s = timeout_s
         self._known: frozenset[str] = frozenset()
         """Replica ids that answered the last look."""
 
@@ -29,7 +29,7 @@ class RankDirectory:
         """The ranks that answered in time, by number: none while none has started."""
         try:
             response = self._ranks.broadcast("describe")
-            answers = await response.results_async(timeout_s=LOOK_TIMEOUT_S, return_exceptions=True)
+            answers = await response.results_async(timeout_s=self._timeout_s, return_exceptions=True)
         except DeploymentUnavailableError:
             answers = []
         except TimeoutError:
@@ -40,5 +40,5 @@ class RankDirectory:
         return sorted(infos, key=lambda info: info.rank)
 
     async def _ask(self, replica_id: str) -> Any:
-        async with asyncio.timeout(LOOK_TIMEOUT_S):
+        async with asyncio.timeout(self._timeout_s):
             return await self._ranks.describe.remote(replica_id=replica_id)

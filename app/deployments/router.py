@@ -21,6 +21,9 @@ from app.routing.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
 
+LOOK_TIMEOUT_S = 2.0
+"""Seconds that a rank gets to describe itself: a busy one should not be missed."""
+
 
 class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
@@ -34,7 +37,7 @@ class Router:
     async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         routing = config.routing
         self._ranks = ranks
-        self._directory = RankDirectory(ranks)
+        self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         index = PrefixIndex()

@@ -16,7 +16,7 @@ from app.model_store import served_name
 Json = dict[str, Any]
 
 
-def server_info(config: AppConfig, ranks: Sequence[RankInfo]) -> Json:
+def server_info(config: AppConfig, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
     """Everything about the deployment: every setting, SGLang's own names for some, and each rank as it is.
 
     `kv_events` is the descriptor that routers look for, null when there is nothing to follow. `publishers`
@@ -26,7 +26,7 @@ def server_info(config: AppConfig, ranks: Sequence[RankInfo]) -> Json:
     by_rank = {info.rank: info for info in ranks}
     return {
         **config.model_dump(mode="json"),
-        **model_info(config, ranks),
+        **model_info(config, max_model_len),
         "tp_size": 1,
         "max_running_requests": config.engine.scheduler.max_running_requests,
         "page_size": config.engine.cache.block_size,
@@ -37,13 +37,13 @@ def server_info(config: AppConfig, ranks: Sequence[RankInfo]) -> Json:
     }
 
 
-def model_info(config: AppConfig, ranks: Sequence[RankInfo]) -> Json:
+def model_info(config: AppConfig, max_model_len: int) -> Json:
     """What is served."""
     return {
         "model_path": config.model.path,
         "served_model_name": served_name(config.model),
         "is_generation": True,
-        "max_model_len": min((info.max_model_len for info in ranks), default=None),
+        "max_model_len": max_model_len,
     }
 
 

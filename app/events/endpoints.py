@@ -219,9 +219,9 @@ def _load_span(events: PortSpan, replay: PortSpan | None, dp_size: int) -> PortS
 
 def _describe(config: KvEventsConfig, block_size: int, dp_size: int) -> KvEvents:
     plan = _plan(config, dp_size)
+    # The last rank of an ipc endpoint is where that rule would break.
+    rank_endpoints(config, dp_size - 1, dp_size)
     if plan.events is None:
-        # The last rank of an ipc endpoint is where that rule would break.
-        rank_endpoints(config, dp_size - 1, dp_size)
         reason = f"{_WHERE}.endpoint = {config.endpoint!r}: only tcp can be advertised"
         return KvEvents(config, None, reason, misconfigured=True)
     descriptor: Descriptor = {

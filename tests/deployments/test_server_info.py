@@ -16,6 +16,7 @@ from app.events.publisher import EventPublisher
 from app.events.schema import LoadStat
 
 ZMQ = {"publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "kv"}
+MAX_MODEL_LEN = 4096
 LOAD = LoadStat(1, 2, 3, 4, 1, 6, 7, 8, 9, 10)
 
 
@@ -24,7 +25,7 @@ def app_config(events: Any = None, **args: Any) -> AppConfig:
     return load_config({"kv_events_config": raw} | args)
 
 
-def rank_info(rank: int, publisher: PublisherInfo | None = None, max_model_len: int = 4096) -> RankInfo:
+def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
     return RankInfo(
         rank=rank,
         replica_id=f"replica-{rank}",
@@ -34,8 +35,8 @@ def rank_info(rank: int, publisher: PublisherInfo | None = None, max_model_len: 
         load=LOAD,
         num_blocks=50,
         num_cached_blocks=20,
-        max_model_len=max_model_len,
-        max_prompt_tokens=max_model_len - 1,
+        max_model_len=MAX_MODEL_LEN,
+        max_prompt_tokens=MAX_MODEL_LEN - 1,
         device="cpu",
         dtype="float32",
     )
@@ -43,7 +44,7 @@ def rank_info(rank: int, publisher: PublisherInfo | None = None, max_model_len: 
 
 def test_the_descriptor_is_sglangs() -> None:
     config = app_config(ZMQ, engine={"cache": {"block_size": 64}})
-    info = server_info(config, [rank_info(0), rank_info(1)])
+    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
     assert info["kv_events"] == {
         "publisher": "zmq",
         "endpoint_host": "*",
@@ -57,7 +58,7 @@ def test_the_descriptor_is_sglangs() -> None:
 
 
 def test_without_load_reports_only_sglangs_required_keys_are_there() -> None:
-    descriptor = server_info(app_config(ZMQ | {"load_reports": False}), [])["kv_events"]
+    descriptor = server_info(app_config(ZMQ | {"load_reports": False}), MAX_MODEL_LEN, [])["kv_events"]
     assert list(descriptor) == [
         "publisher",
         "endpoint_host",
@@ -70,13 +71,15 @@ def test_without_load_reports_only_sglangs_required_keys_are_there() -> None:
 
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "[::]", "127.0.0.1", "10.0.0.5", "node-7.example"])
 def test_the_host_is_verbatim(host: str) -> None:
-    descriptor = server_info(app_config(ZMQ | {"endpoint": f"tcp://{host}:5557"}), [])["kv_events"]
+    descriptor = server_info(app_config(ZMQ | {"endpoint": f"tcp://{host}:5557"}), MAX_MODEL_LEN, [])[
+        "kv_events"
+    ]
     assert descriptor["endpoint_host"] == host
 
 
 def test_the_replay_port_is_there_when_it_applies() -> None:
     config = app_config(ZMQ | {"replay_endpoint": "tcp://*:6000"})
-    assert server_info(config, [])["kv_events"]["replay_endpoint_port_base"] == 6000
+    assert server_info(config, MAX_MODEL_LEN, [])["kv_events"]["replay_endpoint_port_base"] == 6000
 
 
 NO_DESCRIPTOR: dict[str, Any] = {
@@ -106,8 +109,8 @@ NO_DESCRIPTOR: dict[str, Any] = {
 @pytest.mark.parametrize("case", NO_DESCRIPTOR)
 def test_the_descriptor_is_null_and_everything_else_is_there(case: str) -> None:
     config = app_config(NO_DESCRIPTOR[case])
-    info = server_info(config, [rank_info(0), rank_info(1)])
-    whole = server_info(app_config(ZMQ), [rank_info(0), rank_info(1)])
+    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    whole = server_info(app_config(ZMQ), MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
     assert info.keys() == whole.keys()
     assert info["kv_events"] is None
     assert info["kv_events_config"] == config.kv_events_config
@@ -124,23 +127,23 @@ def test_a_block_size_that_would_make_it_null_is_refused_before(block_size: int 
 @pytest.mark.parametrize("case", NO_DESCRIPTOR)
 def test_the_raw_string_stays_as_it_was(case: str) -> None:
     config = app_config(NO_DESCRIPTOR[case])
-    assert server_info(config, [])["kv_events_config"] == config.kv_events_config
+    assert server_info(config, MAX_MODEL_LEN, [])["kv_events_config"] == config.kv_events_config
 
 
 def test_every_setting_is_there() -> None:
     config = app_config(ZMQ)
-    info = server_info(config, [])
+    info = server_info(config, MAX_MODEL_LEN, [])
     settings = config.model_dump(mode="json")
     assert {key: info[key] for key in settings} == settings
 
 
 def test_what_sglangs_routers_read() -> None:
     config = app_config(ZMQ, engine={"scheduler": {"max_running_requests": 7}})
-    info = server_info(config, [rank_info(0), rank_info(1, max_model_len=2048)])
+    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
     assert info["model_path"] == info["served_model_name"] == "smollm2-135m-instruct"
     assert (info["tp_size"], info["dp_size"], info["page_size"]) == (1, 2, 16)
     assert info["max_running_requests"] == 7
-    assert info["max_model_len"] == 2048
+    assert info["max_model_len"] == MAX_MODEL_LEN
     assert isinstance(info["version"], str)
 
 
@@ -149,7 +152,7 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
     publisher = PublisherInfo(
         rank, "10.0.0.5", port, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0
     )
-    info = server_info(app_config(ZMQ, dp_size=3), [rank_info(1, publisher), rank_info(2)])
+    info = server_info(app_config(ZMQ, dp_size=3), MAX_MODEL_LEN, [rank_info(1, publisher), rank_info(2)])
     assert info["publishers"] == [
         {"rank": 0, "state": "unreachable"},
         {
@@ -178,15 +181,14 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
 
 
 def test_no_rank_answers() -> None:
-    info = server_info(app_config(ZMQ), [])
+    info = server_info(app_config(ZMQ), MAX_MODEL_LEN, [])
     assert info["kv_events"] is not None
-    assert info["max_model_len"] is None
     assert [state["state"] for state in info["internal_states"]] == ["unreachable"] * 2
 
 
 def test_what_is_advertised_is_what_a_publisher_binds() -> None:
     raw = ZMQ | {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
-    descriptor = server_info(app_config(raw, dp_size=4), [])["kv_events"]
+    descriptor = server_info(app_config(raw, dp_size=4), MAX_MODEL_LEN, [])["kv_events"]
     for rank in range(4):
         publisher = EventPublisher(KvEventsConfig(**raw), dp_rank=rank, dp_size=4, block_size=16)
         info = publisher.info("10.0.0.5")
@@ -198,7 +200,7 @@ def test_what_is_advertised_is_what_a_publisher_binds() -> None:
 def test_it_is_plain_json_without_anything_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBEACON_API_KEY", "sk-very-secret")
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    shown = json.dumps(server_info(app_config(ZMQ), [rank_info(0)]))
+    shown = json.dumps(server_info(app_config(ZMQ), MAX_MODEL_LEN, [rank_info(0)]))
     assert "secret" not in shown
     for name in ("api_key", "apikey", 'token"', "password"):
         assert name not in shown.lower()
@@ -206,11 +208,11 @@ def test_it_is_plain_json_without_anything_of_the_environment(monkeypatch: pytes
 
 def test_model_info_is_part_of_server_info() -> None:
     config = app_config(ZMQ, model={"served_name": "mine"})
-    info = model_info(config, [rank_info(0)])
+    info = model_info(config, MAX_MODEL_LEN)
     assert info == {
         "model_path": "smollm2-135m-instruct",
         "served_model_name": "mine",
         "is_generation": True,
-        "max_model_len": 4096,
+        "max_model_len": MAX_MODEL_LEN,
     }
-    assert info.items() <= server_info(config, [rank_info(0)]).items()
+    assert info.items() <= server_info(config, MAX_MODEL_LEN, [rank_info(0)]).items()

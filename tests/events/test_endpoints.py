@@ -270,6 +270,7 @@ def test_ipc_has_place_for_one_rank() -> None:
     with pytest.raises(ConfigError, match="rank 1"):
         rank_endpoints(config(endpoint="ipc:///tmp/x"), 1, 2)
     assert parse(raw(endpoint="ipc:///tmp/x"), 16, 2).config is None
+    assert parse(raw(replay_endpoint="ipc:///tmp/x"), 16, 2).config is None
 
 
 def test_tcp_without_a_port_cant_be_opened() -> None:

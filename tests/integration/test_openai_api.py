@@ -169,6 +169,9 @@ def test_a_clients_request_id_comes_back(smollm2_graph: ServeGraph) -> None:
 
 def test_models(client: openai.OpenAI) -> None:
     (model,) = client.models.list()
+    assert client.models.retrieve(MODEL) == model
+    with pytest.raises(openai.NotFoundError, match="nonsense"):
+        client.models.retrieve("nonsense")
     assert (model.id, model.object) == (MODEL, "model")
     assert model.model_dump()["max_model_len"] == 8192
 

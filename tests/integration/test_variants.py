@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tests.integration.conftest import Graphs
 from tests.integration.serve_graph import ServeGraph
@@ -13,12 +17,25 @@ from tests.integration.serve_graph import ServeGraph
 MALFORMED = '{"publisher": "zmq", "endpoint": "tcp://127.0.0.1:5557"'
 
 
+@pytest.fixture(scope="session")
+def model_with_bos(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose tokenizer begins every text with a token of its own, as Llama's does."""
+    folder = tmp_path_factory.mktemp("bos") / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [("<|im_start|>", tokenizer.token_to_id("<|im_start|>"))]
+    tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
 @pytest.fixture
-def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
-    """Two applications of one rank each, beside each other in one file."""
+def graph(graphs: Graphs, tiny_model: str, model_with_bos: str) -> ServeGraph:
+    """Applications of one rank each, beside each other in one file."""
     silent = {"model": {"path": tiny_model}, "dp_size": 1, "kv_events_config": None}
     malformed = silent | {"kv_events_config": MALFORMED}
-    return graphs.get({"/": silent, "/malformed": malformed})
+    with_bos = silent | {"model": {"path": model_with_bos}}
+    return graphs.get({"/": silent, "/malformed": malformed, "/bos": with_bos})
 
 
 @pytest.mark.parametrize(("prefix", "config"), [("", None), ("/malformed", MALFORMED)])
@@ -43,6 +60,20 @@ def test_it_serves_and_still_reuses_its_cache(graph: ServeGraph, prefix: str) ->
     answers = [graph.http.post(f"{prefix}/v1/completions", json=body).json() for _ in range(2)]
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
     assert cached == [0, 96]
+
+
+def test_a_text_begins_as_its_tokenizer_says_and_a_chat_as_its_template_does(graph: ServeGraph) -> None:
+    def num_tokens(path: str, **prompt: Any) -> int:
+        answer = graph.http.post(path, json=prompt | {"max_tokens": 1}).json()
+        return int(answer["usage"]["prompt_tokens"])
+
+    chat = [{"role": "user", "content": "one two three"}]
+    assert num_tokens("/v1/completions", prompt="one two three") == 3
+    assert num_tokens("/bos/v1/completions", prompt="one two three") == 4
+    assert num_tokens("/bos/v1/completions", prompt=[1, 2, 3]) == 3
+    assert num_tokens("/bos/v1/chat/completions", messages=chat) == num_tokens(
+        "/v1/chat/completions", messages=chat
+    )
 
 
 def test_a_folder_is_served_under_its_own_name(graph: ServeGraph, tiny_model: str) -> None:
