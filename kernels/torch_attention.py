@@ -32,19 +32,19 @@ class _Decodes:
     rows: Tensor  # [n] of the step's queries
     slots: Tensor  # [n, L]; padding repeats the last token, since unwritten slots may hold NaN
     mask: Tensor | None  # [n, 1, 1, L] true where a token may be read; None without padding
+    is_causal = False
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
-        num_heads, head_dim = query.shape[1:]
-        n, kv_heads = len(self.rows), keys.shape[1]
-        grouped = query[self.rows].view(n, kv_heads, num_heads // kv_heads, head_dim)
-        result = F.scaled_dot_product_attention(
-            grouped,
+    def operands(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[n, K, group, D] and twice [n, K, L, D]: a group's heads are the rows of one query."""
+        return (
+            query[self.rows].view(len(self.rows), keys.shape[1], -1, query.shape[2]),
             _gather(keys, self.slots).transpose(1, 2),
             _gather(values, self.slots).transpose(1, 2),
-            attn_mask=self.mask,
-            scale=scale,
         )
-        out[self.rows] = result.reshape(n, num_heads, head_dim)
+
+    def place(self, result: Tensor, out: Tensor) -> None:
+        """Put a result [n, K, group, any] to its rows of `out` [T, H, any]."""
+        out[self.rows] = result.flatten(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +55,25 @@ class _Chunk:
     slots: Tensor  # [1, L]
     mask: Tensor | None  # [Q, L] true where a token may be read; None where that is all that came before
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
-        num_heads, head_dim = query.shape[1:]
-        kv_heads = keys.shape[1]
-        group = num_heads // kv_heads
-        # [K, group, Q, D]: key/value heads are the batch, and a group's heads share keys by stride 0.
+    @property
+    def is_causal(self) -> bool:
+        """Whether queries and tokens are the same and each query reads all before it."""
+        return self.mask is None
+
+    def operands(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[K, group, Q, D] and twice [K, group, L, D]; a group's heads share keys by stride 0."""
         queries = query[self.rows]
-        grouped = queries.reshape(len(queries), kv_heads, group, head_dim).permute(1, 2, 0, 3)
-        result = F.scaled_dot_product_attention(
+        grouped = queries.reshape(len(queries), keys.shape[1], -1, query.shape[2]).permute(1, 2, 0, 3)
+        group = grouped.shape[1]
+        return (
             grouped,
             _gather(keys, self.slots).permute(2, 0, 1, 3).expand(-1, group, -1, -1),
             _gather(values, self.slots).permute(2, 0, 1, 3).expand(-1, group, -1, -1),
-            attn_mask=self.mask,
-            is_causal=self.mask is None,
-            scale=scale,
         )
-        out[self.rows] = result.permute(2, 0, 1, 3).reshape(-1, num_heads, head_dim)
+
+    def place(self, result: Tensor, out: Tensor) -> None:
+        """Put a result [K, group, Q, any] to its rows of `out` [T, H, any]."""
+        out[self.rows] = result.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,29 @@ class TorchAttention:
         out = torch.empty_like(query)
         keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
         for group in self.groups:
-            group.attend(query, keys, values, self.scale, out)
+            operands = group.operands(query, keys, values)
+            result = F.scaled_dot_product_attention(
+                *operands, attn_mask=group.mask, is_causal=group.is_causal, scale=self.scale
+            )
+            group.place(result, out)
         return out
+
+    def with_lse(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """See `PagedAttention`."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        out = torch.empty_like(query)
+        lse = query.new_empty(*query.shape[:2], 1, dtype=wide)
+        keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
+        for group in self.groups:
+            grouped, *tokens = (operand.to(wide) for operand in group.operands(query, keys, values))
+            scores = self.scale * grouped @ tokens[0].mT
+            mask = torch.ones_like(scores, dtype=torch.bool).tril() if group.is_causal else group.mask
+            if mask is not None:
+                scores.masked_fill_(~mask, float("-inf"))
+            group_lse = scores.logsumexp(-1, keepdim=True)
+            group.place(((scores - group_lse).exp_() @ tokens[1]).to(out.dtype), out)
+            group.place(group_lse, lse)
+        return out, lse.squeeze(-1)
 
 
 def plan_attention(
