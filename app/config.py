@@ -18,7 +18,7 @@ from app.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-KernelBackend = Literal["torch"]
+KernelBackend = Literal["auto", "torch", "cpu", "triton"]
 PolicyName = Literal["predicted_ttft", "least_loaded", "round_robin"]
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -83,7 +83,9 @@ class EngineConfig(Settings):
 
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    kernels: KernelBackend = Field("torch", description="Implementation of the kernels.")
+    kernels: KernelBackend = Field(
+        "auto", description="Implementation of the kernels. `auto` takes what is made for the device."
+    )
     num_threads: PositiveInt | None = Field(
         None, description="Torch threads per rank on a cpu. Default: `resources.num_cpus`, at least 1."
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from kernels import torch_attention
 from kernels.cpu_library import address, load_library
+from kernels.interface import PagedAttention
 
 _NO_WINDOW = 2**60
 
@@ -45,7 +47,7 @@ class CpuAttention:
         scale: float,
         sliding_window: int | None,
     ) -> None:
-        self._arguments = (query_lens, kv_lens, block_tables, block_size, scale)
+        self._arguments = (query_lens, kv_lens, block_tables, block_size, scale, sliding_window)
         # The plan holds addresses only: the tensors must live as long.
         self._query_starts = torch.tensor([0, *accumulate(query_lens)])
         self._kv_lens = torch.tensor(kv_lens, dtype=torch.int64)
@@ -64,7 +66,21 @@ class CpuAttention:
     def __call__(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> Tensor:
         """See `PagedAttention`."""
         if query.dtype != torch.bfloat16:
-            return torch_attention.plan_attention(*self._arguments)(query, key_cache, value_cache)
+            return self._in_torch(query, key_cache, value_cache)
+        return self._run(query, key_cache, value_cache, None)
+
+    def with_lse(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """See `PagedAttention`."""
+        if query.dtype != torch.bfloat16:
+            return self._in_torch.with_lse(query, key_cache, value_cache)
+        lse = torch.empty(query.shape[:2], dtype=torch.float32)
+        return self._run(query, key_cache, value_cache, lse), lse
+
+    @cached_property
+    def _in_torch(self) -> PagedAttention:
+        return torch_attention.plan_attention(*self._arguments)
+
+    def _run(self, query: Tensor, key_cache: Tensor, value_cache: Tensor, lse: Tensor | None) -> Tensor:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         num_heads, head_dim = query.shape[1:]
         load_library().kvb_attention(
@@ -77,7 +93,7 @@ class CpuAttention:
             address(key_cache),
             address(value_cache),
             address(out),
-            None,
+            address(lse),
             torch.get_num_threads(),
         )
         return out

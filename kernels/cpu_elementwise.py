@@ -41,6 +41,25 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `FusedAddRmsNorm`."""
+    if x.dtype != torch.bfloat16:
+        return torch_elementwise.fused_add_rms_norm(x, residual, weight, eps)
+    x, residual = x.contiguous(), residual.contiguous()
+    out, total = torch.empty_like(x), torch.empty_like(x)
+    load_library().kvb_fused_add_rms_norm(
+        address(x),
+        address(residual),
+        address(weight),
+        address(out),
+        address(total),
+        *x.shape,
+        eps,
+        torch.get_num_threads(),
+    )
+    return out, total
+
+
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `RotaryEmbedding`."""
     if x.dtype != torch.bfloat16:

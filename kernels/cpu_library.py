@@ -60,7 +60,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kvb_rms_norm": (None, [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _FLOAT, _INT]),
     "kvb_fused_add_rms_norm": (
         None,
-        [_POINTER, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _FLOAT, _INT],
+        [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _FLOAT, _INT],
     ),
     "kvb_rotary_embedding": (
         None,

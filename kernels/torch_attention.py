@@ -27,50 +27,53 @@ MAX_GATHERED_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Decodes:
-    """n sequences with one query each, padded to L tokens."""
+    """n sequences with one query each, which read L tokens at most."""
 
     rows: Tensor  # [n] of the step's queries
     slots: Tensor  # [n, L]; padding repeats the last token, since unwritten slots may hold NaN
     mask: Tensor | None  # [n, 1, 1, L] true where a token may be read; None without padding
+    is_causal = False
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
-        num_heads, head_dim = query.shape[1:]
-        n, kv_heads = len(self.rows), keys.shape[1]
-        grouped = query[self.rows].view(n, kv_heads, num_heads // kv_heads, head_dim)
-        result = F.scaled_dot_product_attention(
-            grouped,
+    def operands(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[n, K, group, D] and twice [n, K, L, D]: a group's heads are the rows of one query."""
+        return (
+            query[self.rows].view(len(self.rows), keys.shape[1], -1, query.shape[2]),
             _gather(keys, self.slots).transpose(1, 2),
             _gather(values, self.slots).transpose(1, 2),
-            attn_mask=self.mask,
-            scale=scale,
         )
-        out[self.rows] = result.reshape(n, num_heads, head_dim)
+
+    def place(self, result: Tensor, out: Tensor) -> None:
+        """Put a result [n, K, group, any] to its rows of `out` [T, H, any]."""
+        out[self.rows] = result.flatten(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One sequence with Q queries, the last of its L tokens."""
+    """One sequence with Q queries, the last of the L tokens that it reads."""
 
     rows: slice  # of the step's queries
     slots: Tensor  # [1, L]
-    mask: Tensor | None  # [Q, L] true where a token may be read; None where the chunk is the whole sequence
+    mask: Tensor | None  # [Q, L] true where a token may be read; None where that is all that came before
 
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
-        num_heads, head_dim = query.shape[1:]
-        kv_heads = keys.shape[1]
-        group = num_heads // kv_heads
-        # [K, group, Q, D]: key/value heads are the batch, and a group's heads share keys by stride 0.
+    @property
+    def is_causal(self) -> bool:
+        """Whether queries and tokens are the same and each query reads all before it."""
+        return self.mask is None
+
+    def operands(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[K, group, Q, D] and twice [K, group, L, D]; a group's heads share keys by stride 0."""
         queries = query[self.rows]
-        grouped = queries.reshape(len(queries), kv_heads, group, head_dim).permute(1, 2, 0, 3)
-        result = F.scaled_dot_product_attention(
+        grouped = queries.reshape(len(queries), keys.shape[1], -1, query.shape[2]).permute(1, 2, 0, 3)
+        group = grouped.shape[1]
+        return (
             grouped,
             _gather(keys, self.slots).permute(2, 0, 1, 3).expand(-1, group, -1, -1),
             _gather(values, self.slots).permute(2, 0, 1, 3).expand(-1, group, -1, -1),
-            attn_mask=self.mask,
-            is_causal=self.mask is None,
-            scale=scale,
         )
-        out[self.rows] = result.permute(2, 0, 1, 3).reshape(-1, num_heads, head_dim)
+
+    def place(self, result: Tensor, out: Tensor) -> None:
+        """Put a result [K, group, Q, any] to its rows of `out` [T, H, any]."""
+        out[self.rows] = result.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,29 @@ class TorchAttention:
         out = torch.empty_like(query)
         keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
         for group in self.groups:
-            group.attend(query, keys, values, self.scale, out)
+            operands = group.operands(query, keys, values)
+            result = F.scaled_dot_product_attention(
+                *operands, attn_mask=group.mask, is_causal=group.is_causal, scale=self.scale
+            )
+            group.place(result, out)
         return out
+
+    def with_lse(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> tuple[Tensor, Tensor]:
+        """See `PagedAttention`."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        out = torch.empty_like(query)
+        lse = query.new_empty(*query.shape[:2], 1, dtype=wide)
+        keys, values = key_cache.flatten(0, 1), value_cache.flatten(0, 1)
+        for group in self.groups:
+            grouped, *tokens = (operand.to(wide) for operand in group.operands(query, keys, values))
+            scores = self.scale * grouped @ tokens[0].mT
+            mask = torch.ones_like(scores, dtype=torch.bool).tril() if group.is_causal else group.mask
+            if mask is not None:
+                scores.masked_fill_(~mask, float("-inf"))
+            group_lse = scores.logsumexp(-1, keepdim=True)
+            group.place(((scores - group_lse).exp_() @ tokens[1]).to(out.dtype), out)
+            group.place(group_lse, lse)
+        return out, lse.squeeze(-1)
 
 
 def plan_attention(
@@ -95,6 +119,7 @@ def plan_attention(
     block_tables: Tensor,
     block_size: int,
     scale: float,
+    sliding_window: int | None = None,
 ) -> TorchAttention:
     """See `PlanAttention`."""
     starts = [0, *accumulate(query_lens)]
@@ -102,45 +127,52 @@ def plan_attention(
     for sequence, query_len in enumerate(query_lens):
         if query_len > 1:
             rows = slice(starts[sequence], starts[sequence + 1])
-            groups.append(_plan_chunk(rows, kv_lens[sequence], block_tables[sequence], block_size))
+            window = sliding_window or kv_lens[sequence]
+            groups.append(_plan_chunk(rows, kv_lens[sequence], block_tables[sequence], block_size, window))
     decodes = [sequence for sequence, query_len in enumerate(query_lens) if query_len == 1]
-    for alike in _of_similar_length(decodes, kv_lens):
-        rows_of = [starts[sequence] for sequence in alike]
-        lens = [kv_lens[sequence] for sequence in alike]
-        groups.append(_plan_decodes(rows_of, lens, block_tables[alike], block_size))
+    read_lens = [min(kv_len, sliding_window or kv_len) for kv_len in kv_lens]
+    for alike in _of_similar_length(decodes, read_lens):
+        rows_of = torch.tensor([starts[sequence] for sequence in alike], device=block_tables.device)
+        ends = [kv_lens[sequence] for sequence in alike]
+        lens = [read_lens[sequence] for sequence in alike]
+        groups.append(_plan_decodes(rows_of, ends, lens, block_tables[alike], block_size))
     return TorchAttention(groups, scale)
 
 
-def _of_similar_length(sequences: Iterable[int], kv_lens: Sequence[int]) -> list[list[int]]:
+def _of_similar_length(sequences: Iterable[int], lens: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
     limit = 0
-    for sequence in sorted(sequences, key=lambda sequence: kv_lens[sequence]):
-        kv_len = kv_lens[sequence]
-        if not groups or kv_len > limit or kv_len * (len(groups[-1]) + 1) > MAX_GATHERED_TOKENS:
+    for sequence in sorted(sequences, key=lambda sequence: lens[sequence]):
+        length = lens[sequence]
+        if not groups or length > limit or length * (len(groups[-1]) + 1) > MAX_GATHERED_TOKENS:
             groups.append([])
-            limit = max(MIN_PADDED_LEN, MAX_PADDING_RATIO * kv_len)
+            limit = max(MIN_PADDED_LEN, MAX_PADDING_RATIO * length)
         groups[-1].append(sequence)
     return groups
 
 
-def _plan_chunk(rows: slice, kv_len: int, block_table: Tensor, block_size: int) -> _Chunk:
-    positions = torch.arange(kv_len, device=block_table.device)
-    slots = _slots(block_table.unsqueeze(0), positions.unsqueeze(0), block_size)
+def _plan_chunk(rows: slice, kv_len: int, block_table: Tensor, block_size: int, window: int) -> _Chunk:
     query_len = rows.stop - rows.start
-    if query_len == kv_len:
+    first = max(0, kv_len - query_len - window + 1)
+    positions = torch.arange(first, kv_len, device=block_table.device)
+    slots = _slots(block_table.unsqueeze(0), positions.unsqueeze(0), block_size)
+    if query_len == kv_len <= window:
         return _Chunk(rows, slots, mask=None)
-    return _Chunk(rows, slots, mask=positions <= positions[-query_len:].unsqueeze(1))
+    query_positions = positions[-query_len:].unsqueeze(1)
+    mask = (positions <= query_positions) & (positions > query_positions - window)
+    return _Chunk(rows, slots, mask)
 
 
 def _plan_decodes(
-    rows: Sequence[int], kv_lens: Sequence[int], block_tables: Tensor, block_size: int
+    rows: Tensor, kv_lens: Sequence[int], read_lens: Sequence[int], block_tables: Tensor, block_size: int
 ) -> _Decodes:
-    device = block_tables.device
-    positions = torch.arange(max(kv_lens), device=device)
-    lens = torch.tensor(kv_lens, device=device).unsqueeze(1)
-    slots = _slots(block_tables, torch.minimum(positions, lens - 1), block_size)
-    mask = None if min(kv_lens) == max(kv_lens) else (positions < lens)[:, None, None, :]
-    return _Decodes(torch.tensor(rows, device=device), slots, mask)
+    """Each sequence reads the last `read_lens` of its `kv_lens` tokens."""
+    ends = torch.tensor(kv_lens, device=rows.device).unsqueeze(1)
+    lens = torch.tensor(read_lens, device=rows.device).unsqueeze(1)
+    indices = torch.arange(max(read_lens), device=rows.device)
+    slots = _slots(block_tables, torch.minimum(ends - lens + indices, ends - 1), block_size)
+    mask = None if min(read_lens) == max(read_lens) else (indices < lens)[:, None, None, :]
+    return _Decodes(rows, slots, mask)
 
 
 def _slots(block_tables: Tensor, positions: Tensor, block_size: int) -> Tensor:

@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
-    """See `StoreKv`."""
-    key_cache.flatten(0, 1).index_copy_(0, slots, key)
-    value_cache.flatten(0, 1).index_copy_(0, slots, value)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `RmsNorm`."""
     wide = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return torch.mul(x, scale).mul_(weight).to(x.dtype)
+
+
+def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `FusedAddRmsNorm`."""
+    total = residual + x
+    return rms_norm(total, weight, eps), total
 
 
 def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

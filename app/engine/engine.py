@@ -20,7 +20,7 @@ from app.engine.limits import Limits, resolve_max_model_len
 from app.engine.model import Llama
 from app.engine.model_runner import ModelRunner
 from app.engine.outputs import RequestOutput, StepOutput
-from app.engine.placement import resolve_device, resolve_dtype
+from app.engine.placement import resolve_device, resolve_dtype, resolve_kernels
 from app.engine.prefix_cache import CachedBlock, PrefixCache
 from app.engine.request import FinishReason, NewTextStream, Request, SamplingParams, TextStream
 from app.engine.sampler import sample
@@ -29,7 +29,6 @@ from app.engine.stopping import ending
 from app.engine.weights import load_weights
 from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
-from kernels import load_kernels
 
 __all__ = ["Engine", "RequestOutput", "StepOutput"]
 
@@ -76,13 +75,14 @@ class Engine:
 
         Raises:
             ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.
-            ConfigError: no such device, or `max_model_len` exceeds the model's context.
+            ConfigError: no such device, kernels that can't run on it, or `max_model_len` exceeds the model's
+                context.
         """
         architecture = read_architecture(model_dir)
         max_model_len = resolve_max_model_len(max_model_len, architecture.max_position_embeddings)
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
-        kernels = load_kernels(config.kernels)
+        kernels = resolve_kernels(config.kernels, on)
         weights = load_weights(model_dir, architecture, kernels, on, in_dtype)
         num_blocks = kv_cache.count_blocks(config.cache, architecture, on, in_dtype)
         cache = kv_cache.allocate(architecture, num_blocks, config.cache.block_size, on, in_dtype)

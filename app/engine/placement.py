@@ -1,11 +1,12 @@
-"""Where a model runs and in which number format."""
+"""Where a model runs, in which number format and on whose kernels."""
 
 from __future__ import annotations
 
 import torch
 
-from app.config import Device, Dtype
+from app.config import Device, Dtype, KernelBackend
 from app.errors import ConfigError
+from kernels import BackendError, Kernels, load_kernels
 
 _DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -41,3 +42,15 @@ def resolve_dtype(dtype: Dtype, device: torch.device, checkpoint_dtype: str | No
     # Builds without oneDNN, Apple's for instance, don't even have the question.
     has_bfloat16 = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def resolve_kernels(backend: KernelBackend, device: torch.device) -> Kernels:
+    """The kernels that `backend` names; `auto` takes what is made for `device`.
+
+    Raises:
+        ConfigError: they can't run on the device.
+    """
+    try:
+        return load_kernels(backend, device)
+    except BackendError as error:
+        raise ConfigError(f"engine.{error}") from None

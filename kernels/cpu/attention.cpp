@@ -131,9 +131,8 @@ class Attention {
     void run(const Item& item, Scratch& scratch) const {
         const int64_t rows = item.num_queries * heads_.group();
         scratch.reset(rows, heads_);
-        const int64_t last = position(item, rows - 1);
-        int64_t span = std::max<int64_t>(0, position(item, 0) - plan_.window + 1) / SPAN * SPAN;
-        for (; span <= last; span += SPAN) {
+        const int64_t first = std::max<int64_t>(0, position(item, 0) - plan_.window + 1), last = position(item, rows - 1);
+        for (int64_t span = first; span <= last; span += SPAN) {
             load_span(item, span, last, scratch);
             for_row_blocks(rows, [&]<int M>(int64_t row) { attend<M>(item, row, span, scratch); });
         }

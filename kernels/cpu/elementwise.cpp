@@ -11,16 +11,17 @@ __m512 sigmoid(__m512 x) {
     return _mm512_div_ps(numerator, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
 }
 
-// Normalise one row of `size` numbers, after adding `added` to it where that is given.
-void norm_row(bf16* x, const bf16* added, const bf16* weight, bf16* out, int64_t size, float eps) {
-    __m512 squares = _mm512_setzero_ps();
+void add_rows(const bf16* x, const bf16* y, bf16* sum, int64_t size) {
     for (int64_t i = 0; i < size; i += LANES) {
         const __mmask16 lanes = first_lanes(size - i);
-        __m512 value = load(x + i, lanes);
-        if (added) {
-            store(x + i, lanes, _mm512_add_ps(value, load(added + i, lanes)));
-            value = load(x + i, lanes);
-        }
+        store(sum + i, lanes, _mm512_add_ps(load(x + i, lanes), load(y + i, lanes)));
+    }
+}
+
+void norm_row(const bf16* x, const bf16* weight, bf16* out, int64_t size, float eps) {
+    __m512 squares = _mm512_setzero_ps();
+    for (int64_t i = 0; i < size; i += LANES) {
+        const __m512 value = load(x + i, first_lanes(size - i));
         squares = _mm512_fmadd_ps(value, value, squares);
     }
     const float mean = _mm512_reduce_add_ps(squares) / float(size);
@@ -41,15 +42,17 @@ void kvb_rms_norm(const bf16* x, int64_t x_stride, const bf16* weight, bf16* out
                   int threads) {
 #pragma omp parallel for num_threads(threads) if (tokens > 16)
     for (int64_t t = 0; t < tokens; t++)
-        norm_row(const_cast<bf16*>(x) + t * x_stride, nullptr, weight, out + t * size, size, eps);
+        norm_row(x + t * x_stride, weight, out + t * size, size, eps);
 }
 
-// residual += x, then out = norm of it; all [tokens, size].
-void kvb_fused_add_rms_norm(const bf16* x, bf16* residual, const bf16* weight, bf16* out, int64_t tokens, int64_t size,
-                            float eps, int threads) {
+// sum = residual + x, out = its norm; all [tokens, size].
+void kvb_fused_add_rms_norm(const bf16* x, const bf16* residual, const bf16* weight, bf16* out, bf16* sum, int64_t tokens,
+                            int64_t size, float eps, int threads) {
 #pragma omp parallel for num_threads(threads) if (tokens > 16)
-    for (int64_t t = 0; t < tokens; t++)
-        norm_row(residual + t * size, x + t * size, weight, out + t * size, size, eps);
+    for (int64_t t = 0; t < tokens; t++) {
+        add_rows(residual + t * size, x + t * size, sum + t * size, size);
+        norm_row(sum + t * size, weight, out + t * size, size, eps);
+    }
 }
 
 // x [tokens, heads, 2 * half] with rows x_stride apart, cos and sin [tokens, half] -> out like x, dense.
