@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import torch_elementwise
+from kernels import torch_cache, torch_elementwise
 from kernels.cpu_library import address, load_library
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """See `StoreKv`."""
     if key.dtype != torch.bfloat16:
-        return torch_elementwise.store_kv(key, value, key_cache, value_cache, slots)
+        return torch_cache.store_kv(key, value, key_cache, value_cache, slots)
     load_library().kvb_store_kv(
         address(key),
         key.stride(0),

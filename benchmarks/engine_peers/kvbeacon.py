@@ -1,4 +1,4 @@
-"""kvbeacon's engine as a peer: `python -m benchmarks.engine_peers.kvbeacon MODEL_DIR DTYPE THREADS KERNELS`."""
+"""This engine as a peer: `python -m benchmarks.engine_peers.kvbeacon MODEL_DIR DTYPE THREADS KERNELS`."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-PEERS = Path(__file__).parent
-REPO = PEERS.parents[1]
+REPO = Path(__file__).parents[2]
 
 
 class PeerError(Exception):
@@ -25,13 +25,20 @@ class Peer:
     Args:
         name: what the report calls it.
         command: started in the repository's root.
+        environment: what it needs there besides this process's own.
     """
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], **environment: str) -> None:
         self.name = name
-        self._log = tempfile.TemporaryFile("w+")
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115: lives as long as the process
         self._process = subprocess.Popen(
-            command, cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            command,
+            cwd=REPO,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
         )
 
     def __enter__(self) -> Peer:
@@ -80,4 +87,12 @@ def transformers(model_dir: Path, dtype: str, threads: int) -> Peer:
 
 def vllm(python: Path, model_dir: Path, dtype: str, threads: int) -> Peer:
     """vLLM, in the environment that `python` belongs to."""
-    return Peer("vllm", [str(python), str(PEERS / "vllm.py"), str(model_dir), dtype, str(threads)])
+    return Peer(
+        "vllm",
+        [str(python), "-m", "benchmarks.engine_peers.vllm", str(model_dir), dtype],
+        OMP_NUM_THREADS=str(threads),
+        VLLM_CPU_KVCACHE_SPACE="1",
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_NO_USAGE_STATS="1",
+    )

@@ -2,8 +2,9 @@
 
     {"prompts": [[token ids], …], "max_tokens": n}  →  {"seconds": s}
 
-The parent keeps every peer's process from the first round to the last, so that loading is not timed, and lets
-one of them work at a time. Whatever a peer prints goes to standard error; the answers have a pipe of their own.
+The parent keeps every peer's process from the first round to the last, so that loading is not timed, and
+lets one of them work at a time. Whatever a peer prints goes to standard error; the answers have a pipe of
+their own.
 """
 
 from __future__ import annotations

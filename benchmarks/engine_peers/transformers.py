@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -14,7 +15,7 @@ def load() -> Generate:
     """`generate` with its default cache; prompts of one call have one length, so nothing is padded."""
     model_dir, dtype, threads = sys.argv[1:4]
     torch.set_num_threads(int(threads))
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
 
     def generate(prompts: list[list[int]], max_tokens: int) -> None:
         inputs = torch.tensor(prompts)
