@@ -30,7 +30,8 @@ class Peer:
 
     def __init__(self, name: str, command: Sequence[str], **environment: str) -> None:
         self.name = name
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115: lives as long as the process
+        # Open as long as the process runs.
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command,
             cwd=REPO,
