@@ -62,7 +62,9 @@ def attend(dtype: torch.dtype, query_len: int, head_dim: int, group: int, slidin
     tables = torch.zeros(1, 2, dtype=torch.int64)
     attention = KERNELS.plan_attention([query_len], [20], tables, 16, 1.0, sliding_window)
     query = torch.zeros(query_len, 2 * group, head_dim, dtype=dtype)
-    attention.with_lse(query, *torch.zeros(2, 4, 16, 2, head_dim, dtype=dtype))
+    caches = torch.zeros(2, 4, 16, 2, head_dim, dtype=dtype)
+    attention(query, *caches)
+    attention.with_lse(query, *caches)
 
 
 if __name__ == "__main__":

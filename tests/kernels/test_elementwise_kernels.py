@@ -17,6 +17,16 @@ def test_rms_norm(shape: tuple[int, int], dtype: torch.dtype, backend: Backend) 
     check_op(backend, "rms_norm", x, torch.randn(shape[1]).to(dtype), 1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_of_heads(dtype: torch.dtype, backend: Backend) -> None:
+    """Any leading dimensions, and strides that no single one describes: some models norm each head."""
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 9, 6, 64).to(dtype)[:, :, 2:5]
+    weight = torch.randn(64).to(dtype)
+    check_op(backend, "rms_norm", x, weight, 1e-5)
+    check_op(backend, "fused_add_rms_norm", x, residual, weight, 1e-5)
+
+
 def test_rms_norm_of_zeros_is_zero(backend: Backend) -> None:
     assert backend.run("rms_norm", torch.zeros(2, 8), torch.ones(8), 1e-5).tolist() == [[0.0] * 8] * 2
 
