@@ -99,7 +99,7 @@ class SwapBlocks(Protocol):
 
 
 class RmsNorm(Protocol):
-    """weight * x / sqrt(mean(x², last dim) + eps), the mean in float32 or better. x [T, N], weight [N]."""
+    """weight * x / sqrt(mean(x², last dim) + eps), the mean in float32 or better. x [.., N], weight [N]."""
 
     def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
@@ -107,7 +107,7 @@ class RmsNorm(Protocol):
 class FusedAddRmsNorm(Protocol):
     """The next residual and its norm: sum = residual + x; returns (RmsNorm(sum, weight, eps), sum).
 
-    x and residual [T, N], weight [N]. The sum is rounded to its dtype before it is normed, as it would be
+    x and residual [.., N], weight [N]. The sum is rounded to its dtype before it is normed, as it would be
     without fusion. New tensors; the inputs stay as they are.
     """
 

@@ -57,10 +57,10 @@ class ReferenceAttention:
         start = 0
         for sequence, (query_len, kv_len) in enumerate(zip(self.query_lens, self.kv_lens, strict=True)):
             window = self.sliding_window or kv_len
-            positions = range(max(0, kv_len - query_len - window + 1), kv_len)
-            read = [divmod(position, self.block_size) for position in positions]
-            blocks = self.block_tables[sequence, [block for block, _ in read]]
-            offsets = torch.tensor([offset for _, offset in read], device=blocks.device)
+            first = max(0, kv_len - query_len - window + 1)
+            positions = torch.arange(first, kv_len, device=query.device)
+            blocks = self.block_tables[sequence, positions // self.block_size]
+            offsets = positions % self.block_size
             rows = slice(start, start + query_len)
             keys, values = key_cache[blocks, offsets], value_cache[blocks, offsets]
             out[rows], lse[rows] = self._attend(query[rows], keys, values, window)

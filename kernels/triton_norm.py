@@ -58,13 +58,16 @@ def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) 
 def _launch(
     x: Tensor, residual: Tensor | None, weight: Tensor, out: Tensor, total: Tensor | None, eps: float
 ) -> None:
-    num_rows, size = x.shape
-    if num_rows == 0:
+    if x.numel() == 0:
         return
+    size = x.shape[-1]
+    # Of heads that are a slice of a wider row, this is a copy.
+    x = x.reshape(-1, size)
+    residual = None if residual is None else residual.reshape(-1, size)
     assert x.stride(1) == 1, "a row's elements lie side by side"
     assert residual is None or residual.stride(1) == 1, "a row's elements lie side by side"
     tile = triton.next_power_of_2(size)
-    _norm[(num_rows,)](
+    _norm[(len(x),)](
         x,
         residual,
         weight,

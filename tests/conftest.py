@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from app.config import ModelConfig
 from app.model_store import resolve_model
+
+# Without a GPU, Triton's kernels run in its interpreter. Triton decides that when it is imported, which
+# transformers may do first: so here, before any test file.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,34 @@
-"""How exact a kernel must be."""
+"""The backends that every kernel test runs on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
-AssertExact = Callable[[Tensor, Tensor, Tensor], None]
+from tests.kernels.harness import Backend
+
+BACKENDS = [
+    pytest.param(Backend("reference", "cpu"), id="reference"),
+    pytest.param(Backend("torch", "cpu"), id="torch"),
+]
+# One process either interprets Triton or compiles it: see tests/conftest.py.
+if torch.cuda.is_available():
+    BACKENDS += [
+        pytest.param(Backend("torch", "cuda"), id="torch-cuda", marks=pytest.mark.gpu),
+        pytest.param(Backend("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),
+    ]
+else:
+    BACKENDS += [pytest.param(Backend("triton", "cpu", is_interpreted=True), id="triton")]
 
 
-@pytest.fixture
-def assert_exact() -> AssertExact:
-    """Check a kernel's result against the plain version in the same dtype and in float64.
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Every backend in turn, the plain one too: it must keep what the tests say of all."""
+    chosen: Backend = request.param
+    return chosen
 
-    Its error may be twice the plain one's. Both are rounded to their dtype, so half a unit in the last place
-    of the largest value is nobody's fault and counts as the plain version's error at least.
-    """
 
-    def check(fast: Tensor, plain: Tensor, exact: Tensor) -> None:
-        assert fast.shape == exact.shape
-        assert fast.dtype == plain.dtype
-        if fast.numel() == 0:
-            return
-        rounding = exact.abs().max() * torch.finfo(fast.dtype).eps / 2
-        allowed = 2 * torch.maximum((plain.double() - exact).abs().max(), rounding)
-        assert (fast.double() - exact).abs().max() <= allowed
-
-    return check
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The tests' work is too small to share."""
+    torch.set_num_threads(1)

@@ -3,17 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import load_kernels
-
-PLAIN = load_kernels("reference")
+from tests.kernels.harness import PLAIN, Backend
 
 
-@pytest.mark.parametrize("name", ["torch", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("num_tokens", [1, 2, 9, 130])
 def test_pack_linear_is_as_exact_as_a_float32_sum_in_any_order(
-    num_tokens: int, has_bias: bool, dtype: torch.dtype, name: str
+    num_tokens: int, has_bias: bool, dtype: torch.dtype, backend: Backend
 ) -> None:
     """oneDNN adds up a row in one go and the plain version in parts, so a multiple of its error says little.
 
@@ -30,6 +27,7 @@ def test_pack_linear_is_as_exact_as_a_float32_sum_in_any_order(
     summing = (num_inputs + 1) * torch.finfo(torch.float32).eps / 2 * absolute(x.double().abs())
     # The plain version rounds once more where it adds the bias.
     rounding = (1 + has_bias) * torch.finfo(dtype).eps / 2 * absolute(x.double().abs())
-    out = load_kernels(name).pack_linear(weight, bias)(x)
+    linear = backend.kernels.pack_linear(backend.place(weight), backend.place(bias))
+    out = linear(backend.place(x)).cpu()
     assert out.dtype == dtype
     assert ((out.double() - exact).abs() <= summing + rounding).all()
