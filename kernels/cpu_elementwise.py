@@ -34,11 +34,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `RmsNorm`."""
     if x.dtype != torch.bfloat16:
         return torch_elementwise.rms_norm(x, weight, eps)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rows = x.flatten(0, -2)
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     load_library().kvb_rms_norm(
-        address(x), x.stride(0), address(weight), address(out), *x.shape, eps, torch.get_num_threads()
+        address(rows),
+        rows.stride(0),
+        address(weight),
+        address(out),
+        *rows.shape,
+        eps,
+        torch.get_num_threads(),
     )
-    return out
+    return out.view(x.shape)
 
 
 def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -46,6 +53,7 @@ def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) 
     if x.dtype != torch.bfloat16:
         return torch_elementwise.fused_add_rms_norm(x, residual, weight, eps)
     x, residual = x.contiguous(), residual.contiguous()
+    width = x.shape[-1]
     out, total = torch.empty_like(x), torch.empty_like(x)
     load_library().kvb_fused_add_rms_norm(
         address(x),
@@ -53,7 +61,8 @@ def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) 
         address(weight),
         address(out),
         address(total),
-        *x.shape,
+        x.numel() // width,
+        width,
         eps,
         torch.get_num_threads(),
     )

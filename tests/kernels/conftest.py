@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.backends import BACKENDS as AVAILABLE
+from kernels.backends import CPU
 from tests.kernels.harness import Backend
 
+_WHY_NOT_CPU = AVAILABLE["cpu"].why_not(CPU)
 BACKENDS = [
     pytest.param(Backend("reference", "cpu"), id="reference"),
     pytest.param(Backend("torch", "cpu"), id="torch"),
+    pytest.param(
+        Backend("cpu", "cpu"),
+        id="cpu",
+        marks=pytest.mark.skipif(_WHY_NOT_CPU is not None, reason=f"backend cpu: {_WHY_NOT_CPU}"),
+    ),
 ]
 # One process either interprets Triton or compiles it: see tests/conftest.py.
 if torch.cuda.is_available():
