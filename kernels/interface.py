@@ -24,7 +24,9 @@ class StoreKv(Protocol):
 class PagedAttention(Protocol):
     """One step's attention, planned once and called once per layer.
 
-    out[t] = softmax(scale * query[t] @ keys[: position(t) + 1].T) @ values[: position(t) + 1]
+    out[t] = softmax(scale * query[t] @ keys[first : position(t) + 1].T) @ values[first : position(t) + 1]
+
+    where first is 0, or position(t) - sliding_window + 1 if that is more.
 
     Takes queries [T, H, D] and one layer's caches, which already hold the step's own keys and values;
     returns [T, H, D]. Query head h reads key/value head `h // (H / K)`.
@@ -37,8 +39,11 @@ class PlanAttention(Protocol):
     """Plan causal attention of a ragged batch: prefill, chunks and decode alike.
 
     Sequence s has `kv_lens[s]` tokens in the cache, found through row s of `block_tables` [S, any] (int64;
-    entries past the last used block are never read), of which the last `query_lens[s]` >= 1 are the step's
-    queries. Queries lie one sequence after another.
+    entries past the last used block, or before the first query's window, are never read), of which the last
+    `query_lens[s]` >= 1 are the step's queries. Queries lie one sequence after another.
+
+    A query at position p reads positions p - sliding_window + 1 to p, as in Hugging Face; None reads all
+    before it.
     """
 
     def __call__(
@@ -48,6 +53,7 @@ class PlanAttention(Protocol):
         block_tables: Tensor,
         block_size: int,
         scale: float,
+        sliding_window: int | None = None,
     ) -> PagedAttention: ...
 
 

@@ -32,30 +32,34 @@ class ReferenceAttention:
     block_tables: Tensor
     block_size: int
     scale: float
+    sliding_window: int | None = None
 
     def __call__(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> Tensor:
         """See `PagedAttention`."""
         out = torch.empty_like(query)
         start = 0
         for sequence, (query_len, kv_len) in enumerate(zip(self.query_lens, self.kv_lens, strict=True)):
-            blocks = self.block_tables[sequence, : -(-kv_len // self.block_size)]
-            keys = key_cache[blocks].flatten(0, 1)[:kv_len]
-            values = value_cache[blocks].flatten(0, 1)[:kv_len]
+            window = self.sliding_window or kv_len
+            positions = range(max(0, kv_len - query_len - window + 1), kv_len)
+            read = [divmod(position, self.block_size) for position in positions]
+            blocks = self.block_tables[sequence, [block for block, _ in read]]
+            offsets = torch.tensor([offset for _, offset in read], device=blocks.device)
             rows = slice(start, start + query_len)
-            out[rows] = self._attend(query[rows], keys, values)
+            keys, values = key_cache[blocks, offsets], value_cache[blocks, offsets]
+            out[rows] = self._attend(query[rows], keys, values, window)
             start += query_len
         return out
 
-    def _attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """One sequence: query [Q, H, D] against keys and values [L, K, D]."""
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+        """One sequence: query [Q, H, D] against keys and values [L, K, D], whose last Q are its own."""
         group = query.shape[1] // keys.shape[1]
-        first_position = keys.shape[0] - query.shape[0]
-        future = torch.ones(query.shape[0], keys.shape[0], dtype=torch.bool, device=query.device)
-        future = future.triu(first_position + 1)
+        key_index = torch.arange(len(keys), device=query.device)
+        query_index = key_index[len(keys) - len(query) :, None]
+        unread = (key_index > query_index) | (key_index <= query_index - window)
         heads = []
         for head in range(query.shape[1]):
             scores = self.scale * query[:, head] @ keys[:, head // group].T
-            weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+            weights = torch.softmax(scores.masked_fill(unread, float("-inf")), dim=-1)
             heads.append(weights @ values[:, head // group])
         return torch.stack(heads, dim=1)
 

@@ -27,7 +27,7 @@ MAX_GATHERED_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class _Decodes:
-    """n sequences with one query each, padded to L tokens."""
+    """n sequences with one query each, which read L tokens at most."""
 
     rows: Tensor  # [n] of the step's queries
     slots: Tensor  # [n, L]; padding repeats the last token, since unwritten slots may hold NaN
@@ -49,11 +49,11 @@ class _Decodes:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """One sequence with Q queries, the last of its L tokens."""
+    """One sequence with Q queries, the last of the L tokens that it reads."""
 
     rows: slice  # of the step's queries
     slots: Tensor  # [1, L]
-    mask: Tensor | None  # [Q, L] true where a token may be read; None where the chunk is the whole sequence
+    mask: Tensor | None  # [Q, L] true where a token may be read; None where that is all that came before
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, scale: float, out: Tensor) -> None:
         num_heads, head_dim = query.shape[1:]
@@ -95,6 +95,7 @@ def plan_attention(
     block_tables: Tensor,
     block_size: int,
     scale: float,
+    sliding_window: int | None = None,
 ) -> TorchAttention:
     """See `PlanAttention`."""
     starts = [0, *accumulate(query_lens)]
@@ -102,45 +103,52 @@ def plan_attention(
     for sequence, query_len in enumerate(query_lens):
         if query_len > 1:
             rows = slice(starts[sequence], starts[sequence + 1])
-            groups.append(_plan_chunk(rows, kv_lens[sequence], block_tables[sequence], block_size))
+            window = sliding_window or kv_lens[sequence]
+            groups.append(_plan_chunk(rows, kv_lens[sequence], block_tables[sequence], block_size, window))
     decodes = [sequence for sequence, query_len in enumerate(query_lens) if query_len == 1]
-    for alike in _of_similar_length(decodes, kv_lens):
-        rows_of = [starts[sequence] for sequence in alike]
-        lens = [kv_lens[sequence] for sequence in alike]
-        groups.append(_plan_decodes(rows_of, lens, block_tables[alike], block_size))
+    read_lens = [min(kv_len, sliding_window or kv_len) for kv_len in kv_lens]
+    for alike in _of_similar_length(decodes, read_lens):
+        rows_of = torch.tensor([starts[sequence] for sequence in alike], device=block_tables.device)
+        ends = [kv_lens[sequence] for sequence in alike]
+        lens = [read_lens[sequence] for sequence in alike]
+        groups.append(_plan_decodes(rows_of, ends, lens, block_tables[alike], block_size))
     return TorchAttention(groups, scale)
 
 
-def _of_similar_length(sequences: Iterable[int], kv_lens: Sequence[int]) -> list[list[int]]:
+def _of_similar_length(sequences: Iterable[int], lens: Sequence[int]) -> list[list[int]]:
     groups: list[list[int]] = []
     limit = 0
-    for sequence in sorted(sequences, key=lambda sequence: kv_lens[sequence]):
-        kv_len = kv_lens[sequence]
-        if not groups or kv_len > limit or kv_len * (len(groups[-1]) + 1) > MAX_GATHERED_TOKENS:
+    for sequence in sorted(sequences, key=lambda sequence: lens[sequence]):
+        length = lens[sequence]
+        if not groups or length > limit or length * (len(groups[-1]) + 1) > MAX_GATHERED_TOKENS:
             groups.append([])
-            limit = max(MIN_PADDED_LEN, MAX_PADDING_RATIO * kv_len)
+            limit = max(MIN_PADDED_LEN, MAX_PADDING_RATIO * length)
         groups[-1].append(sequence)
     return groups
 
 
-def _plan_chunk(rows: slice, kv_len: int, block_table: Tensor, block_size: int) -> _Chunk:
-    positions = torch.arange(kv_len, device=block_table.device)
-    slots = _slots(block_table.unsqueeze(0), positions.unsqueeze(0), block_size)
+def _plan_chunk(rows: slice, kv_len: int, block_table: Tensor, block_size: int, window: int) -> _Chunk:
     query_len = rows.stop - rows.start
-    if query_len == kv_len:
+    first = max(0, kv_len - query_len - window + 1)
+    positions = torch.arange(first, kv_len, device=block_table.device)
+    slots = _slots(block_table.unsqueeze(0), positions.unsqueeze(0), block_size)
+    if query_len == kv_len <= window:
         return _Chunk(rows, slots, mask=None)
-    return _Chunk(rows, slots, mask=positions <= positions[-query_len:].unsqueeze(1))
+    query_positions = positions[-query_len:].unsqueeze(1)
+    mask = (positions <= query_positions) & (positions > query_positions - window)
+    return _Chunk(rows, slots, mask)
 
 
 def _plan_decodes(
-    rows: Sequence[int], kv_lens: Sequence[int], block_tables: Tensor, block_size: int
+    rows: Tensor, kv_lens: Sequence[int], read_lens: Sequence[int], block_tables: Tensor, block_size: int
 ) -> _Decodes:
-    device = block_tables.device
-    positions = torch.arange(max(kv_lens), device=device)
-    lens = torch.tensor(kv_lens, device=device).unsqueeze(1)
-    slots = _slots(block_tables, torch.minimum(positions, lens - 1), block_size)
-    mask = None if min(kv_lens) == max(kv_lens) else (positions < lens)[:, None, None, :]
-    return _Decodes(torch.tensor(rows, device=device), slots, mask)
+    """Each sequence reads the last `read_lens` of its `kv_lens` tokens."""
+    ends = torch.tensor(kv_lens, device=rows.device).unsqueeze(1)
+    lens = torch.tensor(read_lens, device=rows.device).unsqueeze(1)
+    indices = torch.arange(max(read_lens), device=rows.device)
+    slots = _slots(block_tables, torch.minimum(ends - lens + indices, ends - 1), block_size)
+    mask = None if min(read_lens) == max(read_lens) else (indices < lens)[:, None, None, :]
+    return _Decodes(rows, slots, mask)
 
 
 def _slots(block_tables: Tensor, positions: Tensor, block_size: int) -> Tensor:
