@@ -1,8 +1,8 @@
 """The model families by their name in `config.json`, and what that file leaves to the family's own code.
 
-All four are one model: RMS norms around grouped-query attention and a gated MLP. They differ in biases, norms of
-query and key heads, sliding windows, and in what an absent key means. Source: the configuration and modelling
-files of transformers.
+All four are one model: RMS norms around grouped-query attention and a gated MLP. They differ in biases,
+norms of query and key heads, sliding windows, and in what an absent key means. Source: the configuration and
+modelling files of transformers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ Windows = tuple[int | None, ...]
 
 
 def _no_windows(config: Config) -> Windows:
-    return (None,) * config["num_hidden_layers"]
+    num_layers: int = config["num_hidden_layers"]
+    return (None,) * num_layers
 
 
 def _one_window(config: Config) -> Windows:
     """Mistral: every layer has the window, null for none."""
     if config.get("layer_types") is not None:
         raise UnsupportedModelError("layer_types: a Mistral has one sliding_window for all layers")
-    return (_checked(config["sliding_window"]),) * config["num_hidden_layers"]
+    num_layers: int = config["num_hidden_layers"]
+    return (_checked(config["sliding_window"]),) * num_layers
 
 
 def _window_per_layer(config: Config) -> Windows:
@@ -41,7 +43,7 @@ def _window_per_layer(config: Config) -> Windows:
     if len(types) != num_layers or not set(types) <= allowed.keys():
         raise UnsupportedModelError(
             f"layer_types = {types!r}: {num_layers} entries are needed, each one of {', '.join(allowed)} "
-            f"(use_sliding_window is {config['use_sliding_window']}, sliding_window {config['sliding_window']})"
+            f"(use_sliding_window = {config['use_sliding_window']}, sliding_window = {window})"
         )
     return tuple(allowed[each] for each in types)
 
@@ -78,9 +80,7 @@ _QWEN_DEFAULTS = {
     "max_window_layers": 28,
 }
 FAMILIES = {
-    "LlamaForCausalLM": Family(
-        qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"
-    ),
+    "LlamaForCausalLM": Family(qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias"),
     "MistralForCausalLM": Family(
         windows=_one_window, defaults={"num_key_value_heads": 8, "sliding_window": 4096}
     ),

@@ -1,13 +1,13 @@
 """Rotary position embedding: its settings, and the cosines and sines that they give.
 
-Source: arXiv:2104.09864, and `modeling_rope_utils.py` of transformers for every scaling, operation by operation:
-an angle is position times frequency, so that a frequency's last bit is seen at long contexts.
+Source: arXiv:2104.09864, and `modeling_rope_utils.py` of transformers for every scaling, operation by
+operation: an angle is position times frequency, so that a frequency's last bit is seen at long contexts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,9 +79,9 @@ class YarnScaling:
     factor: float
     original_max_position_embeddings: int
     attention_factor: float
-    beta_fast: float = 32
-    beta_slow: float = 1
-    truncate: bool = True
+    beta_fast: float  # turns in the original context from which on a rotation is kept
+    beta_slow: float  # turns up to which it is slowed by the whole factor
+    truncate: bool  # whether the pairs between are counted in whole numbers
 
     def frequencies(self, theta: float, head_dim: int) -> Tensor:
         """See `Scaling`."""
@@ -128,6 +128,8 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
         KeyError: a number that the scaling needs isn't given.
     """
     settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if nested := [key for key, value in settings.items() if isinstance(value, Mapping)]:
+        raise UnsupportedModelError(f"rope settings of their own for {', '.join(nested)} are not supported")
     theta = settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
     share = settings.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if share not in (None, 1):
@@ -152,8 +154,8 @@ def _read_yarn(settings: Mapping[str, Any], config: Mapping[str, Any]) -> YarnSc
         factor,
         original,
         attention_factor,
-        settings.get("beta_fast") or YarnScaling.beta_fast,
-        settings.get("beta_slow") or YarnScaling.beta_slow,
+        settings.get("beta_fast") or 32,
+        settings.get("beta_slow") or 1,
         settings.get("truncate", True),
     )
 
@@ -185,7 +187,7 @@ def _positions_per_radian(theta: float, head_dim: int) -> Tensor:
     return slowness
 
 
-_SCALINGS = {
+_SCALINGS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Scaling]] = {
     "default": lambda settings, config: NoScaling(),
     "linear": lambda settings, config: LinearScaling(settings["factor"]),
     # Stretches only beyond `max_position_embeddings`, which nothing served here is.

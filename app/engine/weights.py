@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.engine.architecture import Architecture
 from app.engine.memory import available_bytes, gib
-from app.engine.model import LayerWeights, DecoderWeights
+from app.engine.model import DecoderWeights, LayerWeights
 from app.errors import InsufficientMemoryError, ModelNotFoundError, UnsupportedModelError
 from kernels import Kernels
 from kernels.interface import Linear
