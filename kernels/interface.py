@@ -58,11 +58,7 @@ class PlanAttention(Protocol):
 
 
 class RmsNorm(Protocol):
-    """weight * x / sqrt(mean(x², last dim) + eps), the mean in float32 or better.
-
-    x [T, N] or, normalised per head, [T, any heads, N], of which only the last dimension need be contiguous;
-    weight [N].
-    """
+    """weight * x / sqrt(mean(x², last dim) + eps), the mean in float32 or better. x [T, N], weight [N]."""
 
     def __call__(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
