@@ -38,7 +38,7 @@ def check(file: Path) -> None:
 
     Raises:
         ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, or two parts need one port.
-        ModelError: a model is neither a known name nor a whole folder, can't be fetched, or isn't supported.
+        ModelError: a model isn't to be found, can't be fetched, or isn't supported.
         EndpointInUseError: a port that HTTP or a rank needs is taken on this machine.
     """
     schema = _read(file)

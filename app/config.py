@@ -39,15 +39,18 @@ class ModelConfig(Settings):
     path: str = Field(
         "smollm2-135m-instruct",
         min_length=1,
-        description="A known model's name, or a local folder in the Hugging Face layout.",
+        description="A local folder in the Hugging Face layout, a local .gguf file, a known model's name, or "
+        "an id of the Hugging Face Hub (organisation/name).",
     )
     served_name: str | None = Field(
         None,
         min_length=1,
-        description="The name clients use. Default: the known model's name, or the folder's.",
+        description="The name clients use. Default: the last part of `path`, without .gguf.",
     )
     cache_dir: Path | None = Field(
-        None, description="Folder for fetched models. Default: kvbeacon/models in the user's cache folder."
+        None,
+        description="Folder for converted models. Default: kvbeacon/models in the user's cache folder. "
+        "Models of the Hugging Face Hub stay in its own cache (`HF_HUB_CACHE`).",
     )
     device: Device = Field("auto", description="`auto` takes cuda when there is one, else cpu.")
     dtype: Dtype = Field("auto", description="`auto` takes what runs fastest on the device.")

@@ -1,8 +1,8 @@
 """A model's tokenizer: text to token ids and back, chat messages to prompt text.
 
-Read from a folder in the Hugging Face layout: tokenizer.json, tokenizer_config.json (special tokens, chat
-template), chat_template.jinja (wins over the former's), generation_config.json or config.json (end of
-sequence).
+Read from a folder in the Hugging Face layout, as transformers reads it: tokenizer.json, tokenizer_config.json
+(special tokens, chat template), special_tokens_map.json (older folders), chat_template.jinja (wins over
+tokenizer_config.json's), generation_config.json or config.json (end of sequence).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tokenizer:
         """
         backend = _read_backend(folder / "tokenizer.json")
         config = _read_json(folder / "tokenizer_config.json")
-        special_tokens = _special_tokens(config)
+        special_tokens = _special_tokens(folder, config)
         source = _chat_template_source(folder, config)
         return cls(
             backend,
@@ -137,8 +137,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Name → text; the file gives a token as its text or as an object that holds it."""
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Name → text; the files give a token as its text or as an object that holds it."""
+    if "added_tokens_decoder" not in config:
+        # Written before transformers 4.34: a file of their own wins.
+        config = {**config, **_read_json(folder / "special_tokens_map.json")}
     given = {name: config.get(name) for name in _SPECIAL_TOKENS}
     texts = {name: token["content"] if isinstance(token, dict) else token for name, token in given.items()}
     return {name: text for name, text in texts.items() if text is not None}

@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 from app.config import ModelConfig
-from app.errors import ModelIntegrityError, ModelNotFoundError
-from app.model_store import KNOWN_MODELS, KnownModel, resolve_model, served_name
+from app.errors import ModelIntegrityError, ModelNotFoundError, UnsupportedModelError
+from app.known_models import KNOWN_MODELS, KnownModel
+from app.model_store import resolve_model, served_name
 from tests.tiny_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[1]
@@ -145,14 +146,58 @@ def test_a_broken_index_is_named(tmp_path: Path) -> None:
         resolve_model(ModelConfig(path=str(folder)))
 
 
-def test_an_unknown_name_says_what_is_known(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=f"'no/such'.*known: {REAL}"):
-        resolve_model(ModelConfig(path="no/such"))
+def test_an_unknown_name_says_what_is_known() -> None:
+    with pytest.raises(ModelNotFoundError, match=f"'no-such'.*known: {REAL}"):
+        resolve_model(ModelConfig(path="no-such"))
 
 
 def test_a_home_folder_of_nobody_is_no_folder() -> None:
     with pytest.raises(ModelNotFoundError, match="'~no-such-user/m'"):
         resolve_model(ModelConfig(path="~no-such-user/m"))
+
+
+# GGUF files
+
+
+def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "my-model.Q8_0.gguf"
+    write_tiny_gguf(file)
+    config = ModelConfig(path=str(file), cache_dir=cache)
+    folder = resolve_model(config)
+    assert folder.parent == cache
+    assert folder.name.startswith("my-model.Q8_0-")
+    assert files_in(folder) == MODEL_FILES
+    assert files_in(cache) == {folder.name, f".{folder.name}.lock"}
+    made = (folder / "config.json").stat().st_mtime_ns
+    assert resolve_model(config) == folder
+    assert (folder / "config.json").stat().st_mtime_ns == made
+
+
+def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "model.gguf"
+    config = ModelConfig(path=str(file), cache_dir=cache)
+    write_tiny_gguf(file)
+    first = resolve_model(config)
+    write_tiny_gguf(file, architecture="qwen2")
+    second = resolve_model(config)
+    assert json.loads((first / "config.json").read_text())["model_type"] == "llama"
+    assert json.loads((second / "config.json").read_text())["model_type"] == "qwen2"
+
+
+def test_a_gguf_file_that_can_not_be_converted_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write_tiny_gguf(file, tokenizer__ggml__pre="unheard-of")
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer\.ggml\.pre = 'unheard-of'"):
+        resolve_model(ModelConfig(path=str(file), cache_dir=cache))
+    assert all(name.endswith(".lock") for name in files_in(cache))
+
+
+def test_a_missing_gguf_file_and_another_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"'models/no\.gguf': no such folder or \.gguf file"):
+        resolve_model(ModelConfig(path="models/no.gguf"))
+    (tmp_path / "model.bin").touch()
+    with pytest.raises(ModelNotFoundError, match=r"not a folder, and of the files only \.gguf can be served"):
+        resolve_model(ModelConfig(path=str(tmp_path / "model.bin")))
 
 
 # Served names
@@ -164,6 +209,8 @@ def test_a_home_folder_of_nobody_is_no_folder() -> None:
         (ModelConfig(), REAL),
         (ModelConfig(path="/models/llama-3-8b"), "llama-3-8b"),
         (ModelConfig(path="/models/llama-3-8b/"), "llama-3-8b"),
+        (ModelConfig(path="Qwen/Qwen3-0.6B"), "Qwen3-0.6B"),
+        (ModelConfig(path="/models/Qwen3-0.6B-Q8_0.gguf"), "Qwen3-0.6B-Q8_0"),
         (ModelConfig(path="/models/llama-3-8b", served_name="llama"), "llama"),
     ],
 )

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, normalizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
@@ -192,6 +196,27 @@ def test_a_special_token_given_as_an_object(folder: Path) -> None:
     assert rendered(folder) == "<|im_start|>!"
 
 
+def test_special_tokens_of_an_older_folder(folder: Path) -> None:
+    tokens = {"bos_token": "<|im_end|>", "eos_token": {"content": "<|im_start|>", "lstrip": False}}
+    (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
+    write_template(folder, "{{ bos_token }}{{ eos_token }}{{ pad_token }}")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert rendered(folder) == theirs.apply_chat_template(CHATS[0], tokenize=False)
+    assert rendered(folder).startswith("<|im_end|><|im_start|>")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": {}}))
+    assert rendered(folder).startswith("<|im_start|><|im_end|>")
+
+
+def test_further_template_files_leave_the_default(folder: Path) -> None:
+    write_template(folder, "from the config")
+    (folder / "chat_template.jinja").write_text("from the file")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("no")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert rendered(folder) == theirs.apply_chat_template(CHATS[0], tokenize=False) == "from the file"
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -238,6 +263,52 @@ def test_where_end_of_sequence_ids_come_from(
         (folder / "generation_config.json").write_text(json.dumps(generation))
     (folder / "config.json").write_text(json.dumps(config))
     assert Tokenizer.from_folder(folder).eos_token_ids == expected
+
+
+def sentencepiece_like() -> tokenizers.Tokenizer:
+    """As in Mistral's and older Llamas' folders: spaces are ▁, what isn't in the vocabulary is bytes."""
+    vocab = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *"▁abchelo",
+        "▁a",
+        "lo",
+        "▁h",
+    ]
+    made = tokenizers.Tokenizer(
+        BPE(
+            vocab={token: token_id for token_id, token in enumerate(vocab)},
+            merges=[("▁", "a"), ("l", "o"), ("▁", "h")],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.post_processor = TemplateProcessing(single=["<s>", "$A"], special_tokens=[("<s>", 1)])
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return made
+
+
+@pytest.mark.parametrize("text", ["hello  a b", " é漢😀\n", "a</s>b", "cab"])
+def test_a_sentencepiece_like_tokenizer(tmp_path: Path, text: str) -> None:
+    sentencepiece_like().save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    token_ids = ours.encode(text, add_special_tokens=True)
+    assert token_ids == theirs(text)["input_ids"]
+    assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    expected = theirs.decode(token_ids, skip_special_tokens=True)
+    assert ours.decode(token_ids) == expected
+    stream = ours.text_stream()
+    assert "".join([*map(stream.push, token_ids), stream.flush()]) == expected
+    assert ours.eos_token_ids == (2,)
 
 
 def test_truncation_and_padding_of_the_file_do_not_apply(folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""A Llama of a few hundred weights, written as llama.cpp's converter writes its GGUF files."""
+"""A model of a few hundred weights, written as llama.cpp's converter writes its GGUF files."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,33 +18,33 @@ Weights = dict[str, npt.NDArray[np.float32]]
 
 
 def write_tiny_gguf(
-    file: Path, *, tied: bool = True, pre: str = "smollm", extra: str | None = None
+    file: Path,
+    *,
+    architecture: str = "llama",
+    tied: bool = True,
+    pre: str = "smollm",
+    extra: Weights | None = None,
+    **metadata: Any,
 ) -> Weights:
-    """Write `file`; returns the weights by their Hugging Face names, as they should come back."""
-    writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_block_count(LAYERS)
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_freq_base(100000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_chat_template(TEMPLATE)
-    weights = _weights(tied)
+    """Write `file`; returns the weights by their Hugging Face names, as they should come back.
+
+    `extra` are further tensors by their GGUF names; `metadata` change what is written, with `__` for dots.
+    """
+    writer = gguf.GGUFWriter(str(file), architecture)
+    written = {key.format(arch=architecture): value for key, value in _METADATA.items()}
+    written |= {"tokenizer.ggml.pre": pre} | {k.replace("__", "."): v for k, v in metadata.items()}
+    for key, value in written.items():
+        kind = gguf.GGUFValueType.get_type(value)
+        if kind == gguf.GGUFValueType.INT32:
+            kind = gguf.GGUFValueType.UINT32
+        writer.add_key_value(key, value, kind)
+    weights = _weights(architecture, tied)
     for name, weight in weights.items():
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-        writer.add_tensor(_gguf_name(name), weight if heads is None else _permuted(weight, heads))
-    if extra is not None:
-        writer.add_tensor(extra, np.ones(4, np.float32))
+        permutes = architecture == "llama" and heads is not None
+        writer.add_tensor(_gguf_name(architecture, name), _permuted(weight, heads) if permutes else weight)
+    for name, weight in (extra or {}).items():
+        writer.add_tensor(name, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -51,18 +52,42 @@ def write_tiny_gguf(
     return weights
 
 
-def _weights(tied: bool) -> Weights:
+_METADATA: dict[str, Any] = {
+    "{arch}.block_count": LAYERS,
+    "{arch}.context_length": 128,
+    "{arch}.embedding_length": HIDDEN,
+    "{arch}.feed_forward_length": INNER,
+    "{arch}.attention.head_count": HEADS,
+    "{arch}.attention.head_count_kv": KV_HEADS,
+    "{arch}.rope.freq_base": 100000.0,
+    "{arch}.attention.layer_norm_rms_epsilon": 1e-5,
+    "{arch}.rope.dimension_count": HEAD_DIM,
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.tokens": TOKENS,
+    "tokenizer.ggml.token_type": [3, 3] + [1] * (len(TOKENS) - 2),
+    "tokenizer.ggml.merges": MERGES,
+    "tokenizer.ggml.bos_token_id": 0,
+    "tokenizer.ggml.eos_token_id": 1,
+    "tokenizer.chat_template": TEMPLATE,
+}
+
+
+def _weights(architecture: str, tied: bool) -> Weights:
     shapes = {"model.embed_tokens.weight": (len(TOKENS), HIDDEN), "model.norm.weight": (HIDDEN,)}
     if not tied:
         shapes["lm_head.weight"] = (len(TOKENS), HIDDEN)
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}"
+        attention = f"{prefix}.self_attn"
+        heads = {"q_proj": HEADS * HEAD_DIM, "k_proj": KV_HEADS * HEAD_DIM, "v_proj": KV_HEADS * HEAD_DIM}
+        shapes |= {f"{attention}.{name}.weight": (size, HIDDEN) for name, size in heads.items()}
+        if architecture == "qwen2":
+            shapes |= {f"{attention}.{name}.bias": (size,) for name, size in heads.items()}
+        if architecture == "qwen3":
+            shapes |= {f"{attention}.{name}_norm.weight": (HEAD_DIM,) for name in "qk"}
         shapes |= {
             f"{prefix}.input_layernorm.weight": (HIDDEN,),
-            f"{prefix}.self_attn.q_proj.weight": (HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.k_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.v_proj.weight": (KV_HEADS * HEAD_DIM, HIDDEN),
-            f"{prefix}.self_attn.o_proj.weight": (HIDDEN, HEADS * HEAD_DIM),
+            f"{attention}.o_proj.weight": (HIDDEN, HEADS * HEAD_DIM),
             f"{prefix}.post_attention_layernorm.weight": (HIDDEN,),
             f"{prefix}.mlp.gate_proj.weight": (INNER, HIDDEN),
             f"{prefix}.mlp.up_proj.weight": (INNER, HIDDEN),
@@ -72,8 +97,9 @@ def _weights(tied: bool) -> Weights:
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def _gguf_name(name: str) -> str:
-    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS).get_name(name, (".weight",)) or name
+def _gguf_name(architecture: str, name: str) -> str:
+    [number] = [key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture]
+    return gguf.get_tensor_name_map(number, LAYERS).get_name(name, (".weight", ".bias")) or name
 
 
 def _permuted(weight: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:

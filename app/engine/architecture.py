@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.engine.rope import Llama3Scaling, Rope
+from app.engine.families import FAMILIES, Family, Windows
+from app.engine.rope import Rope, read_rope
 from app.errors import ModelNotFoundError, UnsupportedModelError
-
-SUPPORTED = ("LlamaForCausalLM",)
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The shape of a Llama model. Names are those of Hugging Face's `LlamaConfig`."""
+    """The shape of a model, with names of Hugging Face's configs where they have one.
+
+    Attributes:
+        qkv_bias, output_bias: whether attention's linear layers have biases.
+        qk_norm: whether each query and key head is normalised before it is rotated.
+        sliding_windows: one per layer: how many tokens, itself included, each token reads; None for all.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -29,8 +34,11 @@ class Architecture:
     rms_norm_eps: float
     rope: Rope
     tie_word_embeddings: bool
-    attention_bias: bool
+    qkv_bias: bool
+    output_bias: bool
     mlp_bias: bool
+    qk_norm: bool
+    sliding_windows: Windows
     checkpoint_dtype: str | None
     eos_token_ids: tuple[int, ...]
 
@@ -47,22 +55,39 @@ def read_architecture(model_dir: Path) -> Architecture:
 
     Raises:
         ModelNotFoundError: no `config.json`.
-        UnsupportedModelError: not a Llama, or one with a feature that isn't built here.
+        UnsupportedModelError: a family or a feature that isn't built here.
     """
-    config = _read_json(model_dir / "config.json")
+    file = model_dir / "config.json"
+    config = _read_json(file)
     if config is None:
         raise ModelNotFoundError(
             f"{model_dir}: no config.json; a folder in the Hugging Face layout is needed"
         )
-    _check_supported(model_dir, config)
     generation = _read_json(model_dir / "generation_config.json") or {}
     try:
-        return _architecture(model_dir, config, generation)
+        family = _family(config)
+        return _architecture(family, {**family.defaults, **config}, generation)
     except KeyError as error:
-        raise UnsupportedModelError(f"{model_dir}/config.json: no key {error}") from None
+        raise UnsupportedModelError(f"{file}: no key {error}") from None
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{file}: {error}") from None
 
 
-def _architecture(model_dir: Path, config: dict[str, Any], generation: dict[str, Any]) -> Architecture:
+def _family(config: Mapping[str, Any]) -> Family:
+    names = config.get("architectures") or ["(none)"]
+    if names[0] not in FAMILIES:
+        raise UnsupportedModelError(
+            f"architecture {names[0]} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[names[0]]
+
+
+def _architecture(family: Family, config: dict[str, Any], generation: dict[str, Any]) -> Architecture:
+    _check_supported(config)
+
+    def has(bias: bool | str) -> bool:
+        return bool(config.get(bias, False)) if isinstance(bias, str) else bias
+
     num_heads = config["num_attention_heads"]
     return Architecture(
         vocab_size=config["vocab_size"],
@@ -70,45 +95,38 @@ def _architecture(model_dir: Path, config: dict[str, Any], generation: dict[str,
         intermediate_size=config["intermediate_size"],
         num_hidden_layers=config["num_hidden_layers"],
         num_attention_heads=num_heads,
-        num_key_value_heads=config.get("num_key_value_heads") or num_heads,
+        num_key_value_heads=_num_key_value_heads(config),
         head_dim=config.get("head_dim") or config["hidden_size"] // num_heads,
         max_position_embeddings=config["max_position_embeddings"],
         rms_norm_eps=config["rms_norm_eps"],
-        rope=_rope(model_dir, config),
+        rope=read_rope(config),
         tie_word_embeddings=config.get("tie_word_embeddings", False),
-        attention_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+        qkv_bias=has(family.qkv_bias),
+        output_bias=has(family.output_bias),
+        mlp_bias=has(family.mlp_bias),
+        qk_norm=family.qk_norm,
+        sliding_windows=family.windows(config),
         checkpoint_dtype=config.get("dtype") or config.get("torch_dtype"),
         eos_token_ids=_eos(generation) or _eos(config),
     )
 
 
-def _check_supported(model_dir: Path, config: Mapping[str, Any]) -> None:
-    names = config.get("architectures") or ["(none)"]
-    if names[0] not in SUPPORTED:
-        raise UnsupportedModelError(
-            f"{model_dir}: architecture {names[0]} is not supported; supported: {', '.join(SUPPORTED)}"
-        )
-    needed = {"hidden_act": ("silu", "silu"), "quantization_config": (None, None)}
-    for key, (default, value) in needed.items():
-        if (given := config.get(key, default)) != value:
-            raise UnsupportedModelError(
-                f"{model_dir}: {key} = {given!r} is not supported; supported: {value!r}"
-            )
+def _check_supported(config: Mapping[str, Any]) -> None:
+    # "swish" is transformers' other name of silu.
+    allowed = {"hidden_act": ("silu", "swish"), "quantization_config": (None,), "compression_config": (None,)}
+    for key, values in allowed.items():
+        if (given := config.get(key, values[0])) not in values:
+            raise UnsupportedModelError(f"{key} = {given!r} is not supported; supported: {values[0]!r}")
 
 
-def _rope(model_dir: Path, config: Mapping[str, Any]) -> Rope:
-    """From `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind == "default":
-        return Rope(theta)
-    if kind != "llama3":
+def _num_key_value_heads(config: Mapping[str, Any]) -> int:
+    num_heads = config["num_attention_heads"]
+    num_kv_heads: int = config.get("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
         raise UnsupportedModelError(
-            f"{model_dir}: rope scaling {kind!r} is not supported; supported: 'default', 'llama3'"
+            f"num_key_value_heads = {num_kv_heads}: num_attention_heads = {num_heads} is no multiple of it"
         )
-    return Rope(theta, Llama3Scaling(**{key: settings[key] for key in Llama3Scaling.__slots__}))
+    return num_kv_heads
 
 
 def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from app.config import Device, Dtype, EngineConfig
 from app.engine import kv_cache
 from app.engine.architecture import Architecture, read_architecture
 from app.engine.limits import Limits, resolve_max_model_len
-from app.engine.model import Llama
+from app.engine.model import Decoder
 from app.engine.model_runner import ModelRunner
 from app.engine.outputs import RequestOutput, StepOutput
 from app.engine.placement import resolve_device, resolve_dtype, resolve_kernels
@@ -89,7 +89,7 @@ class Engine:
         logger.info(
             "%s: %s on %s, %d blocks of %d tokens", model_dir, in_dtype, on, num_blocks, cache.shape[3]
         )
-        runner = ModelRunner(Llama(architecture, weights, kernels, max_model_len), kernels, cache)
+        runner = ModelRunner(Decoder(architecture, weights, kernels, max_model_len), kernels, cache)
         return cls(
             config,
             architecture,

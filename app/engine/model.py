@@ -1,8 +1,12 @@
-"""The Llama architecture over a paged KV cache. Source: arXiv:2302.13971, arXiv:2307.09288 (GQA)."""
+"""The decoder of all supported families over a paged KV cache.
+
+Source: arXiv:2302.13971 (Llama), arXiv:2307.09288 (grouped queries), arXiv:2310.06825 (sliding window),
+arXiv:2505.09388 (norm of queries and keys).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +24,8 @@ class LayerWeights:
 
     attention_norm: Tensor  # [hidden]
     qkv: Linear  # hidden -> queries, keys, values of all heads
+    query_norm: Tensor | None  # [head_dim], of each head before its rotation; None without such norms
+    key_norm: Tensor | None
     output: Linear
     mlp_norm: Tensor  # [hidden]
     gate_up: Linear  # hidden -> gate, up
@@ -27,7 +33,7 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaWeights:
+class DecoderWeights:
     """A whole model's weights on their device."""
 
     embedding: Tensor  # [vocab, hidden]
@@ -43,51 +49,69 @@ class Batch:
     token_ids: Tensor  # [T]
     positions: Tensor  # [T] in their sequences
     slots: Tensor  # [T] where their keys and values go
-    attention: PagedAttention
+    attention: Mapping[int | None, PagedAttention]  # by the layers' sliding windows
     sampled_rows: Tensor  # of the T tokens, those whose logits are wanted
 
 
-class Llama:
+class Decoder:
     """The model as a function of a batch and the cache; holds no state of requests."""
 
     def __init__(
-        self, architecture: Architecture, weights: LlamaWeights, kernels: Kernels, max_model_len: int
+        self, architecture: Architecture, weights: DecoderWeights, kernels: Kernels, max_model_len: int
     ) -> None:
         self._architecture = architecture
         self._weights = weights
         self._kernels = kernels
-        angles = architecture.rope.angles(architecture.head_dim, max_model_len)
-        # Of positions 0..max_model_len-1: [max_model_len, head_dim / 2].
-        self._cos = angles.cos().to(weights.embedding)
-        self._sin = angles.sin().to(weights.embedding)
+        # A window that no text outgrows is none.
+        self._windows = tuple(
+            window if window is not None and window < max_model_len else None
+            for window in architecture.sliding_windows
+        )
+        cos, sin = architecture.rope.cos_sin(architecture.head_dim, max_model_len)
+        self._cos, self._sin = cos.to(weights.embedding), sin.to(weights.embedding)
+
+    @property
+    def sliding_windows(self) -> frozenset[int | None]:
+        """The windows for which a batch needs an attention."""
+        return frozenset(self._windows)
 
     def forward(self, batch: Batch, kv_cache: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Logits [sampled rows, vocab]; writes keys and values to `kv_cache`, one pair per layer."""
         kernels, eps = self._kernels, self._architecture.rms_norm_eps
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
         x = F.embedding(batch.token_ids, self._weights.embedding)
-        for layer, (key_cache, value_cache) in zip(self._weights.layers, kv_cache, strict=True):
+        layers = zip(self._weights.layers, self._windows, kv_cache, strict=True)
+        for layer, window, (key_cache, value_cache) in layers:
             qkv = layer.qkv(kernels.rms_norm(x, layer.attention_norm, eps))
-            query = self._rotate_and_store(qkv, cos, sin, key_cache, value_cache, batch.slots)
-            attended = batch.attention(query, key_cache, value_cache)
+            query, key, value = self._rotated(layer, qkv, cos, sin)
+            kernels.store_kv(key, value, key_cache, value_cache, batch.slots)
+            attended = batch.attention[window](query, key_cache, value_cache)
             x = x + layer.output(attended.flatten(1))
             gate_up = layer.gate_up(kernels.rms_norm(x, layer.mlp_norm, eps))
             x = x + layer.down(kernels.silu_and_mul(gate_up))
         x = kernels.rms_norm(x[batch.sampled_rows], self._weights.norm, eps)
         return self._weights.head(x)
 
-    def _rotate_and_store(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor
-    ) -> Tensor:
-        """Split qkv [T, (H + 2K) * D], store keys and values, and return the queries [T, H, D]."""
-        num_heads = self._architecture.num_attention_heads
-        num_kv_heads = self._architecture.num_key_value_heads
-        heads = qkv.view(qkv.shape[0], -1, self._architecture.head_dim)
-        # Queries and keys lie side by side and rotate alike.
-        rotated = self._kernels.rotary_embedding(heads[:, : num_heads + num_kv_heads], cos, sin)
+    def _rotated(
+        self, layer: LayerWeights, qkv: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Split qkv [T, (H + 2K) * D] into rotated queries [T, H, D] and keys, and values [T, K, D]."""
+        arch, kernels = self._architecture, self._kernels
+        num_heads, num_kv_heads = arch.num_attention_heads, arch.num_key_value_heads
+        heads = qkv.view(qkv.shape[0], -1, arch.head_dim)
         value = heads[:, num_heads + num_kv_heads :]
-        self._kernels.store_kv(rotated[:, num_heads:], value, key_cache, value_cache, slots)
-        return rotated[:, :num_heads]
+        if layer.query_norm is None or layer.key_norm is None:
+            # Queries and keys lie side by side and rotate alike.
+            rotated = kernels.rotary_embedding(heads[:, : num_heads + num_kv_heads], cos, sin)
+            return rotated[:, :num_heads], rotated[:, num_heads:], value
+        query = self._head_norm(heads[:, :num_heads], layer.query_norm)
+        key = self._head_norm(heads[:, num_heads:-num_kv_heads], layer.key_norm)
+        return kernels.rotary_embedding(query, cos, sin), kernels.rotary_embedding(key, cos, sin), value
+
+    def _head_norm(self, heads: Tensor, weight: Tensor) -> Tensor:
+        """Normalise each head of [T, any heads, D] by itself."""
+        rows = heads.reshape(-1, heads.shape[-1])
+        return self._kernels.rms_norm(rows, weight, self._architecture.rms_norm_eps).view(heads.shape)
 
 
 def kv_cache_pairs(kv_cache: Tensor) -> list[tuple[Tensor, Tensor]]:

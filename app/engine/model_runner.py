@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from app.engine.model import Batch, Llama, kv_cache_pairs
+from app.engine.model import Batch, Decoder, kv_cache_pairs
 from app.engine.scheduler import ScheduledRequest
 from kernels import Kernels
 
@@ -16,7 +16,7 @@ from kernels import Kernels
 class ModelRunner:
     """A model and its KV cache [layers, 2, num_blocks, block_size, K, D] on one device."""
 
-    def __init__(self, model: Llama, kernels: Kernels, kv_cache: Tensor) -> None:
+    def __init__(self, model: Decoder, kernels: Kernels, kv_cache: Tensor) -> None:
         self._model = model
         self._kernels = kernels
         self._kv_cache = kv_cache_pairs(kv_cache)
@@ -53,7 +53,12 @@ class ModelRunner:
             self._tensor(token_ids),
             positions,
             blocks * self._block_size + positions % self._block_size,
-            self._kernels.plan_attention(query_lens, ends, block_tables, self._block_size, self._scale),
+            {
+                window: self._kernels.plan_attention(
+                    query_lens, ends, block_tables, self._block_size, self._scale, sliding_window=window
+                )
+                for window in self._model.sliding_windows
+            },
             self._tensor([row for item, row in zip(scheduled, last_rows, strict=True) if item.is_sampled]),
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.engine.architecture import Architecture
 from app.engine.memory import available_bytes, gib
-from app.engine.model import LayerWeights, LlamaWeights
+from app.engine.model import DecoderWeights, LayerWeights
 from app.errors import InsufficientMemoryError, ModelNotFoundError, UnsupportedModelError
 from kernels import Kernels
 from kernels.interface import Linear
@@ -25,18 +25,21 @@ def load_weights(
     kernels: Kernels,
     device: torch.device,
     dtype: torch.dtype,
-) -> LlamaWeights:
+) -> DecoderWeights:
     """The weights in `model.safetensors`, or in the shards that its index names.
 
     Raises:
         ModelNotFoundError: no weights file, or not all shards.
-        UnsupportedModelError: a tensor is missing, unreadable or of another shape than `config.json` says.
+        UnsupportedModelError: a tensor is missing, unreadable, of another shape than `config.json` says, or
+            one that the model here has no use for.
         InsufficientMemoryError: they don't fit the device.
     """
     _check_memory(model_dir, architecture, device, dtype)
     with ExitStack() as stack:
         checkpoint = _Checkpoint(model_dir, device, dtype, stack)
-        return _Loader(architecture, kernels, checkpoint).load()
+        weights = _Loader(architecture, kernels, checkpoint).load()
+        checkpoint.check_all_read()
+    return weights
 
 
 class _Checkpoint:
@@ -53,6 +56,10 @@ class _Checkpoint:
             except SafetensorError as error:
                 raise UnsupportedModelError(f"{path}: not a readable safetensors file: {error}") from None
             self._file_of.update(dict.fromkeys(file.keys(), file))
+        self._unread = set(self._file_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """The tensor `name` on the device."""
@@ -63,26 +70,41 @@ class _Checkpoint:
             raise UnsupportedModelError(
                 f"{self._model_dir}: {name} has shape {list(tensor.shape)}; config.json says {list(shape)}"
             )
+        self._unread.discard(name)
         return tensor.to(self._device, self._dtype)
+
+    def check_all_read(self) -> None:
+        """Refuse a checkpoint with tensors of some feature that would be left out in silence."""
+        # Old checkpoints hold the rotations' frequencies, which config.json gives too.
+        unread = sorted(name for name in self._unread if not name.endswith(".rotary_emb.inv_freq"))
+        if unread:
+            raise UnsupportedModelError(
+                f"{self._model_dir}: {len(unread)} tensors belong to nothing that config.json and its family "
+                f"have here, such as {unread[0]}"
+            )
 
 
 class _Loader:
-    """Names and shapes of a Llama's tensors."""
+    """Names and shapes of a decoder's tensors."""
 
     def __init__(self, architecture: Architecture, kernels: Kernels, checkpoint: _Checkpoint) -> None:
         self._arch = architecture
         self._kernels = kernels
         self._checkpoint = checkpoint
 
-    def load(self) -> LlamaWeights:
+    def load(self) -> DecoderWeights:
         arch = self._arch
         embedding = self._checkpoint.tensor("model.embed_tokens.weight", arch.vocab_size, arch.hidden_size)
         layers = tuple(self._layer(f"model.layers.{index}") for index in range(arch.num_hidden_layers))
         norm = self._checkpoint.tensor("model.norm.weight", arch.hidden_size)
-        head = embedding
-        if not arch.tie_word_embeddings:
-            head = self._checkpoint.tensor("lm_head.weight", arch.vocab_size, arch.hidden_size)
-        return LlamaWeights(embedding, layers, norm, self._kernels.pack_linear(head))
+        return DecoderWeights(embedding, layers, norm, self._kernels.pack_linear(self._head(embedding)))
+
+    def _head(self, embedding: Tensor) -> Tensor:
+        """A head of its own wins over `tie_word_embeddings`, as in transformers."""
+        if self._arch.tie_word_embeddings and "lm_head.weight" not in self._checkpoint:
+            return embedding
+        head = self._checkpoint.tensor("lm_head.weight", *embedding.shape)
+        return embedding if torch.equal(head, embedding) else head
 
     def _layer(self, prefix: str) -> LayerWeights:
         arch = self._arch
@@ -94,12 +116,17 @@ class _Loader:
         gate_up = {f"{mlp}.gate_proj": inner, f"{mlp}.up_proj": inner}
         return LayerWeights(
             attention_norm=self._checkpoint.tensor(f"{prefix}.input_layernorm.weight", hidden),
-            qkv=self._linear(qkv, hidden, arch.attention_bias),
-            output=self._linear({f"{attention}.o_proj": hidden}, query, arch.attention_bias),
+            qkv=self._linear(qkv, hidden, arch.qkv_bias),
+            query_norm=self._head_norm(f"{attention}.q_norm"),
+            key_norm=self._head_norm(f"{attention}.k_norm"),
+            output=self._linear({f"{attention}.o_proj": hidden}, query, arch.output_bias),
             mlp_norm=self._checkpoint.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
             gate_up=self._linear(gate_up, hidden, arch.mlp_bias),
             down=self._linear({f"{mlp}.down_proj": hidden}, inner, arch.mlp_bias),
         )
+
+    def _head_norm(self, name: str) -> Tensor | None:
+        return self._checkpoint.tensor(f"{name}.weight", self._arch.head_dim) if self._arch.qk_norm else None
 
     def _linear(self, outputs: dict[str, int], num_inputs: int, has_bias: bool) -> Linear:
         """One linear layer from several that read the same input, given as name to number of outputs."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
@@ -23,6 +24,8 @@ from app.errors import (
     UnsupportedModelError,
 )
 
+MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
+QWEN: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}
 NewLlama = Callable[..., Path]
 
 
@@ -62,17 +65,70 @@ def test_a_missing_file_is_named(tmp_path: Path, new_tiny_llama: NewLlama) -> No
         load(folder)
 
 
+def change_weights(folder: Path, changes: dict[str, Any]) -> None:
+    file = folder / "model.safetensors"
+    save_file(load_file(file) | changes, file)
+
+
+def test_a_head_of_its_own_wins_over_a_tie(tiny_llama_dir: Path, new_tiny_llama: NewLlama) -> None:
+    weights = load_file(tiny_llama_dir / "model.safetensors")
+    folder = new_tiny_llama(tie_word_embeddings=True)
+    tied = tokens(load(folder))
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    change_weights(folder, {"lm_head.weight": embedding})
+    assert tokens(load(folder)) == tied
+    # As in transformers, which believes the checkpoint rather than config.json.
+    change_weights(folder, weights)
+    assert tokens(load(folder)) == tokens(load(tiny_llama_dir)) != tied
+
+
+def test_tensors_that_nothing_reads_are_refused(new_tiny_llama: NewLlama) -> None:
+    folder = new_tiny_llama()
+    prefix = "model.layers.0.self_attn"
+    change_weights(folder, {f"{prefix}.rotary_emb.inv_freq": np.ones(8, np.float32)})
+    load(folder)
+    change_weights(folder, {f"{prefix}.q_proj.bias": np.ones(64, np.float32)})
+    with pytest.raises(UnsupportedModelError, match=r"1 tensors belong to nothing .*q_proj\.bias"):
+        load(folder)
+
+
+def test_dynamic_rope_ends_with_the_original_context(new_tiny_llama: NewLlama) -> None:
+    folder = new_tiny_llama(rope_scaling={"type": "dynamic", "factor": 2.0})
+    assert load(folder).max_model_len == 256
+    with pytest.raises(ConfigError, match="max_model_len = 257: the model allows 2 to 256"):
+        Engine.load(folder, EngineConfig(), device="cpu", dtype="float32", max_model_len=257)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM",
+            "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, MistralForCausalLM",
         ),
         ({"architectures": None}, r"\(none\) is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; supported: 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not supported"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope scaling 'yarn' is not supported"),
+        (
+            {"rope_scaling": {"type": "longrope"}},
+            "rope scaling 'longrope' is not supported; supported: default",
+        ),
+        ({"rope_scaling": {"type": "linear"}}, "no key 'factor'"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "rope settings of their own for full_attention are not supported",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads = 3: num_attention_heads = 4 is no multiple of it"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"architectures": ["Qwen3ForCausalLM"]}, "no tensor model.layers.0.self_attn.q_norm.weight"),
+        (MISTRAL | {"sliding_window": 0}, "sliding_window = 0: a positive integer or null"),
+        (MISTRAL | {"layer_types": ["full_attention"] * 2}, "layer_types: a Mistral has one sliding_window"),
+        (
+            QWEN | {"layer_types": ["sliding_attention"] * 2},
+            "2 entries are needed, each one of full_attention ",
+        ),
+        (QWEN | {"layer_types": ["full_attention"]}, "2 entries are needed"),
         ({"intermediate_size": 128}, r"gate_proj.weight has shape \[96, 64\]; config.json says \[128, 64\]"),
         ({"num_hidden_layers": 3}, "no tensor model.layers.2"),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels import BackendError, load_kernels
+from kernels.backends import BACKENDS, CPU
 from tests.kernels.harness import Backend, run_uninterpreted
 
 
@@ -16,10 +17,14 @@ def test_the_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == ["kernels: torch on cpu"]
 
 
-def test_auto_on_a_cpu_is_torch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_on_a_cpu_is_cpu_or_else_torch_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    why_not_cpu = BACKENDS["cpu"].why_not(CPU)
     with caplog.at_level(logging.INFO, logger="kernels"):
-        assert load_kernels("auto", torch.device("cpu")).name == "torch"
-    assert [record.getMessage() for record in caplog.records] == ["kernels: torch on cpu, chosen by auto"]
+        chosen = load_kernels("auto", CPU).name
+    expected = ("cpu", "") if why_not_cpu is None else ("torch", f"; not cpu: {why_not_cpu}")
+    assert chosen == expected[0]
+    said = f"kernels: {expected[0]} on cpu, chosen by auto{expected[1]}"
+    assert [record.getMessage() for record in caplog.records] == [said]
 
 
 def test_auto_on_a_gpu_is_triton(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,7 +34,7 @@ def test_auto_on_a_gpu_is_triton(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_an_unknown_backend_is_refused_with_what_is_allowed() -> None:
-    allowed = "auto, reference, torch, triton"
+    allowed = "auto, reference, torch, cpu, triton"
     with pytest.raises(BackendError, match=f"kernels = 'cuda': no such backend; allowed: {allowed}"):
         load_kernels("cuda")
 
