@@ -205,7 +205,7 @@ def test_random_use_keeps_every_count_and_the_events_say_all(steps: list[Step], 
             assert [name in replay.parent_of for name in names(tokens)] == [
                 index < num_hits for index in range(len(kinds))
             ]
-            if cache.fits(table.digests[:num_hits], len(kinds)):
+            if cache.fits(table, num_hits, len(kinds)):
                 cache.open(table, num_hits)
                 assert cache.grow(table, len(kinds))
                 tables.append((table, tokens))
