@@ -46,23 +46,33 @@ class RankStream:
     Raises (while iterating):
         RankDiedError: the rank died after its first token.
         RequestError: the rank's engine failed.
+
+    It ends when all of `num_samples` have ended.
     """
 
     def __init__(
-        self, rank: int, first: TokenChunk, rest: AsyncIterator[RankMessage], cancel: Callable[[], object]
+        self,
+        rank: int,
+        first: TokenChunk,
+        rest: AsyncIterator[RankMessage],
+        cancel: Callable[[], object],
+        num_samples: int = 1,
     ) -> None:
         self.rank = rank
         self._first = first
         self._rest = rest
         self._cancel = cancel
+        self._num_samples = num_samples
 
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
-        yield self._first
-        last = self._first
+        chunk = self._first
+        yield chunk
+        unfinished = self._num_samples - (chunk.finish_reason is not None)
         # What happens to the rank after the last token is of no concern to this request.
-        while last.finish_reason is None:
-            last = await self._next()
-            yield last
+        while unfinished > 0:
+            chunk = await self._next()
+            unfinished -= chunk.finish_reason is not None
+            yield chunk
 
     async def _next(self) -> TokenChunk:
         try:
@@ -179,7 +189,7 @@ class Dispatcher:
             if isinstance(first, Refusal):
                 raise first.error
             begun = True
-            return RankStream(assignment.rank, first, messages, stream.cancel)
+            return RankStream(assignment.rank, first, messages, stream.cancel, request.n)
         except (RayActorError, DeploymentUnavailableError, StopAsyncIteration) as error:
             rank, request_id = assignment.rank, request.request_id
             logger.warning("rank %d died before request %s began: %s", rank, request_id, error)

@@ -77,7 +77,7 @@ class EngineThread:
             raise self._stopped_error()
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RankMessage]:
-        """The request's output, a message per step that produced some; a refusal ends it.
+        """The output of the request's samples, a message for each that a step adds to; a refusal ends it.
 
         Leaving the iteration early aborts the request and frees its blocks.
         """
@@ -87,11 +87,12 @@ class EngineThread:
         stream: asyncio.Queue[RankMessage] = asyncio.Queue()
         self._streams[request.request_id] = stream
         self._inbox.put(lambda: self._admit(request))
-        finished = False
+        num_unfinished, finished = request.n, False
         try:
             while not finished:
                 message = await stream.get()
-                finished = _is_last(message)
+                num_unfinished -= _ends_sample(message)
+                finished = num_unfinished == 0 or not isinstance(message, TokenChunk)
                 yield message
         finally:
             del self._streams[request.request_id]
@@ -176,13 +177,21 @@ class EngineThread:
         self._publish(result.events)
         self._steps_since_report += 1
         messages = [(output.request_id, _message(output)) for output in result.outputs]
+        for output in result.outputs:
+            if output.finish_reason == "error":
+                self._engine.abort(output.request_id)  # the refusal ends the stream of its other samples too
         if messages:
             self._loop.call_soon_threadsafe(self._deliver, messages)
 
     def _admit(self, request: GenerateRequest) -> None:
         try:
             self._engine.add_request(
-                request.request_id, request.prompt_token_ids, request.params, request.cache_salt
+                request.request_id,
+                request.prompt_token_ids,
+                request.params,
+                request.cache_salt,
+                n=request.n,
+                priority=request.priority,
             )
         except RequestError as error:
             refused: list[tuple[str, RankMessage]] = [(request.request_id, Refusal(error))]
@@ -224,11 +233,12 @@ def _message(output: RequestOutput) -> RankMessage:
         num_prompt_tokens=output.num_prompt_tokens,
         num_cached_tokens=output.num_cached_tokens,
         finish_reason=output.finish_reason,
+        index=output.index,
     )
 
 
-def _is_last(message: RankMessage) -> bool:
-    return not isinstance(message, TokenChunk) or message.finish_reason is not None
+def _ends_sample(message: RankMessage) -> bool:
+    return isinstance(message, TokenChunk) and message.finish_reason is not None
 
 
 def _set_result(future: asyncio.Future[Any], result: Any) -> None:

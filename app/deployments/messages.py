@@ -11,25 +11,32 @@ from app.routing.tracker import RankDescription
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One prompt on its way from an ingress to a rank."""
+    """One prompt on its way from an ingress to a rank.
+
+    `n` samples are wanted; a lower `priority` is served first.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
     cache_salt: str | None = None
+    n: int = 1
+    priority: int = 0
 
 
 @dataclass(frozen=True)
 class TokenChunk:
-    """What one engine step added to a request.
+    """What one engine step added to a sample of a request.
 
-    `finish_reason` is None while the request goes on, else `stop` or `length`.
+    `finish_reason` is None while the sample goes on, else `stop` or `length`. `index` is the sample's number;
+    the stream ends when every sample has. The prompt's tokens are the same in every chunk: they count once.
     """
 
     token_ids: list[int]
     num_prompt_tokens: int
     num_cached_tokens: int
     finish_reason: str | None = None
+    index: int = 0
 
 
 @dataclass(frozen=True)

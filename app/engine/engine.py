@@ -22,9 +22,17 @@ from app.engine.model_runner import ModelRunner
 from app.engine.outputs import RequestOutput, StepOutput
 from app.engine.placement import resolve_device, resolve_dtype, resolve_kernels
 from app.engine.prefix_cache import CachedBlock, PrefixCache
-from app.engine.request import FinishReason, NewTextStream, Request, SamplingParams, TextStream
+from app.engine.request import (
+    FinishReason,
+    NewTextStream,
+    PromptUsage,
+    Request,
+    SamplingParams,
+    TextStream,
+)
 from app.engine.sampler import sample
-from app.engine.scheduler import Schedule, Scheduler
+from app.engine.schedule import Schedule
+from app.engine.scheduler import Scheduler
 from app.engine.stopping import ending
 from app.engine.weights import load_weights
 from app.errors import InvalidRequestError, QueueFullError
@@ -57,6 +65,7 @@ class Engine:
         self._new_text_stream = new_text_stream
         self._cache = PrefixCache(num_blocks, config.cache.block_size)
         self._scheduler = Scheduler(config.scheduler, self._cache)
+        self._samples: dict[str, list[Request]] = {}  # of each live request, those that go on
         self._num_prefilled_tokens = 0
         self._prefill_busy_us = 0.0
 
@@ -150,36 +159,59 @@ class Engine:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         cache_salt: str | None = None,
+        *,
+        n: int = 1,
+        priority: int = 0,
     ) -> None:
-        """Let a request wait for its turn. `cache_salt` keeps its cached blocks apart from other salts'.
+        """Let a request wait for its turn.
+
+        Args:
+            request_id: names the request in its outputs; no live one may have it.
+            prompt_token_ids: the prompt.
+            params: how its output is chosen and ends.
+            cache_salt: keeps its cached blocks apart from other salts'.
+            n: outputs wanted, each a sample with an index and a place in the queue. The prompt is computed
+                once. Every sample's seed comes from the request's: the first has that seed itself.
+            priority: lower is served first.
 
         Raises:
-            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, or there
-                are stop strings and nothing to find them with.
+            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, there
+                are stop strings and nothing to find them with, or `n` is not from 1 to what may wait.
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
-        if request_id in self._scheduler:
+        if request_id in self._samples:
             raise InvalidRequestError(f"request_id = {request_id!r}: a live request has this id")
         self._limits.check_prompt(prompt_token_ids)
+        self._check_queue(n)
         room = self._limits.max_output_tokens(len(prompt_token_ids))
-        text_stream = self._text_stream(params.stop)
-        if self._scheduler.num_waiting >= self._config.scheduler.max_waiting_requests:
-            raise self._queue_full()
-        self._scheduler.add(
+        usage = PromptUsage()
+        samples = [
             Request.new(
                 request_id,
                 prompt_token_ids,
                 params,
                 max_output_tokens=min(params.max_tokens, room),
+                index=index,
+                priority=priority,
+                usage=usage,
                 cache_salt=cache_salt,
-                text_stream=text_stream,
+                text_stream=self._text_stream(params.stop),
             )
-        )
+            for index in range(n)
+        ]
+        self._scheduler.add(samples)
+        self._samples[request_id] = samples
 
     def abort(self, request_id: str) -> bool:
-        """Forget a request and free its blocks at once; False if it isn't live. No output follows."""
-        return self._scheduler.remove(request_id)
+        """Forget a request, all of its samples, and free their blocks at once; False if it isn't live.
+
+        No output follows.
+        """
+        samples = self._samples.pop(request_id, [])
+        for request in samples:
+            self._scheduler.remove(request)
+        return bool(samples)
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""
@@ -237,6 +269,14 @@ class Engine:
             raise InvalidRequestError("stop: this engine has no tokenizer to find strings with", param="stop")
         return self._new_text_stream(stop)
 
+    def _check_queue(self, n: int) -> None:
+        """Raise unless `n` more may wait."""
+        allowed = self._config.scheduler.max_waiting_requests
+        if not 1 <= n <= allowed:
+            raise InvalidRequestError(f"n = {n}; allowed: 1 to {allowed}, as many as may wait", param="n")
+        if self._scheduler.num_waiting + n > allowed:
+            raise self._queue_full()
+
     def _queue_full(self) -> QueueFullError:
         tokens_per_us = (
             self._num_prefilled_tokens / self._prefill_busy_us if self._prefill_busy_us else math.inf
@@ -258,10 +298,11 @@ class Engine:
         if token_id is not None:
             finish_reason, stop_reason = ending(request, token_id, self.eos_token_ids)
         if finish_reason is not None:
-            self._scheduler.remove(request.request_id)
+            self._end(request)
         assert request.num_cached_tokens is not None, "a request ran without being admitted"
         return RequestOutput(
             request.request_id,
+            request.index,
             new_token_ids,
             finish_reason,
             stop_reason,
@@ -269,6 +310,14 @@ class Engine:
             request.num_cached_tokens,
             error,
         )
+
+    def _end(self, request: Request) -> None:
+        """Free a finished sample's blocks; with its last sample the request's id is free too."""
+        self._scheduler.remove(request)
+        samples = self._samples[request.request_id]
+        samples.remove(request)
+        if not samples:
+            del self._samples[request.request_id]
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
         """A mixed step's time belongs to prefill by its share of the tokens."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from app.engine.model import Batch, Decoder, kv_cache_pairs
-from app.engine.scheduler import ScheduledRequest
+from app.engine.schedule import ScheduledRequest
 from kernels import Kernels
 
 

@@ -10,17 +10,19 @@ from app.events.schema import CacheEvent
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """New tokens of one request.
+    """New tokens of one sample of a request.
 
     Attributes:
+        index: the sample's number, from 0.
         new_token_ids: in order; the last output includes a stop or end-of-sequence token.
-        finish_reason: None while there is more to come.
+        finish_reason: None while there is more of this sample to come.
         stop_reason: the stop string or stop token id that ended it; None for end-of-sequence.
-        num_cached_tokens: prompt tokens that were found in the cache when it was first admitted.
+        num_cached_tokens: prompt tokens found in the cache when the first sample was first admitted.
         error: what went wrong where `finish_reason` is "error".
     """
 
     request_id: str
+    index: int
     new_token_ids: list[int]
     finish_reason: FinishReason | None
     stop_reason: str | int | None

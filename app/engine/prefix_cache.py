@@ -44,6 +44,7 @@ class BlockTable:
     block_ids: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
     num_committed: int = 0
+    last_num_hits: int = 0  # a guess that the next look begins with, and checks
     generation: int = -1  # of the cache when the blocks were taken; an older one's are no longer findable
 
     def extend_digests(self, token_ids: Sequence[int], block_size: int) -> None:
@@ -82,14 +83,39 @@ class PrefixCache:
         """Blocks that no sequence holds, cached or not."""
         return self._pool.num_free
 
-    def match(self, digests: Sequence[bytes]) -> int:
-        """How many of the leading `digests` are cached."""
-        return bisect_left(digests, True, key=lambda digest: digest not in self._block_of)
+    def match(self, digests: Sequence[bytes], stop: int | None = None) -> int:
+        """How many of the leading `digests`, `stop` at most, are cached."""
+        return bisect_left(digests, True, hi=stop, key=lambda digest: digest not in self._block_of)
 
-    def fits(self, digests: Sequence[bytes], num_blocks: int) -> bool:
-        """Whether a sequence of `num_blocks` blocks, the first being the cached `digests`, could be held."""
-        free_hits = sum(self._pool.is_free(self._block_of[digest]) for digest in digests)
-        return num_blocks - len(digests) <= self._pool.num_free - free_hits
+    def count_hits(self, table: BlockTable, stop: int) -> int:
+        """How many of the first `stop` blocks that `table` has, or is to have, are cached.
+
+        Two look-ups where the answer is still what it was, a bisection where not.
+        """
+        digests, guess = table.digests, table.last_num_hits
+        if (
+            guess <= stop
+            and (guess == 0 or digests[guess - 1] in self._block_of)
+            and (guess == stop or digests[guess] not in self._block_of)
+        ):
+            return guess
+        table.last_num_hits = self.match(digests, stop)
+        return table.last_num_hits
+
+    def is_findable(self, table: BlockTable) -> bool:
+        """Whether the blocks that `table` fills will be found, as they won't after a reset."""
+        return table.generation == self._generation
+
+    def fits(self, table: BlockTable, num_hits: int, num_blocks: int) -> bool:
+        """Whether `num_blocks` blocks for `table` could be held, the first `num_hits` being cached ones."""
+        needed = num_blocks - num_hits
+        if needed > self._pool.num_free:
+            return False
+        # Whoever holds a block holds those before it, so the hits that nobody holds are the last ones.
+        held = bisect_left(
+            table.digests, True, hi=num_hits, key=lambda digest: self._pool.is_free(self._block_of[digest])
+        )
+        return needed <= self._pool.num_free - (num_hits - held)
 
     def open(self, table: BlockTable, num_hits: int) -> None:
         """Start an empty `table` with the blocks of its first `num_hits` digests, which are cached."""
@@ -117,7 +143,7 @@ class PrefixCache:
     def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
         """Make the full blocks among the first `num_computed` tokens of `table` findable."""
         num_full = num_computed // self.block_size
-        if num_full == table.num_committed or table.generation != self._generation:
+        if num_full == table.num_committed or not self.is_findable(table):
             return
         table.extend_digests(token_ids, self.block_size)
         first_new = table.num_committed + self.match(table.digests[table.num_committed : num_full])
@@ -161,7 +187,7 @@ class PrefixCache:
         assert num_cached == len(self._block_of) == len(self._named), "a block's digest does not find it"
         self._check_parents()
         for table in tables:
-            if table.generation == self._generation:
+            if self.is_findable(table):
                 committed = zip(table.digests, table.block_ids[: table.num_committed], strict=False)
                 assert all(self._block_of.get(digest) == block for digest, block in committed)
 

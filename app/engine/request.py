@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from app import hashing
@@ -68,18 +69,38 @@ class SamplingParams:
         return self.temperature < 1e-5 or self.top_k == 1
 
 
+@dataclass(slots=True)
+class PromptUsage:
+    """What the samples of one prompt have in common.
+
+    Attributes:
+        num_cached_tokens: prompt tokens found in the cache when the first sample was first admitted.
+    """
+
+    num_cached_tokens: int | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request's state.
+    """One sample of a request, which has one of them or several with the same prompt.
 
         token_ids  |<------ prompt ------>|<- output ->|
                    |<-- num_computed_tokens -->|                keys and values are in the cache
                    |<-- num_prefill_tokens ->|                  known when it was admitted: prompt work
 
     The engine appends tokens; the scheduler writes the rest.
+
+    Attributes:
+        index: the sample's number among those of its request.
+        priority: lower is served first.
+        arrival: the request's number in the order in which the scheduler was given it.
+        num_overtaken: how often a later one of the same priority was admitted while this was the next.
     """
 
     request_id: str
+    index: int
+    priority: int
+    usage: PromptUsage
     token_ids: list[int]
     num_prompt_tokens: int
     max_output_tokens: int
@@ -89,7 +110,8 @@ class Request:
     text_stream: TextStream | None = None
     num_computed_tokens: int = 0
     num_prefill_tokens: int = 0
-    num_cached_tokens: int | None = field(default=None)  # prompt tokens found at the first admission
+    num_overtaken: int = 0
+    arrival: int = -1
 
     @classmethod
     def new(
@@ -99,20 +121,41 @@ class Request:
         params: SamplingParams,
         *,
         max_output_tokens: int,
+        index: int = 0,
+        priority: int = 0,
+        usage: PromptUsage | None = None,
         cache_salt: str | None = None,
         text_stream: TextStream | None = None,
     ) -> Request:
-        """A request of which nothing is computed yet."""
+        """A sample of which nothing is computed yet; those of one request share `usage`."""
         return cls(
             request_id,
+            index,
+            priority,
+            usage or PromptUsage(),
             list(prompt_token_ids),
             len(prompt_token_ids),
             max_output_tokens,
             params,
             BlockTable(hashing.seed(cache_salt)),
-            random.Random(params.seed),
+            random.Random(_sample_seed(params.seed, index)),
             text_stream,
         )
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who is served first: lower priority, then earlier arrival."""
+        return self.priority, self.arrival
+
+    @property
+    def num_cached_tokens(self) -> int | None:
+        """Prompt tokens found in the cache when the first sample was first admitted; None before."""
+        return self.usage.num_cached_tokens
+
+    @property
+    def shares_prompt(self) -> bool:
+        """Whether nothing but the prompt is known, and the first sample computes that."""
+        return self.index > 0 and self.num_output_tokens == 0
 
     @property
     def num_tokens(self) -> int:
@@ -133,6 +176,13 @@ class Request:
     def num_pending_prefill_tokens(self) -> int:
         """Tokens still to compute before the next output token can be, decoding aside."""
         return max(0, self.num_prefill_tokens - self.num_computed_tokens)
+
+
+def _sample_seed(seed: int | None, index: int) -> int | None:
+    """The seed of one sample: the request's own for the first, so that `n` doesn't change what it says."""
+    if seed is None or index == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big")
 
 
 def _check(ok: bool, field_name: str, value: object, allowed: str) -> None:

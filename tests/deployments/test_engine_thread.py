@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import zmq
 import zmq.asyncio
+from safetensors.numpy import load_file, save_file
 
 from app import hashing
 from app.config import EngineConfig
@@ -69,9 +70,11 @@ class Rank:
 async def new_rank(tiny_llama_dir: Path) -> AsyncIterator[Callable[..., Rank]]:
     ranks: list[Rank] = []
 
-    def make(publisher: EventPublisher | None = None, **options: Any) -> Rank:
+    def make(
+        publisher: EventPublisher | None = None, model_dir: Path = tiny_llama_dir, **options: Any
+    ) -> Rank:
         config = EngineConfig.model_validate(CONFIG)
-        engine = Engine.load(tiny_llama_dir, config, device="cpu", dtype="float32", **options)
+        engine = Engine.load(model_dir, config, device="cpu", dtype="float32", **options)
         rank = Rank(EngineThread(engine, publisher, dp_rank=0), publisher)
         rank.thread.start()
         ranks.append(rank)
@@ -169,6 +172,69 @@ async def test_a_refusal_comes_alone_and_leaves_the_others_alone(rank: Rank) -> 
     assert isinstance(refused.error, InvalidRequestError)
     assert "511" in refused.error.message
     assert len(await all_of(stream)) > 100
+
+
+async def test_samples_come_over_one_stream_and_the_last_one_ends_it(rank: Rank) -> None:
+    params = SamplingParams(max_tokens=3, seed=1, ignore_eos=True)
+    chunks = await all_of(rank.generate(params=params, n=3))
+    samples = [[chunk for chunk in chunks if chunk.index == index] for index in range(3)]
+    assert [[chunk.finish_reason for chunk in sample] for sample in samples] == [[None, None, "length"]] * 3
+    assert {(chunk.num_prompt_tokens, chunk.num_cached_tokens) for chunk in chunks} == {(5, 0)}
+    assert len(chunks) == 9
+    again = await all_of(rank.generate(params=params, n=3))
+    assert [tokens([chunk for chunk in again if chunk.index == index]) for index in range(3)] == [
+        tokens(sample) for sample in samples
+    ]
+    assert await rank.load() == (0, 0, 0)
+
+
+async def test_leaving_a_stream_when_some_samples_have_ended_aborts_the_others(rank: Rank) -> None:
+    stream = rank.generate(params=LONG, n=3)
+    async for message in stream:
+        assert isinstance(message, TokenChunk)
+        if message.finish_reason is not None:
+            break
+    assert (await rank.load())[0] > 0
+    await stream.aclose()
+    assert await rank.load() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("n", [0, -1, 5])
+async def test_a_wrong_number_of_samples_is_refused(n: int, rank: Rank) -> None:
+    refused = await refusal(rank.generate(n=n))
+    assert "allowed: 1 to 3" in refused.error.message
+
+
+async def test_a_sample_that_fails_ends_the_request_and_its_other_samples(
+    new_tiny_llama: Callable[..., Path], new_rank: Callable[..., Rank]
+) -> None:
+    model_dir = new_tiny_llama()
+    weights = load_file(model_dir / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, model_dir / "model.safetensors")
+    rank = new_rank(model_dir=model_dir)
+    refused = await refusal(rank.generate(params=LONG, n=3))
+    assert "logits are not finite" in refused.error.message
+    assert await rank.load() == (0, 0, 0)
+
+
+async def test_a_lower_priority_number_is_served_first(rank: Rank) -> None:
+    running = [rank.generate(params=LONG) for _ in range(2)]
+    for stream in running:
+        await anext(stream)
+    finished = []
+
+    async def answer(priority: int) -> None:
+        await all_of(rank.generate(priority=priority))
+        finished.append(priority)
+
+    async with asyncio.timeout(20):
+        waiting = [asyncio.create_task(answer(priority)) for priority in (2, 0, 1)]
+        await rank.until_load(2, 3)
+        await running[0].aclose()
+        await asyncio.gather(*waiting)
+        await running[1].aclose()
+    assert finished == [0, 1, 2]
 
 
 async def test_a_full_queue_refuses(rank: Rank) -> None:

@@ -291,7 +291,7 @@ def test_load_follows_requests_from_waiting_to_gone(new_engine: NewEngine) -> No
     engine.step()
     prefilling = engine.load_stat(3)
     assert (prefilling.num_running_reqs, prefilling.num_waiting_reqs) == (1, 0)
-    assert (prefilling.num_tokens, prefilling.num_waiting_uncached_tokens) == (8, 4)
+    assert (prefilling.num_tokens, prefilling.num_waiting_uncached_tokens) == (12, 4)
     assert prefilling.total_prefill_uncached_tokens == 6
     assert prefilling.total_prefill_busy_us > 0
     run(engine)
@@ -332,3 +332,120 @@ def test_a_context_beyond_the_models_is_refused(max_model_len: int, new_engine: 
         ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"
     ):
         new_engine(max_model_len=max_model_len)
+
+
+def by_index(outputs: list[RequestOutput]) -> list[list[int]]:
+    samples: dict[int, list[int]] = {}
+    for output in outputs:
+        samples.setdefault(output.index, []).extend(output.new_token_ids)
+    return [samples[index] for index in range(len(samples))]
+
+
+def test_samples_share_the_prompts_blocks_and_it_is_computed_once(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    engine.add_request("a", PROMPT, SamplingParams(6, seed=3, ignore_eos=True), n=4)
+    assert engine.load_stat(0).num_waiting_reqs == 4
+    outputs = engine.step().outputs
+    assert [output.index for output in outputs] == [0]
+    outputs += engine.step().outputs
+    # 2 shared blocks, and one of its own for each.
+    assert engine.num_blocks - engine.num_free_blocks == 2 + 4
+    assert engine.load_stat(0).total_prefill_uncached_tokens == 10 + 3 * 2
+    outputs += run(engine)["a"]
+    assert {(output.num_prompt_tokens, output.num_cached_tokens) for output in outputs} == {(10, 0)}
+    reasons = [output.finish_reason for output in outputs]
+    assert (reasons.count("length"), reasons.count(None), len(outputs)) == (4, 20, 24)
+    assert len({tuple(tokens) for tokens in by_index(outputs)}) == 4
+
+
+def test_a_seed_gives_the_same_samples_and_the_first_is_as_if_alone(new_engine: NewEngine) -> None:
+    params = SamplingParams(15, seed=7, top_p=0.9, ignore_eos=True)
+    engine = new_engine()
+    engine.add_request("a", PROMPT, params, n=3)
+    expected = by_index(run(engine)["a"])
+    assert expected[0] == complete(new_engine(), PROMPT, params)
+    for options in ({}, {"num_blocks": 8}, {"max_batch_tokens": 3}, {"max_running_requests": 2}):
+        engine = new_engine(**options)
+        engine.add_request("other", [*PROMPT, 3], SamplingParams(15, ignore_eos=True))
+        engine.add_request("a", PROMPT, params, n=3)
+        assert by_index(run(engine)["a"]) == expected
+
+
+def test_samples_end_one_by_one_and_the_id_is_free_after_the_last(new_engine: NewEngine) -> None:
+    params = SamplingParams(12, seed=1, ignore_eos=True)
+    engine = new_engine()
+    engine.add_request("a", PROMPT, params, n=2)
+    first, second = by_index(run(engine)["a"])
+    stop = next(token for token in first if token not in second)
+    engine.add_request("a", PROMPT, SamplingParams(12, seed=1, ignore_eos=True, stop_token_ids=(stop,)), n=2)
+    ended = {}
+    while engine.has_work():
+        with pytest.raises(InvalidRequestError, match="a live request has this id"):
+            engine.add_request("a", PROMPT, params)
+        for output in engine.step().outputs:
+            if output.finish_reason is not None:
+                ended[output.index] = output.finish_reason
+        engine.check_integrity()
+    assert ended == {0: "stop", 1: "length"}
+    assert list(ended) == [0, 1]
+    assert len(complete(engine, PROMPT, params)) == 12
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 4])
+def test_abort_ends_all_samples(num_steps: int, new_engine: NewEngine) -> None:
+    engine = new_engine(max_batch_tokens=8, max_running_requests=3)
+    engine.add_request("a", PROMPT, greedy(), n=5)
+    for _ in range(num_steps):
+        engine.step()
+    assert engine.abort("a")
+    assert not engine.has_work()
+    assert engine.num_free_blocks == engine.num_blocks
+    assert not engine.abort("a")
+    engine.check_integrity()
+
+
+def test_every_sample_needs_a_place_in_the_queue(new_engine: NewEngine) -> None:
+    engine = new_engine(max_waiting_requests=4)
+    for n in (0, 5):
+        with pytest.raises(InvalidRequestError, match=f"n = {n}; allowed: 1 to 4") as wrong:
+            engine.add_request("a", PROMPT, greedy(), n=n)
+        assert wrong.value.param == "n"
+    engine.add_request("a", PROMPT, greedy(), n=3)
+    with pytest.raises(QueueFullError, match="3 requests wait; at most 4 may"):
+        engine.add_request("b", PROMPT, greedy(), n=2)
+    engine.add_request("b", PROMPT, greedy())
+    assert set(run(engine)) == {"a", "b"}
+
+
+def test_each_sample_has_its_own_text(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    params = SamplingParams(12, seed=1, ignore_eos=True)
+    engine.add_request("a", PROMPT, params, n=2)
+    first, second = by_index(run(engine)["a"])
+    # Only the two together would spell this.
+    stop = f"{first[0]} {second[0]}"
+    assert stop not in " ".join(map(str, first)) + " | " + " ".join(map(str, second))
+    engine = new_engine(new_text_stream=Spelling)
+    params = SamplingParams(12, seed=1, ignore_eos=True, stop=(stop, f"{second[1]} {second[2]} "))
+    engine.add_request("a", PROMPT, params, n=2)
+    assert by_index(run(engine)["a"]) == [first, second[:3]]
+
+
+def test_a_lower_priority_number_is_answered_first(new_engine: NewEngine) -> None:
+    engine = new_engine(max_running_requests=1)
+    for request_id, priority in (("a", 5), ("b", 0), ("c", -2), ("d", 0)):
+        engine.add_request(request_id, PROMPT, greedy(2), priority=priority)
+    assert list(run(engine)) == ["c", "b", "d", "a"]
+
+
+def test_two_requests_that_compute_the_same_blocks_at_once_end_with_one_copy(new_engine: NewEngine) -> None:
+    """Both say the same, so both fill the same blocks with their answers, step by step."""
+    engine = new_engine()
+    for request_id in "ab":
+        engine.add_request(request_id, PROMPT[:8], greedy(9))
+    for _ in range(8):
+        engine.step()
+    engine.check_integrity()
+    # "b" is a step behind. Of 16 and 15 tokens all but the last are computed: 3 full blocks and a rest each.
+    assert engine.num_cached_blocks == 3
+    assert engine.num_blocks - engine.num_free_blocks == 3 + 1 + 1

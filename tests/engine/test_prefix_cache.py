@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app import hashing
 from app.engine.prefix_cache import BlockTable, PrefixCache
-from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
+from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored
+from tests.engine import naive_cache
+from tests.engine.event_replay import EventReplay
+from tests.examples import examples
 
 BLOCK = 4
 
@@ -155,72 +159,132 @@ def test_reset_forgets_everything_and_open_tables_go_on_unseen() -> None:
     assert [block.hash for block in cache.cached_blocks()] == names(tokens)
 
 
+SALTS = (None, "tenant")
+TOKENS = st.lists(st.integers(0, 1), max_size=5)
+
+
 @dataclass
-class Replay:
-    """A consumer of events that knows nothing but them."""
+class CachedSequence:
+    """A sequence as the cache knows it and as the naive one does."""
 
-    parent_of: dict[int, int | None] = field(default_factory=dict)
-
-    def apply(self, events: list[CacheEvent]) -> None:
-        for event in events:
-            match event:
-                case BlockStored():
-                    assert event.parent_block_hash is None or event.parent_block_hash in self.parent_of
-                    assert len(event.token_ids) == len(event.block_hashes) * BLOCK
-                    parent = event.parent_block_hash
-                    for name in event.block_hashes:
-                        assert name not in self.parent_of
-                        self.parent_of[name], parent = parent, name
-                case BlockRemoved():
-                    for name in event.block_hashes:
-                        del self.parent_of[name]
-                        assert name not in self.parent_of.values()
-                case AllBlocksCleared():
-                    self.parent_of.clear()
+    table: BlockTable
+    naive: naive_cache.Table
+    salt: str | None
+    tokens: list[int]
+    num_computed: int = 0
 
 
-Step = tuple[str, int, list[int]]
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["open", "open", "commit", "commit", "close", "close", "reset"]),
-        st.integers(0, 99),
-        st.lists(st.integers(0, 1), max_size=5),
-    ),
-    max_size=60,
-)
+class PrefixCacheMachine(RuleBasedStateMachine):
+    """Any use of the cache: sequences wait, share prefixes, are computed in parts, grow, end; and resets.
+
+    Contents are blocks of all zeros or all ones with odd tokens behind them, so prefixes are shared often.
+    """
+
+    @initialize(num_blocks=st.integers(1, 12))
+    def start(self, num_blocks: int) -> None:
+        self.cache = PrefixCache(num_blocks, BLOCK)
+        self.naive = naive_cache.NaiveCache(num_blocks, BLOCK)
+        self.replay = EventReplay(BLOCK, SALTS)
+        self.waiting: list[CachedSequence] = []
+        self.sequences: list[CachedSequence] = []
+
+    @precondition(lambda self: len(self.waiting) < 4)
+    @rule(kinds=TOKENS, rest=st.integers(0, BLOCK - 1), salt=st.sampled_from(SALTS))
+    def arrive(self, kinds: list[int], rest: int, salt: str | None) -> None:
+        tokens = [kind for kind in kinds for _ in range(BLOCK)] + [2] * rest
+        table = BlockTable(hashing.seed(salt))
+        table.extend_digests(tokens, BLOCK)
+        self.waiting.append(CachedSequence(table, [], salt, tokens))
+
+    @precondition(lambda self: self.waiting)
+    @rule(which=st.integers(0, 99))
+    def admit(self, which: int) -> None:
+        sequence = self.waiting[which % len(self.waiting)]
+        table, tokens = sequence.table, sequence.tokens
+        hits, needed = self.cache.count_hits(table, len(table.digests)), -(-len(tokens) // BLOCK)
+        if self.cache.fits(table, hits, needed):
+            self.waiting.remove(sequence)
+            self.sequences.append(sequence)
+            self.cache.open(table, hits)
+            sequence.naive = self.naive.open(sequence.salt, tokens, hits)
+            assert self.cache.grow(table, needed)
+            assert self.naive.grow(sequence.naive, needed)
+            sequence.num_computed = hits * BLOCK
+
+    @precondition(lambda self: self.sequences)
+    @rule(which=st.integers(0, 99), num_tokens=st.integers(1, 2 * BLOCK))
+    def compute(self, which: int, num_tokens: int) -> None:
+        sequence = self.sequences[which % len(self.sequences)]
+        sequence.num_computed = min(len(sequence.tokens), sequence.num_computed + num_tokens)
+        self.cache.commit(sequence.table, sequence.tokens, sequence.num_computed)
+        self.naive.commit(sequence.naive, sequence.salt, sequence.tokens[: sequence.num_computed])
+
+    @precondition(lambda self: self.sequences)
+    @rule(which=st.integers(0, 99), token=st.integers(0, 2))
+    def generate(self, which: int, token: int) -> None:
+        """A computed sequence gets its next token, and a block for it if there is one."""
+        sequence = self.sequences[which % len(self.sequences)]
+        needed = len(sequence.tokens) // BLOCK + 1
+        grown = self.cache.grow(sequence.table, needed)
+        assert grown == self.naive.grow(sequence.naive, needed)
+        if grown:
+            sequence.tokens.append(token)
+            self.compute(which, len(sequence.tokens))
+
+    @precondition(lambda self: self.sequences)
+    @rule(which=st.integers(0, 99))
+    def go_over_to_what_is_cached(self, which: int) -> None:
+        """As the scheduler does for a prompt that another one has computed meanwhile."""
+        sequence = self.sequences[which % len(self.sequences)]
+        if self.cache.is_findable(sequence.table):
+            hits = self.cache.count_hits(sequence.table, len(sequence.table.digests))
+            assert hits == self.naive.count_hits(sequence.salt, sequence.tokens)
+            self.compute(which, max(0, hits * BLOCK - sequence.num_computed))
+
+    @precondition(lambda self: self.sequences)
+    @rule(which=st.integers(0, 99))
+    def close(self, which: int) -> None:
+        sequence = self.sequences.pop(which % len(self.sequences))
+        self.cache.close(sequence.table)
+        self.naive.close(sequence.naive)
+
+    @rule()
+    def reset(self) -> None:
+        self.cache.reset()
+        self.naive.reset()
+
+    @invariant()
+    def counts_contents_and_events_agree(self) -> None:
+        self.cache.check_integrity(sequence.table for sequence in self.sequences)
+        events = self.cache.drain_events()
+        self.replay.apply(events)
+        removed = [name for event in events if isinstance(event, BlockRemoved) for name in event.block_hashes]
+        assert removed == [self.name_of(prefix) for prefix in self.naive.evicted]
+        self.naive.evicted.clear()
+        cached = self.cache.cached_blocks()
+        assert {block.hash: block.parent_hash for block in cached} == self.replay.parent_of
+        assert {block.hash for block in cached} == set(map(self.name_of, self.naive.cached))
+        assert len(cached) == self.cache.num_cached_blocks
+        assert self.cache.num_free_blocks == len(self.naive.free)
+        for sequence in self.sequences:
+            assert len(sequence.table.block_ids) == len(sequence.naive)
+
+    @invariant()
+    def who_waits_is_told_the_truth(self) -> None:
+        for sequence in self.waiting:
+            table, salt, tokens = sequence.table, sequence.salt, sequence.tokens
+            hits = self.naive.count_hits(salt, tokens)
+            assert self.cache.match(table.digests) == self.replay.count_hits(tokens, salt) == hits
+            for stop in (len(table.digests), len(table.digests) // 2):
+                assert self.cache.count_hits(table, stop) == min(hits, stop)
+            for needed in range(hits, self.cache.num_blocks + 1):
+                expected = self.naive.fits(salt, tokens, hits, needed)
+                assert self.cache.fits(table, hits, needed) == expected
+
+    def name_of(self, prefix: tuple[object, ...]) -> int:
+        salt, *tokens = prefix
+        return names(tokens, salt)[-1]
 
 
-@settings(max_examples=300, deadline=None)
-@given(STEPS, st.integers(1, 12))
-def test_random_use_keeps_every_count_and_the_events_say_all(steps: list[Step], num_blocks: int) -> None:
-    cache, replay = PrefixCache(num_blocks, BLOCK), Replay()
-    tables: list[tuple[BlockTable, list[int]]] = []
-    for step, number, kinds in steps:
-        # Block contents are all zeros or all ones, so sequences share prefixes often.
-        tokens = [kind for kind in kinds for _ in range(BLOCK)]
-        if step == "open":
-            table = BlockTable(hashing.ROOT)
-            table.extend_digests(tokens, BLOCK)
-            num_hits = cache.match(table.digests)
-            assert [name in replay.parent_of for name in names(tokens)] == [
-                index < num_hits for index in range(len(kinds))
-            ]
-            if cache.fits(table.digests[:num_hits], len(kinds)):
-                cache.open(table, num_hits)
-                assert cache.grow(table, len(kinds))
-                tables.append((table, tokens))
-        elif step == "reset":
-            cache.reset()
-        elif tables:
-            table, tokens = tables[number % len(tables)]
-            if step == "commit":
-                computed = max(table.num_committed * BLOCK, number % (len(tokens) + 1))
-                cache.commit(table, tokens, computed)
-            else:
-                tables.remove((table, tokens))
-                cache.close(table)
-        replay.apply(cache.drain_events())
-        cache.check_integrity(table for table, _ in tables)
-        snapshot = cache.cached_blocks()
-        assert {block.hash: block.parent_hash for block in snapshot} == replay.parent_of
-        assert len(snapshot) == cache.num_cached_blocks
+TestPrefixCacheMachine = PrefixCacheMachine.TestCase
+TestPrefixCacheMachine.settings = settings(max_examples=examples(100), stateful_step_count=40, deadline=None)

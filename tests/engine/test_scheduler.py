@@ -3,7 +3,8 @@ from __future__ import annotations
 from app.config import SchedulerConfig
 from app.engine.prefix_cache import PrefixCache
 from app.engine.request import Request, SamplingParams
-from app.engine.scheduler import Schedule, Scheduler
+from app.engine.schedule import Schedule
+from app.engine.scheduler import Scheduler
 
 BLOCK = 4
 
@@ -12,12 +13,15 @@ def new_scheduler(num_blocks: int = 100, **config: int) -> Scheduler:
     return Scheduler(SchedulerConfig.model_validate(config), PrefixCache(num_blocks, BLOCK))
 
 
-def add(scheduler: Scheduler, request_id: str, num_tokens: int, first_token: int | None = None) -> Request:
+def add(
+    scheduler: Scheduler, request_id: str, num_tokens: int, first_token: int | None = None, priority: int = 0
+) -> Request:
     """A request whose prompt nobody else has, unless they have the same `first_token`."""
     start = 1000 * ord(request_id) if first_token is None else first_token
     prompt = range(start, start + num_tokens)
-    request = Request.new(request_id, prompt, SamplingParams(100), max_output_tokens=100)
-    scheduler.add(request)
+    params = SamplingParams(100)
+    request = Request.new(request_id, prompt, params, max_output_tokens=100, priority=priority)
+    scheduler.add([request])
     return request
 
 
@@ -32,13 +36,66 @@ def step(scheduler: Scheduler) -> tuple[Schedule, dict[str, int]]:
     return schedule, tokens
 
 
-def test_prompts_share_the_budget_in_order_of_arrival_and_long_ones_in_chunks() -> None:
+def test_half_of_the_budget_is_the_firsts_and_the_shortest_get_the_rest() -> None:
     scheduler = new_scheduler(max_batch_tokens=10)
-    for request_id, num_tokens in (("a", 4), ("b", 13), ("c", 3)):
+    for request_id, num_tokens in (("a", 40), ("b", 13), ("c", 3)):
         add(scheduler, request_id, num_tokens)
-    assert step(scheduler)[1] == {"a": 4, "b": 6}
-    assert step(scheduler)[1] == {"a": 1, "b": 7, "c": 2}
+    assert step(scheduler)[1] == {"a": 5, "c": 3, "b": 2}
+    assert step(scheduler)[1] == {"c": 1, "a": 5, "b": 4}
+    assert step(scheduler)[1] == {"c": 1, "a": 5, "b": 4}
+    assert step(scheduler)[1] == {"c": 1, "a": 6, "b": 3}
+    assert step(scheduler)[1] == {"b": 1, "c": 1, "a": 8}
+
+
+def test_what_the_first_does_not_need_is_the_others() -> None:
+    scheduler = new_scheduler(max_batch_tokens=10)
+    for request_id, num_tokens in (("a", 2), ("b", 13), ("c", 3)):
+        add(scheduler, request_id, num_tokens)
+    assert step(scheduler)[1] == {"a": 2, "c": 3, "b": 5}
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    scheduler = new_scheduler(max_batch_tokens=10)
+    long = add(scheduler, "a", 200)
+    for number in range(20):
+        short = add(scheduler, chr(200 + number), 4)
+        step(scheduler)
+        assert short.num_output_tokens == 1
+        scheduler.remove(short)
+    assert long.num_computed_tokens == 20 * 6
+
+
+def test_a_flood_of_short_prompts_leaves_half_to_a_long_one() -> None:
+    scheduler = new_scheduler(max_batch_tokens=10)
+    long = add(scheduler, "a", 200)
+    for number in range(20):
+        for short in range(4):
+            add(scheduler, chr(200 + 4 * number + short), 5)
+        for request in step(scheduler)[0].sampled:
+            scheduler.remove(request)
+    assert long.num_computed_tokens == 20 * 5
+
+
+def test_a_lower_priority_number_is_served_first_whatever_came_before() -> None:
+    scheduler = new_scheduler(max_batch_tokens=10)
+    add(scheduler, "a", 30)
+    add(scheduler, "b", 3, priority=1)
+    add(scheduler, "c", 12, priority=-1)
+    assert step(scheduler)[1] == {"c": 10}
+    assert step(scheduler)[1] == {"c": 2, "a": 8}
+    assert step(scheduler)[1] == {"c": 1, "a": 9}
+
+
+def test_the_lowest_priority_is_preempted_first_then_the_latest() -> None:
+    scheduler = new_scheduler(num_blocks=8)
+    for request_id, priority in (("a", 1), ("b", 0), ("c", 0)):
+        add(scheduler, request_id, 7, priority=priority)
+    assert step(scheduler)[1] == {"a": 7, "b": 7, "c": 7}
     assert step(scheduler)[1] == {"a": 1, "b": 1, "c": 1}
+    for _ in range(8):
+        assert step(scheduler)[1] == {"b": 1, "c": 1}
+    assert step(scheduler)[1] == {"b": 1}
+    assert scheduler.num_waiting == 2
 
 
 def test_only_complete_prompts_are_sampled() -> None:
@@ -64,11 +121,10 @@ def test_no_more_run_at_once_than_allowed_nor_than_the_budget_has_tokens() -> No
     for config in ({"max_running_requests": 2}, {"max_batch_tokens": 2}):
         scheduler = new_scheduler(**config)
         assert scheduler.max_running_requests == 2
-        for request_id in "abc":
-            add(scheduler, request_id, 1)
+        first, *_ = [add(scheduler, request_id, 1) for request_id in "abc"]
         step(scheduler)
         assert (scheduler.num_running, scheduler.num_waiting) == (2, 1)
-        assert scheduler.remove("a")
+        scheduler.remove(first)
         step(scheduler)
         assert (scheduler.num_running, scheduler.num_waiting) == (2, 0)
 
@@ -82,23 +138,81 @@ def test_a_cached_prefix_is_not_computed_again_but_the_last_token_always_is() ->
     assert (same.num_cached_tokens, longer.num_cached_tokens) == (4, 8)
 
 
-def test_a_short_request_does_not_overtake_a_long_one_that_lacks_room() -> None:
-    scheduler = new_scheduler(num_blocks=5)
-    add(scheduler, "a", 8)
+def test_one_that_lacks_room_is_overtaken_no_more_often_than_requests_may_run() -> None:
+    scheduler = new_scheduler(num_blocks=12, max_running_requests=3)
+    hog = add(scheduler, "a", 20)
+    step(scheduler)
+    long = add(scheduler, "b", 36)
+    for request_id in "xyz":
+        overtaker = add(scheduler, request_id, 1)
+        assert step(scheduler)[1] == {"a": 1, request_id: 1}
+        scheduler.remove(overtaker)
+    late = add(scheduler, "c", 1)
+    for _ in range(3):
+        assert step(scheduler)[1] == {"a": 1}
+    assert (long.num_overtaken, late.num_output_tokens) == (3, 0)
+    scheduler.remove(hog)
+    assert step(scheduler)[1] == {"b": 36, "c": 1}
+
+
+def test_a_lower_priority_never_overtakes_one_that_lacks_room() -> None:
+    scheduler = new_scheduler(num_blocks=6)
+    hog = add(scheduler, "a", 8)
     step(scheduler)
     add(scheduler, "b", 16)
-    add(scheduler, "c", 1)
+    add(scheduler, "c", 1, priority=1)
     assert step(scheduler)[1] == {"a": 1}
-    scheduler.remove("a")
-    assert step(scheduler)[1] == {"b": 16}
+    scheduler.remove(hog)
+    assert step(scheduler)[1] == {"b": 16, "c": 1}
+
+
+def test_no_block_is_computed_twice_at_once() -> None:
+    scheduler = new_scheduler(max_batch_tokens=16)
+    first = add(scheduler, "a", 30, first_token=0)
+    same = add(scheduler, "b", 30, first_token=0)
+    shorter = add(scheduler, "c", 22, first_token=0)
+    # "c" would be the shortest, but what it needs next is being computed for "a".
+    assert step(scheduler)[1] == {"a": 16}
+    assert step(scheduler)[1] == {"a": 14}
+    assert step(scheduler)[1] == {"a": 1, "c": 2, "b": 2}
+    assert first.table.block_ids[:5] == same.table.block_ids[:5] == shorter.table.block_ids[:5]
+    assert [request.num_cached_tokens for request in (first, same, shorter)] == [0, 28, 20]
+
+
+def test_one_in_the_middle_of_its_prompt_leaves_out_what_another_has_computed_meanwhile() -> None:
+    scheduler = new_scheduler(max_batch_tokens=8, num_blocks=40)
+    long = add(scheduler, "a", 60, first_token=0)
+    step(scheduler)
+    urgent = add(scheduler, "b", 30, first_token=0, priority=-1)
+    tokens = [step(scheduler)[1] for _ in range(3)]
+    assert tokens == [{"b": 8}, {"b": 8}, {"b": 6}]
+    assert step(scheduler)[1] == {"b": 1, "a": 7}
+    assert long.table.block_ids[:7] == urgent.table.block_ids[:7]
+    assert (long.num_computed_tokens, scheduler.num_pending_prefill_tokens) == (35, 25)
+
+
+def test_samples_of_a_prompt_start_from_the_firsts_full_blocks() -> None:
+    scheduler = new_scheduler(max_batch_tokens=16)
+    samples = [
+        Request.new("a", range(22), SamplingParams(100), max_output_tokens=100, index=index)
+        for index in range(3)
+    ]
+    scheduler.add(samples)
+    assert (scheduler.num_waiting, scheduler.num_pending_prefill_tokens) == (3, 22 + 2 + 2)
+    computed = []
+    for _ in range(3):
+        computed.append([item.num_tokens for item in step(scheduler)[0].scheduled])
+    assert computed == [[16], [6], [1, 2, 2]]
+    assert len({tuple(request.table.block_ids[:5]) for request in samples}) == 1
+    assert len({request.table.block_ids[5] for request in samples}) == 3
 
 
 def test_the_latest_arrived_is_preempted_and_comes_back_first_with_its_cached_blocks() -> None:
     scheduler = new_scheduler(num_blocks=6)
-    add(scheduler, "a", 7)
+    early = add(scheduler, "a", 7)
     late = add(scheduler, "b", 7)
     step(scheduler)
-    add(scheduler, "c", 1)
+    add(scheduler, "c", 10)
     schedules = [step(scheduler) for _ in range(5)]
     # Both hold 3 blocks after 8 tokens; both need a fourth for their 13th token.
     assert [schedule.num_preempted for schedule, _ in schedules] == [0, 0, 0, 0, 0]
@@ -107,9 +221,9 @@ def test_the_latest_arrived_is_preempted_and_comes_back_first_with_its_cached_bl
     assert tokens == {"a": 1}
     assert (late.num_computed_tokens, late.table.block_ids) == (0, [])
     assert scheduler.num_waiting == 2
-    scheduler.remove("a")
+    scheduler.remove(early)
     # 13 tokens are known. The victim's tail was overwritten by "a"; the rest is found.
-    assert step(scheduler)[1] == {"b": 5, "c": 1}
+    assert step(scheduler)[1] == {"b": 5}
     assert late.num_cached_tokens == 0
 
 
@@ -125,12 +239,10 @@ def test_a_request_preempts_itself_when_it_is_the_latest() -> None:
 
 def test_removing_frees_at_once_wherever_the_request_is() -> None:
     scheduler = new_scheduler(max_running_requests=1)
-    add(scheduler, "a", 5)
-    add(scheduler, "b", 5)
+    running, waiting = add(scheduler, "a", 5), add(scheduler, "b", 5)
     step(scheduler)
-    assert scheduler.remove("a")
-    assert scheduler.remove("b")
-    assert not scheduler.remove("b")
+    scheduler.remove(running)
+    scheduler.remove(waiting)
     scheduler.check_integrity()
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
 

@@ -1,0 +1,102 @@
+"""A prefix cache that is too slow and too simple to be wrong, to compare the real one with.
+
+free   [Block taken next, ... Block taken last]      a plain list
+tables [[Block, Block], [Block, Block, Block], ...]  a block is free when it is in none of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(eq=False)
+class Block:
+    """`prefix` is the salt and every token up to the block's end, once all are computed and can be found."""
+
+    prefix: tuple[object, ...] | None = None
+
+
+Table = list[Block]
+
+
+class NaiveCache:
+    """Blocks found by comparing whole prefixes, everything counted anew at every question."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.blocks = [Block() for _ in range(num_blocks)]
+        self.free = list(self.blocks)
+        self.tables: list[Table] = []
+        self.unseen: list[Table] = []  # opened before the last reset: what they fill isn't found
+        self.evicted: list[tuple[object, ...]] = []
+
+    @property
+    def cached(self) -> set[tuple[object, ...]]:
+        return {block.prefix for block in self.blocks if block.prefix is not None}
+
+    def find(self, prefix: tuple[object, ...]) -> Block | None:
+        return next((block for block in self.blocks if block.prefix == prefix), None)
+
+    def prefixes(self, salt: str | None, tokens: Sequence[int]) -> list[tuple[object, ...]]:
+        ends = range(self.block_size, len(tokens) + 1, self.block_size)
+        return [(salt, *tokens[:end]) for end in ends]
+
+    def count_hits(self, salt: str | None, tokens: Sequence[int]) -> int:
+        hits = [self.find(prefix) is not None for prefix in self.prefixes(salt, tokens)]
+        return hits.index(False) if False in hits else len(hits)
+
+    def fits(self, salt: str | None, tokens: Sequence[int], num_hits: int, num_blocks: int) -> bool:
+        hits = [self.find(prefix) for prefix in self.prefixes(salt, tokens)[:num_hits]]
+        return num_blocks - num_hits <= len([block for block in self.free if block not in hits])
+
+    def open(self, salt: str | None, tokens: Sequence[int], num_hits: int) -> Table:
+        table = []
+        for prefix in self.prefixes(salt, tokens)[:num_hits]:
+            block = self.find(prefix)
+            assert block is not None
+            table.append(block)
+            if block in self.free:
+                self.free.remove(block)
+        self.tables.append(table)
+        return table
+
+    def grow(self, table: Table, num_blocks: int) -> bool:
+        if num_blocks - len(table) > len(self.free):
+            return False
+        while len(table) < num_blocks:
+            block = self.free.pop(0)
+            if block.prefix is not None:
+                self.evicted.append(block.prefix)
+                block.prefix = None
+            table.append(block)
+        return True
+
+    def commit(self, table: Table, salt: str | None, tokens: Sequence[int]) -> None:
+        """All `tokens` are computed."""
+        if any(table is unseen for unseen in self.unseen):
+            return
+        for index, prefix in enumerate(self.prefixes(salt, tokens)):
+            cached = self.find(prefix)
+            if cached is None:
+                table[index].prefix = prefix
+            elif cached is not table[index]:
+                own, table[index] = table[index], cached
+                if cached in self.free:
+                    self.free.remove(cached)
+                self._release(own)
+
+    def close(self, table: Table) -> None:
+        self.tables = [other for other in self.tables if other is not table]
+        self.unseen = [other for other in self.unseen if other is not table]
+        while table:
+            self._release(table.pop())
+
+    def reset(self) -> None:
+        self.unseen = list(self.tables)
+        for block in self.blocks:
+            block.prefix = None
+
+    def _release(self, block: Block) -> None:
+        if not any(block in table for table in self.tables) and block not in self.free:
+            self.free.insert(0 if block.prefix is None else len(self.free), block)
