@@ -136,7 +136,7 @@ def forced_logits(runner: ModelRunner, texts: list[list[int]], num_prompt: int, 
         for index, text in enumerate(texts)
     ]
     for request in requests:
-        scheduler.add(request)
+        scheduler.add([request])
     rows: list[list[Tensor]] = [[] for _ in texts]
     while scheduler.num_running + scheduler.num_waiting:
         schedule = scheduler.schedule()
@@ -146,7 +146,7 @@ def forced_logits(runner: ModelRunner, texts: list[list[int]], num_prompt: int, 
             index = int(request.request_id)
             rows[index].append(row)
             if request.num_tokens == len(texts[index]):
-                scheduler.remove(request.request_id)
+                scheduler.remove(request)
             else:
                 request.token_ids.append(texts[index][request.num_tokens])
     return [torch.stack(rows_of_text) for rows_of_text in rows]
