@@ -2,8 +2,8 @@
 
 Triton 3.9's interpreter keeps bfloat16 as the bits in a uint16. It multiplies those bits as integers, in
 `tl.dot` and everywhere else, and a cast from float32 cuts bits off where a GPU rounds to nearest even. Its
-float32 `tl.dot` is numpy's, which adds up in its own order and errs up to 2.6 times as much as torch's. So
-the kernels compute in float32, and use `dot` and `rounded` here for the rest.
+`tl.dot` is numpy's, which adds up in an order of its own. So the kernels compute in float32, and use `dot`
+and `rounded` here for the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 def dot(a, b):
     """a [M, K] @ b [K, N] in float32; float32 operands are not cut to TF32."""
     if INTERPRETED:
-        # By way of float32: the interpreter casts bfloat16 to nothing else.
+        # Float64 leaves the kernel's own error; by way of float32, all that bfloat16 is cast to rightly.
         a = a.to(tl.float32).to(tl.float64)
         b = b.to(tl.float32).to(tl.float64)
         return tl.dot(a, b).to(tl.float32)
