@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -228,6 +229,48 @@ def test_the_tokenizer_of_llama_3(gguf_file: Path, folder: Path) -> None:
     assert without.encode("a", add_special_tokens=True) == tokenizer.encode("a")
 
 
+# Sentencepiece: pieces and their scores.
+PIECES = {"▁": -9, "a": -8, "b": -7, "c": -6, "ab": -2, "bc": -1, "▁a": -3, "abc": -4, "▁ab": -0.5, "cc": -5}
+SPM_TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES, "[X]"]
+
+
+def merged_by_score(text: str) -> list[str]:
+    """What sentencepiece does: the neighbours with the best whole become one, until none do."""
+    pieces = [*("▁" + text.replace(" ", "▁"))]
+    while True:
+        scores = [PIECES.get(left + right, -math.inf) for left, right in itertools.pairwise(pieces)]
+        if not scores or max(scores) == -math.inf:
+            return pieces
+        at = scores.index(max(scores))
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+
+
+def test_a_sentencepiece_tokenizer(gguf_file: Path, folder: Path) -> None:
+    write_tiny_gguf(
+        gguf_file,
+        tokenizer__ggml__model="llama",
+        tokenizer__ggml__tokens=SPM_TOKENS,
+        tokenizer__ggml__scores=[0.0] * 259 + [float(score) for score in PIECES.values()] + [0.0],
+        tokenizer__ggml__token_type=[2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [4],
+        tokenizer__ggml__bos_token_id=1,
+        tokenizer__ggml__eos_token_id=2,
+    )
+    convert(gguf_file, folder)
+    tokenizer = Tokenizer.from_folder(folder)
+
+    def pieces(text: str, **options: Any) -> list[str]:
+        return [SPM_TOKENS[token_id] for token_id in tokenizer.encode(text, **options)]
+
+    for letters in itertools.product("abc ", repeat=5):
+        text = "".join(letters)
+        assert pieces(text) == merged_by_score(text), text
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert pieces("aé", add_special_tokens=True) == ["<s>", "▁a", "<0xC3>", "<0xA9>"]
+    assert pieces("[X]</s>") == ["[X]", "</s>"]
+    assert tokenizer.decode(tokenizer.encode("é[X]</s>")) == "é[X]"
+    assert tokenizer.eos_token_ids == (2,)
+
+
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight"])
 def test_an_unknown_tensor_is_refused(gguf_file: Path, folder: Path, name: str) -> None:
     write_tiny_gguf(gguf_file, extra={name: np.ones(4, np.float32)})
@@ -240,7 +283,8 @@ def test_an_unknown_tensor_is_refused(gguf_file: Path, folder: Path, name: str) 
     [
         ("gemma", {}, r"general\.architecture = 'gemma'; .*'llama', 'qwen2', 'qwen3'"),
         ("llama", {"tokenizer__ggml__pre": "tekken"}, r"tokenizer\.ggml\.pre = 'tekken'; .*'smollm'"),
-        ("llama", {"tokenizer__ggml__model": "llama"}, r"tokenizer\.ggml\.model = 'llama'; .*'gpt2'"),
+        ("llama", {"tokenizer__ggml__model": "bert"}, r"tokenizer\.ggml\.model = 'bert'; .*'gpt2', 'llama'"),
+        ("llama", {"tokenizer__ggml__model": "llama"}, r"no tokenizer\.ggml\.scores"),
         ("llama", {"split__count": 3}, "split.count = 3: only whole files"),
         ("llama", {"llama__attention__head_count_kv": [1, 2]}, "layers of different shapes"),
         ("llama", {"llama__attention__value_length": 8}, "differ in size"),
