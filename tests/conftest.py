@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from app.config import ModelConfig
 from app.model_store import resolve_model
+from tests import examples  # noqa: F401  (registers the profile before the command line chooses it)
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,8 @@ class Scheduler:
         for request in self._waiting:
             assert not request.table.block_ids, f"{request.request_id} waits and holds blocks"
             assert request.num_computed_tokens == 0, f"{request.request_id} waits with computed tokens"
+            num_full = request.num_tokens // self._cache.block_size
+            assert len(request.table.digests) == num_full, f"{request.request_id} could not be found in full"
             assert request.num_overtaken <= self.max_running_requests, f"{request.request_id} is passed over"
         for request in self._running:
             in_cache = max(request.num_prefill_tokens, request.num_computed_tokens)
@@ -231,6 +233,8 @@ class Scheduler:
         self._running.remove(request)
         self._cache.close(request.table)
         request.num_computed_tokens = 0
+        # Those of its output too, which it had no use for if the cache was reset.
+        request.table.extend_digests(request.token_ids, self._cache.block_size)
         self._waiting.add(request)
         return request
 

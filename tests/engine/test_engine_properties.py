@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +13,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from app import hashing
 from app.config import EngineConfig
-from app.engine.engine import Engine
+from app.engine import kv_cache
+from app.engine.architecture import read_architecture
+from app.engine.engine import Engine, RequestOutput
+from app.engine.model import Llama
+from app.engine.model_runner import ModelRunner
 from app.engine.request import SamplingParams
-from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
+from app.engine.weights import load_weights
+from app.events.schema import CacheEvent
+from kernels import load_kernels
+from tests.engine.event_replay import EventReplay
+from tests.examples import examples
+
+NewEngine = Callable[..., Engine]
 
 BLOCK = 4
 MAX_OUTPUT = 24
-MAX_STEPS = 2000
+MAX_STEPS = 8000
+SALTS = (None, "tenant")
 
 # Prompts that share heads: each is a path through a small tree of runs of tokens.
 RUNS = [list(range(start, start + 6)) for start in range(20, 140, 6)]
@@ -46,32 +58,14 @@ def expected(tiny_llama_dir: Path) -> list[list[int]]:
 
 
 @dataclass
-class Replay:
-    """What a consumer of the events believes: each block's parent, and digests from nothing but tokens."""
+class Live:
+    """A request that goes on, and what its samples have said."""
 
-    parent_of: dict[int, int | None] = field(default_factory=dict)
-    digest_of: dict[int | None, bytes] = field(default_factory=lambda: {None: hashing.ROOT})
-
-    def apply(self, event: CacheEvent) -> None:
-        match event:
-            case BlockStored():
-                parent = event.parent_block_hash
-                assert parent is None or parent in self.parent_of
-                digests = hashing.chain(event.token_ids, BLOCK, self.digest_of[parent])
-                assert [hashing.wire_hash(digest) for digest in digests] == event.block_hashes
-                for name, digest in zip(event.block_hashes, digests, strict=True):
-                    assert name not in self.parent_of
-                    self.parent_of[name], self.digest_of[name], parent = parent, digest, name
-            case BlockRemoved():
-                for name in event.block_hashes:
-                    del self.parent_of[name]
-            case AllBlocksCleared():
-                self.parent_of.clear()
-
-    def num_hit_tokens(self, tokens: list[int]) -> int:
-        digests = hashing.chain(tokens[: (len(tokens) - 1) // BLOCK * BLOCK], BLOCK)
-        hits = [hashing.wire_hash(digest) in self.parent_of for digest in digests]
-        return BLOCK * (hits.index(False) if False in hits else len(hits))
+    prompt: int
+    max_tokens: int
+    said: list[list[int]]
+    cached_tokens: set[int] = field(default_factory=set)
+    unfinished: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -80,20 +74,19 @@ class Run:
 
     engine: Engine
     expected: list[list[int]]
-    replay: Replay = field(default_factory=Replay)
-    live: dict[str, int] = field(default_factory=dict)  # request id to prompt
-    max_tokens: dict[str, int] = field(default_factory=dict)
-    outputs: dict[str, list[int]] = field(default_factory=dict)
+    replay: EventReplay = field(default_factory=lambda: EventReplay(BLOCK, SALTS))
+    live: dict[str, Live] = field(default_factory=dict)
+    num_added: int = 0
 
-    def add(self, prompt: int, max_tokens: int) -> None:
-        request_id = str(len(self.outputs))
-        self.engine.add_request(
-            request_id, PROMPTS[prompt], SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
+    def add(self, prompt: int, max_tokens: int, n: int, priority: int, salt: str | None) -> None:
+        self.num_added += 1
+        params = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
+        request_id, tokens = str(self.num_added), PROMPTS[prompt]
+        self.engine.add_request(request_id, tokens, params, salt, n=n, priority=priority)
+        room = self.engine.num_blocks * BLOCK + 1 - len(tokens)
+        self.live[request_id] = Live(
+            prompt, min(max_tokens, room), [[] for _ in range(n)], unfinished=set(range(n))
         )
-        self.live[request_id] = prompt
-        room = self.engine.num_blocks * BLOCK + 1 - len(PROMPTS[prompt])
-        self.max_tokens[request_id] = min(max_tokens, room)
-        self.outputs[request_id] = []
 
     def abort(self, number: int) -> None:
         if self.live:
@@ -102,43 +95,76 @@ class Run:
             assert self.engine.abort(request_id)
 
     def step(self) -> None:
-        was_idle = self.engine.num_free_blocks == self.engine.num_blocks
-        first, hits = next(iter(self.live), None), 0
-        if first is not None and was_idle:
-            hits = self.replay.num_hit_tokens(PROMPTS[self.live[first]])
+        before = self.engine.load_stat(0)
         result = self.engine.step()
         for output in result.outputs:
-            prompt = self.live[output.request_id]
-            if output.request_id == first and was_idle and not self.outputs[first]:
-                assert output.num_cached_tokens == hits
-            self.outputs[output.request_id] += output.new_token_ids
-            said = self.outputs[output.request_id]
-            assert said == self.expected[prompt][: len(said)]
-            assert (output.finish_reason == "length") == (len(said) == self.max_tokens[output.request_id])
-            if output.finish_reason is not None:
-                del self.live[output.request_id]
+            self.take(output)
         self.check(result.events)
+        after = self.engine.load_stat(0)
+        prefilled = after.total_prefill_uncached_tokens - before.total_prefill_uncached_tokens
+        assert result.outputs or prefilled > 0 or not before.num_running_reqs + before.num_waiting_reqs
+
+    def take(self, output: RequestOutput) -> None:
+        request = self.live[output.request_id]
+        said = request.said[output.index]
+        said += output.new_token_ids
+        assert said == self.expected[request.prompt][: len(said)]
+        assert (output.finish_reason == "length") == (len(said) == request.max_tokens)
+        assert output.num_prompt_tokens == len(PROMPTS[request.prompt])
+        request.cached_tokens.add(output.num_cached_tokens)
+        assert len(request.cached_tokens) == 1, "the samples of a prompt disagree on what was cached"
+        if output.finish_reason is not None:
+            request.unfinished.remove(output.index)
+        if not request.unfinished:
+            del self.live[output.request_id]
 
     def check(self, events: list[CacheEvent]) -> None:
-        for event in events:
-            self.replay.apply(event)
+        self.replay.apply(events)
         cached = self.engine.cached_blocks()
         assert {block.hash: block.parent_hash for block in cached} == self.replay.parent_of
         self.engine.check_integrity()
-        assert self.engine.has_work() == bool(self.live)
+        load = self.engine.load_stat(0)
+        num_live = sum(len(request.unfinished) for request in self.live.values())
+        assert load.num_running_reqs + load.num_waiting_reqs == num_live
+        assert self.engine.has_work() == (num_live > 0)
         if not self.live:
             assert self.engine.num_free_blocks == self.engine.num_blocks
 
 
-ADD = st.tuples(st.just("add"), st.integers(0, len(PROMPTS) - 1), st.integers(1, MAX_OUTPUT))
-STEP = st.tuples(st.just("step"), st.integers(1, 8), st.just(0))
-ABORT = st.tuples(st.just("abort"), st.integers(0, 50), st.just(0))
-RESET = st.tuples(st.just("reset"), st.just(0), st.just(0))
+@pytest.fixture(scope="module")
+def new_engine(tiny_llama_dir: Path) -> NewEngine:
+    """Engines over one copy of the weights, each with a cache of its own full of nonsense."""
+    architecture = read_architecture(tiny_llama_dir)
+    kernels = load_kernels("torch")
+    cpu, dtype = torch.device("cpu"), torch.float32
+    model = Llama(architecture, load_weights(tiny_llama_dir, architecture, kernels, cpu, dtype), kernels, 256)
+
+    def make(num_blocks: int, **scheduler: int) -> Engine:
+        cache = kv_cache.allocate(architecture, num_blocks, BLOCK, cpu, dtype).fill_(float("nan"))
+        config = EngineConfig.model_validate({"cache": {"block_size": BLOCK}, "scheduler": scheduler})
+        runner = ModelRunner(model, kernels, cache)
+        return Engine(config, architecture, runner, num_blocks=num_blocks, max_model_len=256)
+
+    return make
+
+
+ADD = st.tuples(
+    st.just("add"),
+    st.integers(0, len(PROMPTS) - 1),
+    st.integers(1, MAX_OUTPUT),
+    st.sampled_from([1, 1, 1, 2, 4]),
+    st.sampled_from([0, 0, 0, -1, 1]),
+    st.sampled_from([None, None, *SALTS]),
+)
+STEP = st.tuples(st.just("step"), st.integers(1, 8))
+ABORT = st.tuples(st.just("abort"), st.integers(0, 50))
+RESET = st.tuples(st.just("reset"))
 ACTIONS = st.lists(st.one_of(ADD, ADD, ADD, STEP, STEP, ABORT, RESET), min_size=15, max_size=40)
 
 
-@pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     actions=ACTIONS,
     num_blocks=st.integers(6, 20),
@@ -146,28 +172,29 @@ ACTIONS = st.lists(st.one_of(ADD, ADD, ADD, STEP, STEP, ABORT, RESET), min_size=
     max_running_requests=st.integers(1, 6),
 )
 def test_random_use_gives_the_right_tokens_and_loses_no_block(
-    actions: list[tuple[str, int, int]],
+    actions: list[tuple[Any, ...]],
     num_blocks: int,
     max_batch_tokens: int,
     max_running_requests: int,
-    tiny_llama_dir: Path,
+    new_engine: NewEngine,
     expected: list[list[int]],
 ) -> None:
-    scheduler = {"max_batch_tokens": max_batch_tokens, "max_running_requests": max_running_requests}
-    config = EngineConfig.model_validate(
-        {"cache": {"block_size": BLOCK, "num_blocks": num_blocks}, "scheduler": scheduler}
+    engine = new_engine(
+        num_blocks, max_batch_tokens=max_batch_tokens, max_running_requests=max_running_requests
     )
-    run = Run(Engine.load(tiny_llama_dir, config, device="cpu", dtype="float32"), expected)
-    for action, number, max_tokens in actions:
-        if action == "add":
-            run.add(number, max_tokens)
-        elif action == "abort":
-            run.abort(number)
-        elif action == "reset":
-            run.engine.reset_cache()
-        for _ in range(number if action == "step" else 0):
-            run.step()
-        run.check(run.engine.drain_events())
+    run = Run(engine, expected)
+    for action, *arguments in actions:
+        match action:
+            case "add":
+                run.add(*arguments)
+            case "abort":
+                run.abort(*arguments)
+            case "reset":
+                engine.reset_cache()
+            case "step":
+                for _ in range(*arguments):
+                    run.step()
+        run.check(engine.drain_events())
     for _ in range(MAX_STEPS):
         if not run.live:
             break
