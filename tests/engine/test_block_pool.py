@@ -71,4 +71,5 @@ def test_random_calls_agree_with_a_list(calls: list[tuple[str, int]]) -> None:
             if block not in held:
                 free.insert(0 if call == "release first" else len(free), block)
         assert pool.num_free == len(free)
+        assert [pool.is_free(block) for block in range(5)] == [block in free for block in range(5)]
         pool.check_integrity(held)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from app.config import SchedulerConfig
 from app.engine.prefix_cache import PrefixCache
 from app.engine.request import Request, SamplingParams
 from app.engine.schedule import Schedule
 from app.engine.scheduler import Scheduler
+from tests.examples import examples
 
 BLOCK = 4
 
@@ -255,3 +259,72 @@ def test_pending_prefill_leaves_out_what_the_cache_has() -> None:
     add(scheduler, "b", 10, first_token=0)
     assert scheduler.num_pending_prefill_tokens == 4 + 6
     assert scheduler.num_waiting_tokens == 10
+
+
+def test_one_preempted_after_a_reset_comes_back() -> None:
+    cache = PrefixCache(9, BLOCK)
+    scheduler = Scheduler(SchedulerConfig(), cache)
+    early, late = add(scheduler, "a", 8, first_token=0), add(scheduler, "b", 9, first_token=0)
+    step(scheduler)
+    cache.reset()
+    while scheduler.num_running == 2 or late.num_computed_tokens == 0:
+        step(scheduler)
+    assert scheduler.num_waiting == 1
+    scheduler.remove(early)
+    assert list(step(scheduler)[1]) == ["b"]
+
+
+JOBS = st.lists(
+    st.tuples(
+        st.integers(0, 20),  # step of arrival
+        st.sampled_from([1, 3, 9, 17, 30]),  # prompt tokens
+        st.integers(1, 10),  # output tokens
+        st.sampled_from([0, 0, 0, 1]),  # priority
+        st.sampled_from([0, 0, 500]),  # first token: many have the same prefix
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@settings(max_examples=examples(100), deadline=None)
+@given(
+    jobs=JOBS,
+    num_blocks=st.integers(10, 20),
+    max_batch_tokens=st.integers(1, 20),
+    max_running_requests=st.integers(1, 6),
+    reset_at=st.integers(0, 40),
+)
+def test_everyone_ends_and_the_first_of_the_running_gets_on_in_every_step(
+    jobs: list[tuple[int, int, int, int, int]],
+    num_blocks: int,
+    max_batch_tokens: int,
+    max_running_requests: int,
+    reset_at: int,
+) -> None:
+    config = SchedulerConfig(max_batch_tokens=max_batch_tokens, max_running_requests=max_running_requests)
+    cache = PrefixCache(num_blocks, BLOCK)
+    scheduler = Scheduler(config, cache)
+    arrivals = sorted(jobs, reverse=True)
+    outputs: dict[Request, int] = {}
+    num_work = sum(prompt + output for _, prompt, output, _, _ in jobs)
+    num_steps = 0
+    while arrivals or outputs:
+        while arrivals and (arrivals[-1][0] <= num_steps or not outputs):
+            _, num_prompt, num_output, priority, first_token = arrivals.pop()
+            request_id = str(len(arrivals))
+            request = add(scheduler, request_id, num_prompt, first_token, priority)
+            outputs[request] = num_output
+        if num_steps == reset_at:
+            cache.reset()
+        schedule, _ = step(scheduler)
+        running = [request for request in outputs if request.table.block_ids]
+        first = min(running, key=lambda request: request.order)
+        assert first in {item.request for item in schedule.scheduled}
+        for request in schedule.sampled:
+            if request.num_output_tokens == outputs[request]:
+                scheduler.remove(request)
+                del outputs[request]
+        num_steps += 1
+        assert num_steps <= 2 * num_work, "somebody waits for ever"
+    assert cache.num_free_blocks == num_blocks
