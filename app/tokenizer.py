@@ -100,14 +100,14 @@ class Tokenizer:
             )
         return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
-    def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
+    def text_stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
         """A new answer's text, cut before the first of the `stop` strings. Special tokens have no text, so
-        they never match.
+        they never match, and neither does the text of the first `min_tokens` tokens.
 
         Raises:
             InvalidRequestError: a stop string is empty.
         """
-        return TextStream(self.decode, self._is_skipped, stop)
+        return TextStream(self.decode, self._is_skipped, stop, min_tokens)
 
     def _is_skipped(self, token_id: int) -> bool:
         return token_id in self._special_ids or self._backend.id_to_token(token_id) is None

@@ -202,7 +202,7 @@ class Ingress:
             model=self._model_name,
         )
         params = body.sampling_params(body.max_output_tokens or UNLIMITED)
-        text = self._tokenizer.text_stream(params.stop)
+        text = self._tokenizer.text_stream(params.stop, params.min_tokens)
         generate = GenerateRequest(shape.request_id, token_ids, params, body.cache_salt)
         try:
             stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.engine.logprobs import TokenLogprobs
 from app.engine.request import SamplingParams
 from app.errors import RequestError
 from app.routing.tracker import RankDescription
@@ -23,13 +24,15 @@ class GenerateRequest:
 class TokenChunk:
     """What one engine step added to a request.
 
-    `finish_reason` is None while the request goes on, else `stop` or `length`.
+    `finish_reason` is None while the request goes on, else `stop` or `length`. `logprobs` has one entry per
+    token if the request asked for them.
     """
 
     token_ids: list[int]
     num_prompt_tokens: int
     num_cached_tokens: int
     finish_reason: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)

@@ -329,7 +329,7 @@ class BrokenText:
 async def test_an_engine_that_breaks_in_a_step_ends_every_stream_and_the_ranks_health(
     new_rank: Callable[..., Rank],
 ) -> None:
-    rank = new_rank(new_text_stream=lambda stop: BrokenText())
+    rank = new_rank(new_text_stream=lambda stop, min_tokens: BrokenText())
     innocent = rank.generate(params=LONG)
     await anext(innocent)
     guilty = rank.generate(params=SamplingParams(max_tokens=50, temperature=0, ignore_eos=True, stop=("x",)))
