@@ -19,7 +19,7 @@ from app.structured_output import StructuredOutput
 logger = logging.getLogger(__name__)
 
 CACHED_GRAMMARS = 64
-MAX_REASON_CHARS = 500
+MAX_LINES, MAX_LINE = 8, 100  # of a reason; in lines and in characters
 # Without a bound a model may write white space until its length ends the output.
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 # The library's own bounds on work: a few 10 ms for a step. Verbose errors would repeat the whole grammar.
@@ -115,5 +115,6 @@ def _refusal(wanted: StructuredOutput, reason: str) -> InvalidRequestError:
 
 
 def _reason(text: str) -> str:
-    reason = text.removesuffix("\n<non-verbose/>").strip()
-    return reason if len(reason) <= MAX_REASON_CHARS else reason[: MAX_REASON_CHARS - 3] + "..."
+    """The library's message with its lines cut: the source may be one of them, before what is wrong."""
+    lines = text.removesuffix("\n<non-verbose/>").strip().splitlines()
+    return "\n".join(line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..." for line in lines[:MAX_LINES])
