@@ -196,12 +196,13 @@ class Ingress:
         if not token_ids:
             message = f"{prompt_field}: no tokens; at least one is needed"
             raise InvalidRequestError(message, param=prompt_field)
+        params = body.sampling_params(body.max_output_tokens or UNLIMITED)
         shape = AnswerShape(
             kind="chat" if isinstance(body, ChatRequest) else "text",
             request_id=uuid.uuid4().hex,
             model=self._model_name,
+            spell=None if params.logprobs is None else self._tokenizer.spell,
         )
-        params = body.sampling_params(body.max_output_tokens or UNLIMITED)
         text = self._tokenizer.text_stream(params.stop, params.min_tokens)
         generate = GenerateRequest(shape.request_id, token_ids, params, body.cache_salt)
         try:
