@@ -13,6 +13,7 @@ from pathlib import Path
 
 import llguidance
 
+from app.deep_stack import call_on_deep_stack
 from app.errors import InvalidRequestError, RequestFailedError
 from app.structured_output import StructuredOutput
 
@@ -90,7 +91,9 @@ class GrammarCompiler:
             source = _library_grammar(wanted)
         except ValueError as error:
             raise _refusal(wanted, str(error)) from None
-        matcher = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
+        new_matcher = functools.partial(llguidance.LLMatcher, log_level=0, limits=_LIMITS)
+        # It recurses along chains of rules or references, which may be thousands long.
+        matcher = call_on_deep_stack(functools.partial(new_matcher, self._tokenizer, source))
         if not matcher.is_error():
             # Shows what can never be satisfied, and prepares what all outputs begin with.
             matcher.compute_logit_bias()

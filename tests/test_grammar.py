@@ -173,6 +173,26 @@ def test_what_does_not_compile_is_refused_with_the_field_and_the_reason(
     assert (refused.value.param, refused.value.code) == (wanted.field, "invalid_grammar")
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        grammar("start: r0\n" + "\n".join(f"r{n}:r{n + 1}" for n in range(5000)) + '\nr5000: "a"'),
+        grammar("root ::= r0\n" + "\n".join(f"r{n} ::= r{n + 1}" for n in range(4000)) + '\nr4000 ::= "a"'),
+        json_schema(
+            '{"$ref":"#/$defs/0","$defs":{'
+            + "".join(f'"{n}":{{"items":{{"$ref":"#/$defs/{n + 1}"}}}},' for n in range(1600))
+            + '"1600":{}}}'
+        ),
+    ],
+    ids=["Lark", "GBNF", "schema"],
+)
+def test_the_longest_chains_do_not_overflow_the_stack(
+    compiler: GrammarCompiler, wanted: StructuredOutput
+) -> None:
+    assert len(wanted.source) > 0.85 * MAX_SOURCE_CHARS
+    assert any(compiler.grammar(wanted).allowed_tokens())
+
+
 def test_a_source_has_a_longest_length() -> None:
     with pytest.raises(InvalidRequestError, match=rf"structured_outputs\.regex: .*{MAX_SOURCE_CHARS}"):
         regex("a" * (MAX_SOURCE_CHARS + 1))

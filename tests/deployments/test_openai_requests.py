@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -455,3 +456,9 @@ def test_a_header_that_is_no_integer(header: str) -> None:
         pinned_rank({"x-data-parallel-rank": header}, text())
     assert caught.value.param == "X-Data-Parallel-Rank"
     assert repr(header) in caught.value.message
+
+
+@pytest.mark.parametrize("model", [ChatRequest, TextRequest])
+def test_every_field_is_in_the_documentation(model: type[ChatRequest | TextRequest]) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert [name for name in {*model.model_fields, *NEUTRAL} if f"`{name}`" not in documented] == []
