@@ -144,11 +144,19 @@ class TextStream:
         matched: the stop string found, or None so far.
     """
 
-    def __init__(self, decode: Decode, is_skipped: Callable[[int], bool], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        is_skipped: Callable[[int], bool],
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+    ) -> None:
         """
         Args:
             decode: token ids to text.
             is_skipped: whether a token id has no text of its own (special tokens).
+            stop: strings of which the first one found ends the text.
+            min_tokens: stop strings aren't looked for in the text of this many first tokens.
 
         Raises:
             InvalidRequestError: a stop string is empty.
@@ -156,6 +164,8 @@ class TextStream:
         self._is_skipped = is_skipped
         self._detokenizer = Detokenizer(decode)
         self._matcher = StopMatcher(stop)
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
 
     @property
     def matched(self) -> str | None:
@@ -163,9 +173,11 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that may be shown after this token: maybe none, nothing once a stop string matched."""
+        self._num_tokens += 1
         if self.matched is not None or self._is_skipped(token_id):
             return ""
-        return self._matcher.push(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        return self._matcher.push(text) if self._num_tokens > self._min_tokens else text
 
     def flush(self) -> str:
         """The rest, at the end of the answer. May still find a stop string in it."""

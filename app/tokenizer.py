@@ -17,6 +17,7 @@ import tokenizers
 from app.chat_template import ChatTemplate
 from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
 from app.text_stream import TextStream
+from app.token_spelling import TokenSpelling, byte_fallback_bytes, byte_level_bytes
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -43,6 +44,10 @@ class Tokenizer:
         self._chat_template = chat_template
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added_texts = {token_id: token.content for token_id, token in added.items()}
+        # The library shows what its decoders are made of only in their pickled form, which is JSON.
+        is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
+        self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
         self.eos_token_ids = tuple(eos_token_ids)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
 
@@ -102,14 +107,22 @@ class Tokenizer:
             )
         return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
-    def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
+    def text_stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
         """A new answer's text, cut before the first of the `stop` strings. Special tokens have no text, so
-        they never match.
+        they never match, and neither does the text of the first `min_tokens` tokens.
 
         Raises:
             InvalidRequestError: a stop string is empty.
         """
-        return TextStream(self.decode, self._is_skipped, stop)
+        return TextStream(self.decode, self._is_skipped, stop, min_tokens)
+
+    def spell(self, token_id: int) -> TokenSpelling:
+        """What the token is by itself; an id outside the vocabulary is nothing."""
+        if token_id in self._special_ids:
+            return TokenSpelling(b"", self._added_texts[token_id])
+        if token_id in self._added_texts:
+            return TokenSpelling.of_text(self._added_texts[token_id].encode())
+        return TokenSpelling.of_text(self._token_bytes(self._backend.id_to_token(token_id) or ""))
 
     def _is_skipped(self, token_id: int) -> bool:
         return token_id in self._special_ids or self._backend.id_to_token(token_id) is None

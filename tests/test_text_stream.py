@@ -198,3 +198,17 @@ def test_pieces_add_up_with_byte_fallback(sentencepiece_like: tokenizers.Tokeniz
     pieces = [stream.push(token_id) for token_id in token_ids]
     assert "".join(pieces) + stream.flush() == sentencepiece_like.decode(token_ids) == text
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_stop_strings_are_not_looked_for_in_the_first_tokens_text(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("one two one two")
+    assert len(token_ids) == 4
+    for min_tokens, text in ((0, "one"), (1, "one"), (2, "one two one"), (3, "one two one"), (4, None)):
+        stream = tokenizer.text_stream((" two",), min_tokens)
+        assert run(stream, token_ids) == (text or "one two one two")
+        assert stream.matched == (None if text is None else " two")
+
+
+def test_a_stop_string_is_not_found_across_the_end_of_the_first_tokens(tokenizer: Tokenizer) -> None:
+    stream = tokenizer.text_stream(("one two",), 1)
+    assert run(stream, tokenizer.encode("one two one two")) == "one two "

@@ -9,16 +9,18 @@ from starlette.types import Receive, Scope, Send
 
 from app.deployments.dispatcher import RankStream
 from app.deployments.messages import TokenChunk
-from app.deployments.openai_responses import STREAM_END, AnswerShape, Json, Usage, error_json, sse
+from app.deployments.openai_logprobs import AnswerLogprobs, Json
+from app.deployments.openai_responses import STREAM_END, AnswerShape, Usage, error_json, sse
 from app.errors import RequestError
 from app.text_stream import TextStream
 
 
 class AnswerText:
-    """Turns token chunks into text and counts them."""
+    """Turns token chunks into text and logprobs, and counts them."""
 
-    def __init__(self, text: TextStream) -> None:
+    def __init__(self, shape: AnswerShape, text: TextStream) -> None:
         self._text = text
+        self._logprobs = None if shape.spell is None else AnswerLogprobs(shape.kind, shape.spell)
         self._num_tokens = 0
         self.usage = Usage(0, 0, 0)
 
@@ -29,6 +31,10 @@ class AnswerText:
         text = "".join(map(self._text.push, chunk.token_ids))
         return text if chunk.finish_reason is None else text + self._text.flush()
 
+    def take_logprobs(self, chunk: TokenChunk) -> list[Json] | None:
+        """An entry per token of `chunk`; None if the answer has none."""
+        return None if self._logprobs is None else self._logprobs.take(chunk)
+
 
 async def whole_answer(shape: AnswerShape, stream: RankStream, text: TextStream) -> Json:
     """The answer in one piece.
@@ -36,29 +42,33 @@ async def whole_answer(shape: AnswerShape, stream: RankStream, text: TextStream)
     Raises:
         RequestError: the rank died or its engine failed before the end.
     """
-    answer = AnswerText(text)
+    answer = AnswerText(shape, text)
     parts = []
+    logprobs: list[Json] = []
     finish_reason = None
     try:
         async for chunk in stream:
             parts.append(answer.take(chunk))
+            logprobs += answer.take_logprobs(chunk) or []
             finish_reason = chunk.finish_reason
     finally:
         stream.cancel()
-    return shape.whole("".join(parts), finish_reason, answer.usage)
+    all_logprobs = None if shape.spell is None else logprobs
+    return shape.whole("".join(parts), finish_reason, answer.usage, all_logprobs)
 
 
 async def stream_answer(
     shape: AnswerShape, stream: RankStream, text: TextStream, *, with_usage: bool
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event one that broke off."""
-    answer = AnswerText(text)
+    answer = AnswerText(shape, text)
     is_first = True
     try:
         async for chunk in stream:
             piece = answer.take(chunk)
-            if piece or chunk.finish_reason is not None:
-                yield sse(shape.chunk(piece, chunk.finish_reason, is_first=is_first))
+            logprobs = answer.take_logprobs(chunk)
+            if piece or logprobs or chunk.finish_reason is not None:
+                yield sse(shape.chunk(piece, chunk.finish_reason, is_first=is_first, logprobs=logprobs))
                 is_first = False
         if with_usage:
             yield sse(shape.usage_chunk(answer.usage))

@@ -17,6 +17,7 @@ from app.engine.engine import Engine
 from app.events.endpoints import PublisherInfo, parse
 from app.events.publisher import EventPublisher
 from app.events.schema import CacheSnapshot
+from app.grammar import GrammarCompiler
 from app.model_store import resolve_model
 from app.tokenizer import Tokenizer
 
@@ -43,6 +44,7 @@ class DPRank:
         self._node_ip = ray.util.get_node_ip_address()
         self._publisher = self._start_publisher(config)
         model_dir = resolve_model(config.model)
+        tokenizer = Tokenizer.from_folder(model_dir)
         torch.set_num_threads(config.threads_per_rank)
         self._engine = Engine.load(
             model_dir,
@@ -50,7 +52,8 @@ class DPRank:
             device=config.model.device,
             dtype=config.model.dtype,
             max_model_len=config.model.max_model_len,
-            new_text_stream=Tokenizer.from_folder(model_dir).text_stream,
+            new_text_stream=tokenizer.text_stream,
+            new_grammar=GrammarCompiler.from_folder(model_dir, tokenizer.eos_token_ids).grammar,
         )
         self._engine_thread = EngineThread(self._engine, self._publisher, self._rank)
         self._engine_thread.start()

@@ -79,8 +79,15 @@ class EngineThread:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RankMessage]:
         """The output of the request's samples, a message for each that a step adds to; a refusal ends it.
 
-        Leaving the iteration early aborts the request and frees its blocks.
+        Leaving the iteration early aborts the request and frees its blocks. A grammar compiles before the
+        engine's thread hears of the request, so that no step waits for it.
         """
+        if request.params.structured_output is not None:
+            try:
+                await asyncio.to_thread(self._engine.prepare, request.params)
+            except RequestError as error:
+                yield Refusal(error)
+                return
         if self._stopping or self._failed:
             yield Refusal(self._stopped_error())
             return
@@ -234,6 +241,7 @@ def _message(output: RequestOutput) -> RankMessage:
         num_cached_tokens=output.num_cached_tokens,
         finish_reason=output.finish_reason,
         index=output.index,
+        logprobs=output.logprobs,
     )
 
 

@@ -221,13 +221,14 @@ class Ingress:
             # The ranks would only say the same, after all of it was hashed.
             message = f"the prompt has {len(token_ids)} tokens; the context is {self._max_model_len}"
             raise PromptTooLongError(message, param=prompt_field)
+        params = body.sampling_params(body.max_output_tokens or UNLIMITED)
         shape = AnswerShape(
             kind="chat" if isinstance(body, ChatRequest) else "text",
             request_id=uuid.uuid4().hex,
             model=self._model_name,
+            spell=None if params.logprobs is None else self._tokenizer.spell,
         )
-        params = body.sampling_params(body.max_output_tokens or UNLIMITED)
-        text = self._tokenizer.text_stream(params.stop)
+        text = self._tokenizer.text_stream(params.stop, params.min_tokens)
         generate = GenerateRequest(shape.request_id, token_ids, params, body.cache_salt)
         try:
             stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))

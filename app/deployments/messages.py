@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.engine.logprobs import TokenLogprobs
 from app.engine.request import SamplingParams
 from app.errors import RequestError
 from app.routing.tracker import RankDescription
@@ -30,6 +31,7 @@ class TokenChunk:
 
     `finish_reason` is None while the sample goes on, else `stop` or `length`. `index` is the sample's number;
     the stream ends when every sample has. The prompt's tokens are the same in every chunk: they count once.
+    `logprobs` has one entry per token if the request asked for them.
     """
 
     token_ids: list[int]
@@ -37,6 +39,7 @@ class TokenChunk:
     num_cached_tokens: int
     finish_reason: str | None = None
     index: int = 0
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from app.config import Settings
-from app.engine.request import SamplingParams
+from app.deployments.fields import Fields
+from app.deployments.structured_fields import StructuredFields
+from app.engine.request import MAX_LOGPROBS, SamplingParams
 from app.errors import InvalidRequestError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -21,11 +22,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
     "tools": ([],),
     "tool_choice": (
         "none",
@@ -40,7 +37,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
         True,
         False,
     ),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": (
@@ -57,19 +53,8 @@ MAX_SHOWN = 80
 Body = TypeVar("Body", bound="CompletionFields")
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-
-
-class Fields(Settings):
-    """An object of a request. As with OpenAI, null is the same as leaving a field out."""
-
-    model_config = ConfigDict(strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None}
+TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StreamOptions(Fields):
@@ -78,7 +63,7 @@ class StreamOptions(Fields):
     include_usage: bool = False
 
 
-class CompletionFields(Fields):
+class CompletionFields(StructuredFields):
     """What chat and text completions have in common."""
 
     model: str | None = None
@@ -91,6 +76,12 @@ class CompletionFields(Fields):
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] = Field(default_factory=list)
     ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=1024)] = Field(default_factory=dict)
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     routed_dp_rank: int | None = None
     data_parallel_rank: int | None = None
@@ -117,8 +108,17 @@ class CompletionFields(Fields):
             raise InvalidRequestError(message, param="stream_options")
         return self
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens' logprobs are wanted beside each token's own; None: none at all."""
+        raise NotImplementedError
+
     def sampling_params(self, max_tokens: int) -> SamplingParams:
-        """How the engine should sample."""
+        """How the engine should sample.
+
+        Raises:
+            InvalidRequestError: fields that don't go together.
+        """
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParams(
             max_tokens=max_tokens,
@@ -129,6 +129,14 @@ class CompletionFields(Fields):
             stop=tuple(stop),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
+            min_tokens=self.min_tokens,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()},
+            logprobs=self.num_logprobs,
+            structured_output=self.structured_output(),
         )
 
 
@@ -162,6 +170,15 @@ class ChatRequest(CompletionFields):
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _alternatives_need_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            message = f"top_logprobs = {self.top_logprobs}; allowed only with logprobs: true"
+            raise InvalidRequestError(message, param="top_logprobs")
+        return self
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -176,17 +193,26 @@ class ChatRequest(CompletionFields):
         """Output tokens at most; None: as many as the context allows."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
+
 
 class TextRequest(CompletionFields):
     """The body of POST /v1/completions: one prompt, as text or token ids."""
 
     prompt: str | Annotated[list[TokenId], Field(min_length=1)]
     max_tokens: int = Field(16, ge=1)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @property
     def max_output_tokens(self) -> int | None:
         """Output tokens at most."""
         return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 def _asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:

@@ -24,13 +24,15 @@ from app.engine.placement import resolve_device, resolve_dtype, resolve_kernels
 from app.engine.prefix_cache import CachedBlock, PrefixCache
 from app.engine.request import (
     FinishReason,
+    Grammar,
+    NewGrammar,
     NewTextStream,
     PromptUsage,
     Request,
     SamplingParams,
     TextStream,
 )
-from app.engine.sampler import sample
+from app.engine.sampler import Sampled, sample
 from app.engine.schedule import Schedule
 from app.engine.scheduler import Scheduler
 from app.engine.stopping import ending
@@ -57,12 +59,14 @@ class Engine:
         num_blocks: int,
         max_model_len: int,
         new_text_stream: NewTextStream | None = None,
+        new_grammar: NewGrammar | None = None,
     ) -> None:
         self._config = config
         self._architecture = architecture
         self._runner = runner
         self._limits = Limits(max_model_len, num_blocks, config.cache.block_size, architecture.vocab_size)
         self._new_text_stream = new_text_stream
+        self._new_grammar = new_grammar
         self._cache = PrefixCache(num_blocks, config.cache.block_size)
         self._scheduler = Scheduler(config.scheduler, self._cache)
         self._samples: dict[str, list[Request]] = {}  # of each live request, those that go on
@@ -79,8 +83,12 @@ class Engine:
         dtype: Dtype = "auto",
         max_model_len: int | None = None,
         new_text_stream: NewTextStream | None = None,
+        new_grammar: NewGrammar | None = None,
     ) -> Engine:
         """An engine for the model in `model_dir`, a folder in the Hugging Face layout.
+
+        `new_text_stream` finds stop strings, `new_grammar` makes structured output; without them requests
+        that need them are refused.
 
         Raises:
             ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.
@@ -106,6 +114,7 @@ class Engine:
             num_blocks=num_blocks,
             max_model_len=max_model_len,
             new_text_stream=new_text_stream,
+            new_grammar=new_grammar,
         )
 
     @property
@@ -153,6 +162,14 @@ class Engine:
         """Tokens with which the model ends its output."""
         return self._architecture.eos_token_ids
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Do what `add_request` may need long for, so that it finds it done. Callable from any thread.
+
+        Raises:
+            InvalidRequestError: the structured output that `params` ask for doesn't compile.
+        """
+        self._grammar(params)
+
     def add_request(
         self,
         request_id: str,
@@ -175,8 +192,9 @@ class Engine:
             priority: lower is served first.
 
         Raises:
-            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, there
-                are stop strings and nothing to find them with, or `n` is not from 1 to what may wait.
+            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, so has
+                the logit bias, the structured output doesn't compile, there are stop strings or structured
+                output and nothing to find or make them with, or `n` is not from 1 to what may wait.
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
@@ -185,6 +203,7 @@ class Engine:
         self._limits.check_prompt(prompt_token_ids)
         self._check_queue(n)
         room = self._limits.max_output_tokens(len(prompt_token_ids))
+        self._limits.check_known("logit_bias", params.logit_bias)
         usage = PromptUsage()
         samples = [
             Request.new(
@@ -196,7 +215,8 @@ class Engine:
                 priority=priority,
                 usage=usage,
                 cache_salt=cache_salt,
-                text_stream=self._text_stream(params.stop),
+                text_stream=self._text_stream(params),
+                grammar=self._grammar(params),
             )
             for index in range(n)
         ]
@@ -225,8 +245,8 @@ class Engine:
         if schedule.scheduled:
             logits = self._runner.run(schedule.scheduled)
             self._scheduler.complete(schedule)
-            tokens = sample(logits, schedule.sampled)
-            outputs = [self._advance(*pair) for pair in zip(schedule.sampled, tokens, strict=True)]
+            sampled = sample(logits, schedule.sampled, self.eos_token_ids)
+            outputs = [self._advance(*pair) for pair in zip(schedule.sampled, sampled, strict=True)]
             self._account(schedule, time.perf_counter() - started)
         return StepOutput(outputs, self.drain_events())
 
@@ -262,12 +282,21 @@ class Engine:
         """Raise AssertionError unless every block is free, cached and held exactly as counted."""
         self._scheduler.check_integrity()
 
-    def _text_stream(self, stop: tuple[str, ...]) -> TextStream | None:
-        if not stop:
+    def _text_stream(self, params: SamplingParams) -> TextStream | None:
+        if not params.stop:
             return None
         if self._new_text_stream is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find strings with", param="stop")
-        return self._new_text_stream(stop)
+        return self._new_text_stream(params.stop, params.min_tokens)
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        wanted = params.structured_output
+        if wanted is None:
+            return None
+        if self._new_grammar is None:
+            message = f"{wanted.field}: this engine has no tokenizer to make structured output with"
+            raise InvalidRequestError(message, param=wanted.field)
+        return self._new_grammar(wanted)
 
     def _check_queue(self, n: int) -> None:
         """Raise unless `n` more may wait."""
@@ -288,15 +317,14 @@ class Engine:
             retry_after_s=min(max(1, wait_s), MAX_RETRY_AFTER_S),
         )
 
-    def _advance(self, request: Request, token_id: int | None) -> RequestOutput:
+    def _advance(self, request: Request, sampled: Sampled) -> RequestOutput:
         """Append a request's next token and free its blocks if it was the last."""
-        error = None if token_id is not None else "the model's logits are not finite"
-        new_token_ids = [] if token_id is None else [token_id]
+        new_token_ids = [] if sampled.token_id is None else [sampled.token_id]
         request.token_ids += new_token_ids
         finish_reason: FinishReason | None = "error"
         stop_reason: str | int | None = None
-        if token_id is not None:
-            finish_reason, stop_reason = ending(request, token_id, self.eos_token_ids)
+        if sampled.token_id is not None:
+            finish_reason, stop_reason = ending(request, sampled.token_id, self.eos_token_ids)
         if finish_reason is not None:
             self._end(request)
         assert request.num_cached_tokens is not None, "a request ran without being admitted"
@@ -308,7 +336,8 @@ class Engine:
             stop_reason,
             request.num_prompt_tokens,
             request.num_cached_tokens,
-            error,
+            sampled.error,
+            None if sampled.logprobs is None else [sampled.logprobs],
         )
 
     def _end(self, request: Request) -> None:

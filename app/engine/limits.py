@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.errors import ConfigError, InvalidRequestError, PromptTooLongError
@@ -63,11 +63,19 @@ class Limits:
                 f"({self.num_blocks} blocks of {self.block_size})",
                 param="prompt",
             )
-        lowest, highest = min(token_ids), max(token_ids)
+        self.check_known("prompt", token_ids)
+
+    def check_known(self, field: str, token_ids: Collection[int]) -> None:
+        """Refuse token ids that the model doesn't have.
+
+        Raises:
+            InvalidRequestError: an unknown one is in `token_ids`, the request's `field`.
+        """
+        lowest, highest = min(token_ids, default=0), max(token_ids, default=0)
         if lowest < 0 or highest >= self.vocab_size:
             raise InvalidRequestError(
-                f"the prompt has tokens from {lowest} to {highest}; allowed: 0 to {self.vocab_size - 1}",
-                param="prompt",
+                f"the {field} has tokens from {lowest} to {highest}; allowed: 0 to {self.vocab_size - 1}",
+                param=field,
             )
 
     def max_output_tokens(self, num_prompt_tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.engine.logprobs import TokenLogprobs
 from app.engine.request import FinishReason
 from app.events.schema import CacheEvent
 
@@ -19,6 +20,7 @@ class RequestOutput:
         stop_reason: the stop string or stop token id that ended it; None for end-of-sequence.
         num_cached_tokens: prompt tokens found in the cache when the first sample was first admitted.
         error: what went wrong where `finish_reason` is "error".
+        logprobs: one per new token, if the request asked for them.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class RequestOutput:
     num_prompt_tokens: int
     num_cached_tokens: int
     error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)

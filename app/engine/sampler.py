@@ -3,16 +3,24 @@
 A sampled request draws one number per token from its own generator and takes the token at that place in
 the cumulated probabilities. So a seed gives the same tokens whatever else is in the batch, and after a
 preemption too.
+
+A row goes through what its request changes in the logits, then either to the likeliest token or through
+temperature, `min_p`, `top_k` and `top_p`, in this order as in vLLM, to a draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from app.engine.logit_changes import changed_logits
+from app.engine.logprobs import TokenLogprobs, token_logprobs
 from app.engine.request import Request, SamplingParams
+from app.errors import RequestFailedError
 
 # Most nuclei (top_p) are small: looking among this many first spares sorting the vocabulary.
 FIRST_CANDIDATES = 512
@@ -20,29 +28,56 @@ FIRST_CANDIDATES = 512
 DRAW_BITS = 48
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A request's next token, or the error why there is none."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
+
+
 @torch.inference_mode()
-def sample(logits: Tensor, requests: Sequence[Request]) -> list[int | None]:
+def sample(logits: Tensor, requests: Sequence[Request], eos_token_ids: Collection[int]) -> list[Sampled]:
     """The next token of each request from its row of `logits` [n, vocab] in float32.
 
-    None where a row is not finite, so nothing can be said.
+    `eos_token_ids` is what `min_tokens` forbids. An error is one row's: it leaves the others alone.
     """
-    tokens: list[int | None] = logits.argmax(-1).tolist()
+    likeliest = logits.argmax(-1).tolist()
     is_finite = logits.isfinite().all(-1).tolist()
+    sampled = []
     for row, request in enumerate(requests):
         if not is_finite[row]:
-            tokens[row] = None
-        elif not request.params.is_greedy:
-            tokens[row] = _draw(probabilities(logits[row], request.params), request)
-    return tokens
+            sampled.append(Sampled(None, error="the model's logits are not finite"))
+            continue
+        try:
+            token_id = _choose(logits[row], likeliest[row], request, eos_token_ids)
+        except RequestFailedError as error:
+            sampled.append(Sampled(None, error=error.message))
+            continue
+        num_likeliest = request.params.logprobs
+        logprobs = None if num_likeliest is None else token_logprobs(logits[row], token_id, num_likeliest)
+        sampled.append(Sampled(token_id, logprobs))
+    return sampled
+
+
+def _choose(logits: Tensor, likeliest: int, request: Request, eos_token_ids: Collection[int]) -> int:
+    if request.grammar is not None or request.params.changes_logits:
+        logits = changed_logits(logits, request, eos_token_ids)
+        likeliest = int(logits.argmax())
+    return likeliest if request.params.is_greedy else _draw(probabilities(logits, request.params), request)
 
 
 def probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """The distribution [vocab] in float64 that `params` make of `logits` [vocab]; not for greedy ones.
 
-    Temperature first, then the `top_k` likeliest, then of these the fewest that reach `top_p`.
+    Temperature first, then those at least `min_p` as likely as the likeliest, of these the `top_k` likeliest,
+    of these the fewest that reach `top_p`.
     """
     # The largest becomes 0, so that a small temperature can't overflow.
     scaled = (logits.double() - logits.max()) / params.temperature
+    if params.min_p > 0:
+        scaled = scaled.masked_fill(scaled < math.log(params.min_p), -math.inf)
     top_k = min(params.top_k or len(logits), len(logits))
     if top_k == len(logits) and params.top_p == 1:
         return torch.softmax(scaled, -1)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.chat.chat_completion import ChoiceLogprobs
+from openai.types.completion_choice import Logprobs as TextLogprobs
 from starlette.types import Message
 
 from app.deployments.answer import AnswerEvents, stream_answer, whole_answer
 from app.deployments.dispatcher import RankStream
 from app.deployments.messages import RankMessage, Refusal, TokenChunk
 from app.deployments.openai_responses import AnswerShape
+from app.engine.logprobs import TokenLogprobs
 from app.errors import EngineFailedError
 from app.tokenizer import Tokenizer
 
@@ -165,3 +168,87 @@ async def test_a_rank_that_dies_after_the_last_token_spoils_nothing(tokenizer: T
 async def test_a_stream_that_just_ends_is_an_error_and_not_a_short_answer(tokenizer: Tokenizer) -> None:
     events = await events_of(begun(chunks(tokenizer.encode("Hello"), None))[0], tokenizer)
     assert events[-1]["error"]["code"] == "rank_died"
+
+
+def scored(token_ids: list[int], finish_reason: str = "length") -> list[TokenChunk]:
+    """Chunks in which token n's logprob is -n / 100000, and the likeliest are 198, a line's end, and 504."""
+    plain = chunks(token_ids, finish_reason)
+    return [
+        TokenChunk(
+            chunk.token_ids,
+            20,
+            16,
+            chunk.finish_reason,
+            [TokenLogprobs(-chunk.token_ids[0] / 1e5, ((198, -0.25), (504, -2.5)))],
+        )
+        for chunk in plain
+    ]
+
+
+async def whole_and_streamed(
+    tokenizer: Tokenizer, kind: Any, messages: Sequence[TokenChunk]
+) -> tuple[Any, list[Any]]:
+    """The choice of the answer in one piece, and those of the stream."""
+    shape = AnswerShape(kind, "1", "m", spell=tokenizer.spell)
+    whole = await whole_answer(shape, begun(messages)[0], tokenizer.text_stream())
+    lines = [
+        line
+        async for line in stream_answer(shape, begun(messages)[0], tokenizer.text_stream(), with_usage=False)
+    ]
+    events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    return whole["choices"][0], [event["choices"][0] for event in events]
+
+
+async def test_a_chats_logprobs_come_with_every_token_and_its_bytes(tokenizer: Tokenizer) -> None:
+    token_ids = [*tokenizer.encode(TEXT), *tokenizer.eos_token_ids]
+    whole, parts = await whole_and_streamed(tokenizer, "chat", scored(token_ids, "stop"))
+    content = whole["logprobs"]["content"]
+    assert content == [entry for part in parts for entry in part["logprobs"]["content"]]
+    assert whole["logprobs"]["refusal"] is None
+    assert [entry["logprob"] for entry in content] == [-token_id / 1e5 for token_id in token_ids]
+    assert (
+        b"".join(bytes(entry["bytes"]) for entry in content).decode() == whole["message"]["content"] == TEXT
+    )
+    assert (content[-1]["token"], content[-1]["bytes"]) == ("<|im_end|>", [])
+    assert content[0]["top_logprobs"] == [
+        {"token": "\n", "logprob": -0.25, "bytes": [10]},
+        {"token": "The", "logprob": -2.5, "bytes": [84, 104, 101]},
+    ]
+    ChoiceLogprobs.model_validate(whole["logprobs"], strict=True)
+
+
+async def test_a_token_that_is_part_of_a_character_has_its_bytes(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("a語")
+    whole, _ = await whole_and_streamed(tokenizer, "chat", scored(token_ids))
+    shown = [(entry["token"], bytes(entry["bytes"])) for entry in whole["logprobs"]["content"]]
+    assert shown[0] == ("a", b"a")
+    assert len(shown) > 2
+    assert "".join(token for token, _ in shown[1:]) == r"\xe8\xaa\x9e"
+    assert b"".join(data for _, data in shown[1:]) == "語".encode()
+    whole, _ = await whole_and_streamed(tokenizer, "text", scored(token_ids))
+    assert all(token.startswith("bytes:\\x") for token in whole["logprobs"]["tokens"][1:])
+
+
+async def test_a_texts_logprobs_have_offsets_and_the_chosen_token_among_the_likeliest(
+    tokenizer: Tokenizer,
+) -> None:
+    token_ids = tokenizer.encode(TEXT)
+    whole, parts = await whole_and_streamed(tokenizer, "text", scored(token_ids))
+    logprobs = whole["logprobs"]
+    for name, values in logprobs.items():
+        assert values == [value for part in parts for value in part["logprobs"][name]]
+        assert len(values) == len(token_ids)
+    assert logprobs["token_logprobs"] == [-token_id / 1e5 for token_id in token_ids]
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert token.startswith("bytes:") or TEXT.startswith(token, offset)
+    assert any(token.startswith("bytes:") for token in logprobs["tokens"])
+    for token, token_id, likeliest in zip(
+        logprobs["tokens"], token_ids, logprobs["top_logprobs"], strict=True
+    ):
+        assert likeliest == {token: -token_id / 1e5, "\n": -0.25, "The": -2.5}
+    TextLogprobs.model_validate(logprobs, strict=True)
+
+
+async def test_who_asks_for_no_logprobs_gets_none(tokenizer: Tokenizer) -> None:
+    events = await events_of(begun(chunks(tokenizer.encode("one two"), "length"))[0], tokenizer)
+    assert {event["choices"][0]["logprobs"] for event in events[:-1]} == {None}

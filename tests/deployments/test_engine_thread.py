@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -20,11 +21,18 @@ from app.deployments.engine_thread import EngineThread
 from app.deployments.messages import GenerateRequest, RankMessage, Refusal, TokenChunk
 from app.engine.engine import Engine
 from app.engine.request import SamplingParams
-from app.errors import EngineFailedError, InvalidRequestError, KvbeaconError, QueueFullError
+from app.errors import (
+    EngineFailedError,
+    InvalidRequestError,
+    KvbeaconError,
+    QueueFullError,
+    RequestFailedError,
+)
 from app.events.endpoints import KvEventsConfig
 from app.events.publisher import EventPublisher
 from app.events.replay import fetch_replay
 from app.events.schema import BlockRemoved, BlockStored, EventBatch
+from app.structured_output import StructuredOutput
 from tests.free_ports import find_free_ports
 
 CONFIG = {
@@ -378,6 +386,68 @@ async def test_what_a_call_raises_is_the_callers(rank: Rank) -> None:
     assert len(await all_of(rank.generate())) == 3
 
 
+CHOICE = StructuredOutput("choice", '["a"]', "structured_outputs.choice")
+
+
+class OneToken:
+    """A grammar that lets token 7 through and is finished."""
+
+    def __init__(self) -> None:
+        self.is_finished = False
+
+    def allowed_tokens(self) -> bytes:
+        return bytes(token_id == 7 for token_id in range(512))
+
+    def accept(self, token_id: int) -> None:
+        self.is_finished = True
+
+
+async def test_no_step_waits_for_a_grammar_to_compile(new_rank: Callable[..., Rank]) -> None:
+    may_compile = threading.Event()
+    compiled: list[StructuredOutput] = []
+
+    def slow_once(wanted: StructuredOutput) -> OneToken:
+        if wanted not in compiled:
+            assert may_compile.wait(10)
+            compiled.append(wanted)
+        return OneToken()
+
+    rank = new_rank(new_grammar=slow_once)
+    structured = asyncio.create_task(
+        all_of(rank.generate(params=SamplingParams(10, structured_output=CHOICE, logprobs=1)))
+    )
+    assert len(tokens(await all_of(rank.generate(params=SHORT)))) == 3
+    assert not structured.done()
+    may_compile.set()
+    (chunk,) = await structured
+    assert (chunk.token_ids, chunk.finish_reason) == ([7], "stop")
+    assert chunk.logprobs is not None
+    assert len(chunk.logprobs[0].likeliest) == 1
+
+
+async def test_a_grammar_that_does_not_compile_refuses_the_request_only(
+    new_rank: Callable[..., Rank],
+) -> None:
+    def refuse(wanted: StructuredOutput) -> OneToken:
+        raise InvalidRequestError("not a choice", param=wanted.field)
+
+    rank = new_rank(new_grammar=refuse)
+    refused = await refusal(rank.generate(params=SamplingParams(10, structured_output=CHOICE)))
+    assert (refused.error.status, refused.error.param) == (400, "structured_outputs.choice")
+    assert len(tokens(await all_of(rank.generate(params=SHORT)))) == 3
+
+
+async def test_what_no_output_can_become_is_an_error_and_not_the_end_of_the_rank(
+    new_rank: Callable[..., Rank],
+) -> None:
+    rank = new_rank(new_grammar=lambda wanted: OneToken())
+    params = SamplingParams(10, structured_output=CHOICE, min_tokens=1, stop_token_ids=(7,))
+    refused = await refusal(rank.generate(params=params))
+    assert isinstance(refused.error, RequestFailedError)
+    assert "no token may follow" in refused.error.message
+    assert len(tokens(await all_of(rank.generate(params=SHORT)))) == 3
+
+
 class BrokenText:
     """A detokeniser that fails on a request's second token."""
 
@@ -395,7 +465,7 @@ class BrokenText:
 async def test_an_engine_that_breaks_in_a_step_ends_every_stream_and_the_ranks_health(
     new_rank: Callable[..., Rank],
 ) -> None:
-    rank = new_rank(new_text_stream=lambda stop: BrokenText())
+    rank = new_rank(new_text_stream=lambda stop, min_tokens: BrokenText())
     innocent = rank.generate(params=LONG)
     await anext(innocent)
     guilty = rank.generate(params=SamplingParams(max_tokens=50, temperature=0, ignore_eos=True, stop=("x",)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank
 from app.engine.request import SamplingParams
 from app.errors import InvalidRequestError
+from app.structured_output import StructuredOutput
 
 
 def text(**fields: Any) -> TextRequest:
@@ -33,17 +35,12 @@ NEUTRAL = {
     "best_of": 1,
     "echo": False,
     "suffix": "",
-    "logprobs": False,
     "top_logprobs": 0,
-    "logit_bias": {},
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0,
     "tools": [],
     "tool_choice": "none",
     "functions": [],
     "function_call": "auto",
     "parallel_tool_calls": True,
-    "response_format": {"type": "text"},
     "modalities": ["text"],
     "store": False,
     "service_tier": "auto",
@@ -53,17 +50,11 @@ NOT_BUILT = {
     "best_of": 3,
     "echo": True,
     "suffix": "end",
-    "logprobs": True,
-    "top_logprobs": 5,
-    "logit_bias": {"50": 10},
-    "presence_penalty": 0.5,
-    "frequency_penalty": -1,
     "tools": [{"type": "function"}],
     "tool_choice": "required",
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
     "parallel_tool_calls": 3,
-    "response_format": {"type": "json_object"},
     "modalities": ["text", "audio"],
     "store": True,
     "service_tier": "flex",
@@ -88,7 +79,7 @@ def test_a_field_that_is_not_built_is_refused_where_it_asks_for_something(
     assert (error.param, error.code) == (field, "unsupported_field")
 
 
-@pytest.mark.parametrize(("field", "value"), [("logprobs", 0), ("n", True), ("echo", 0)])
+@pytest.mark.parametrize(("field", "value"), [("logprobs", False), ("n", True), ("echo", 0)])
 def test_zero_is_not_false_and_one_is_not_true(field: str, value: Any) -> None:
     assert refusal(text, **{field: value}).param == field
 
@@ -125,6 +116,17 @@ def test_fields_that_only_inform_are_taken(field: str) -> None:
         ("data_parallel_rank", 1.5, "data_parallel_rank = 1.5"),
         ("model", 5, "model = 5"),
         ("stop_token_ids", 5, "stop_token_ids = 5"),
+        ("min_tokens", -1, "min_tokens = -1"),
+        ("min_p", 1.5, "min_p = 1.5: Input should be less than or equal to 1"),
+        ("presence_penalty", 2.5, "presence_penalty = 2.5: Input should be less than or equal to 2"),
+        ("frequency_penalty", "0", "frequency_penalty = '0'"),
+        ("repetition_penalty", 0, "repetition_penalty = 0: Input should be greater than or equal to 0.01"),
+        ("logit_bias", [1], "logit_bias = [1]"),
+        ("logprobs", "1", "logprobs = '1'"),
+        ("guided_json", 5, "guided_json = 5: Input should be a valid string, or Input should be an object"),
+        ("guided_regex", "", "guided_regex = ''"),
+        ("guided_choice", [], "guided_choice = []"),
+        ("response_format", "json", "response_format = 'json'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_field(parse: Any, field: str, value: Any, shown: str) -> None:
@@ -141,6 +143,20 @@ def test_a_wrong_value_is_named_with_its_field(parse: Any, field: str, value: An
         ({"stop_token_ids": [1, "2"]}, "stop_token_ids"),
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"logit_bias": {"5": 100.5}}, "logit_bias.5"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"07": 1}}, "logit_bias.07"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice.1"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
     ],
 )
 def test_a_wrong_value_deeper_down_is_named_with_its_path(fields: dict[str, Any], param: str) -> None:
@@ -270,6 +286,8 @@ def test_stream_options_need_a_stream() -> None:
         ({"stop": "x" * 1025}, "stop"),
         ({"stop_token_ids": [1] * 257}, "stop_token_ids"),
         ({"prompt": [1, 2.5]}, "prompt.1"),
+        ({"logit_bias": {str(token_id): 1 for token_id in range(1025)}}, "logit_bias"),
+        ({"guided_choice": ["x"] * 1025}, "guided_choice"),
     ],
 )
 def test_what_one_request_may_ask_for_has_an_end(fields: dict[str, Any], named: str) -> None:
@@ -290,8 +308,139 @@ def test_sampling_params() -> None:
         ignore_eos=True,
     )
     assert body.sampling_params(9) == SamplingParams(9, 0.5, 5, 0.9, -7, ("a", "b"), (1, 2), True)
+    shaped = text(
+        min_tokens=3,
+        min_p=0.1,
+        presence_penalty=-0.5,
+        frequency_penalty=1,
+        repetition_penalty=1.1,
+        logit_bias={"50": 10, "0": -2.5},
+        logprobs=4,
+    )
+    assert shaped.sampling_params(9) == SamplingParams(
+        9,
+        min_tokens=3,
+        min_p=0.1,
+        presence_penalty=-0.5,
+        frequency_penalty=1.0,
+        repetition_penalty=1.1,
+        logit_bias={50: 10.0, 0: -2.5},
+        logprobs=4,
+    )
     assert text().sampling_params(9) == SamplingParams(9)
     assert text(stop="a", top_k=-1).sampling_params(9) == SamplingParams(9, stop=("a",))
+
+
+def test_logprobs_of_chats_and_of_texts() -> None:
+    assert chat().sampling_params(9).logprobs is None
+    assert chat(logprobs=False, top_logprobs=0).sampling_params(9).logprobs is None
+    assert chat(logprobs=True).sampling_params(9).logprobs == 0
+    assert chat(logprobs=True, top_logprobs=20).sampling_params(9).logprobs == 20
+    assert text(logprobs=0).sampling_params(9).logprobs == 0
+    assert refusal(chat, top_logprobs=3).message == "top_logprobs = 3; allowed only with logprobs: true"
+    assert refusal(chat, logprobs=True, top_logprobs=21).param == "top_logprobs"
+    assert refusal(chat, logprobs=1).param == "logprobs"
+    assert refusal(text, logprobs=True).param == refusal(text, logprobs=21).param == "logprobs"
+    assert refusal(text, top_logprobs=3).code == "unsupported_field"
+
+
+def test_min_tokens_fit_into_max_tokens() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="min_tokens = 10; allowed: 0 to max_tokens, which is 9"
+    ) as caught:
+        chat(min_tokens=10).sampling_params(9)
+    assert caught.value.param == "min_tokens"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"enum": [None, "ü"]}}}
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(
+    ("fields", "kind", "source", "field"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            "json_schema",
+            json.dumps(SCHEMA),
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_object"}},
+            "json_schema",
+            '{"type": "object"}',
+            "response_format",
+        ),
+        (
+            {"structured_outputs": {"json": SCHEMA}},
+            "json_schema",
+            json.dumps(SCHEMA),
+            "structured_outputs.json",
+        ),
+        ({"structured_outputs": {"json": "{}"}}, "json_schema", "{}", "structured_outputs.json"),
+        (
+            {"structured_outputs": {"json_object": True}},
+            "json_schema",
+            '{"type": "object"}',
+            "structured_outputs.json_object",
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+", "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a", "b"]', "structured_outputs.choice"),
+        (
+            {"structured_outputs": {"grammar": "start: A"}},
+            "grammar",
+            "start: A",
+            "structured_outputs.grammar",
+        ),
+        ({"guided_json": SCHEMA}, "json_schema", json.dumps(SCHEMA), "guided_json"),
+        ({"guided_regex": "a+"}, "regex", "a+", "guided_regex"),
+        ({"guided_choice": ["a"]}, "choice", '["a"]', "guided_choice"),
+        ({"guided_grammar": "start: A"}, "grammar", "start: A", "guided_grammar"),
+    ],
+)
+def test_structured_output_in_every_way_to_ask_for_it(
+    parse: Any, fields: dict[str, Any], kind: Any, source: str, field: str
+) -> None:
+    params = parse(**fields).sampling_params(9)
+    assert params == SamplingParams(9, structured_output=StructuredOutput(kind, source, field))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "text"}},
+        {"response_format": None},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"json": None, "json_object": False}},
+    ],
+)
+def test_a_structured_output_that_asks_for_nothing(fields: dict[str, Any]) -> None:
+    assert chat(**fields).sampling_params(9) == SamplingParams(9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "other"),
+    [
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["b"]}},
+            "structured_outputs.choice",
+            "structured_outputs.regex",
+        ),
+        ({"response_format": {"type": "json_object"}, "guided_json": {}}, "guided_json", "response_format"),
+        ({"guided_regex": "a", "guided_grammar": "b"}, "guided_grammar", "guided_regex"),
+    ],
+)
+def test_only_one_structured_output(fields: dict[str, Any], param: str, other: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(**fields).sampling_params(9)
+    assert caught.value.message == f"{param}: {other} is given too; send one of them"
+    assert caught.value.param == param
+
+
+def test_a_schema_has_a_longest_length() -> None:
+    with pytest.raises(InvalidRequestError, match="at most 65536") as caught:
+        chat(guided_json={"enum": ["x" * 70_000]}).sampling_params(9)
+    assert caught.value.param == "guided_json"
 
 
 def test_the_header_beats_the_body_and_the_new_name_the_old() -> None:
@@ -307,3 +456,9 @@ def test_a_header_that_is_no_integer(header: str) -> None:
         pinned_rank({"x-data-parallel-rank": header}, text())
     assert caught.value.param == "X-Data-Parallel-Rank"
     assert repr(header) in caught.value.message
+
+
+@pytest.mark.parametrize("model", [ChatRequest, TextRequest])
+def test_every_field_is_in_the_documentation(model: type[ChatRequest | TextRequest]) -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert [name for name in {*model.model_fields, *NEUTRAL} if f"`{name}`" not in documented] == []

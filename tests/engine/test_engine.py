@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ NewEngine = Callable[..., Engine]
 class Spelling:
     """A text stream in which token 1 is "1 ", token 12 "12 " and so on."""
 
-    def __init__(self, stop: tuple[str, ...]) -> None:
+    def __init__(self, stop: Sequence[str], min_tokens: int) -> None:
         self._stop = stop
         self._text = ""
         self.matched: str | None = None

@@ -137,7 +137,9 @@ def new_engine(tiny_llama_dir: Path) -> NewEngine:
     architecture = read_architecture(tiny_llama_dir)
     kernels = load_kernels("torch")
     cpu, dtype = torch.device("cpu"), torch.float32
-    model = Decoder(architecture, load_weights(tiny_llama_dir, architecture, kernels, cpu, dtype), kernels, 256)
+    model = Decoder(
+        architecture, load_weights(tiny_llama_dir, architecture, kernels, cpu, dtype), kernels, 256
+    )
 
     def make(num_blocks: int, **scheduler: int) -> Engine:
         cache = kv_cache.allocate(architecture, num_blocks, BLOCK, cpu, dtype).fill_(float("nan"))

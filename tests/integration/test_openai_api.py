@@ -139,6 +139,52 @@ def test_a_seed_gives_the_same_answer_again(client: openai.OpenAI) -> None:
     assert len(set(first)) > 1
 
 
+def test_json_by_a_schema_with_logprobs(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"enum": ["London", "Paris"]},
+            "population": {"type": "integer", "minimum": 0, "maximum": 99999999},
+        },
+        "required": ["city", "population"],
+        "additionalProperties": False,
+    }
+    fields: Json = {
+        "model": MODEL,
+        "messages": QUESTION,
+        "temperature": 0,
+        "max_tokens": 80,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "capital", "schema": schema}},
+    }
+    whole = client.chat.completions.create(**fields, extra_body=fresh_salt())
+    choice = whole.choices[0]
+    assert choice.finish_reason == "stop"
+    value = json.loads(choice.message.content or "")
+    assert (value["city"], set(value)) == ("Paris", {"city", "population"})
+    assert 0 <= value["population"] <= 99999999
+
+    assert choice.logprobs is not None
+    entries = choice.logprobs.content or []
+    assert whole.usage is not None
+    assert len(entries) == whole.usage.completion_tokens
+    assert b"".join(bytes(entry.bytes or []) for entry in entries).decode() == choice.message.content
+    assert all(len(entry.top_logprobs) == 3 for entry in entries)
+    assert all(entry.logprob <= entry.top_logprobs[0].logprob <= 0 for entry in entries)
+
+    with client.chat.completions.create(**fields, extra_body=fresh_salt(), stream=True) as stream:
+        parts = [chunk.choices[0] for chunk in stream]
+    assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+    streamed = [entry for part in parts if part.logprobs for entry in part.logprobs.content or []]
+    assert [entry.token for entry in streamed] == [entry.token for entry in entries]
+
+    schema["type"] = "strange"
+    with pytest.raises(openai.BadRequestError, match="Invalid type: strange") as refused:
+        client.chat.completions.create(**fields)
+    assert refused.value.param == "response_format.json_schema.schema"
+
+
 def test_streamed_unicode_equals_the_whole(client: openai.OpenAI) -> None:
     prompt = "".join(f"{number}. {'🙃🙂'[number % 2]} smile\n" for number in range(1, 7)) + "7."
     fields: Json = {"model": MODEL, "prompt": prompt, "max_tokens": 40, "temperature": 0}
