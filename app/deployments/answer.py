@@ -10,68 +10,87 @@ from starlette.types import Receive, Scope, Send
 from app.deployments.dispatcher import RankStream
 from app.deployments.messages import TokenChunk
 from app.deployments.openai_logprobs import AnswerLogprobs, Json
-from app.deployments.openai_responses import STREAM_END, AnswerShape, Usage, error_json, sse
+from app.deployments.openai_responses import STREAM_END, AnswerShape, Choice, Usage, error_json, sse
 from app.errors import RequestError
 from app.text_stream import TextStream
 
 
-class AnswerText:
-    """Turns token chunks into text and logprobs, and counts them."""
+class SampleText:
+    """Turns one sample's token chunks into text and logprobs."""
 
     def __init__(self, shape: AnswerShape, text: TextStream) -> None:
         self._text = text
         self._logprobs = None if shape.spell is None else AnswerLogprobs(shape.kind, shape.spell)
+        self._parts: list[str] = []
+        self._shown_logprobs: list[Json] | None = None if shape.spell is None else []
+        self._finish_reason: str | None = None
+
+    def take(self, chunk: TokenChunk) -> tuple[str, list[Json] | None]:
+        """The text that is safe to send after `chunk`, at the end all of it, and an entry per token."""
+        text = "".join(map(self._text.push, chunk.token_ids))
+        if chunk.finish_reason is not None:
+            text += self._text.flush()
+        logprobs = None if self._logprobs is None else self._logprobs.take(chunk)
+        self._parts.append(text)
+        if self._shown_logprobs is not None:
+            self._shown_logprobs += logprobs or []
+        self._finish_reason = chunk.finish_reason
+        return text, logprobs
+
+    @property
+    def choice(self) -> Choice:
+        """All of it so far."""
+        return Choice("".join(self._parts), self._finish_reason, self._shown_logprobs)
+
+
+class UsageCounter:
+    """Counts the tokens of all samples, and the prompt once."""
+
+    def __init__(self) -> None:
         self._num_tokens = 0
         self.usage = Usage(0, 0, 0)
 
-    def take(self, chunk: TokenChunk) -> str:
-        """The text that is safe to send after `chunk`: after the last one, all that is left."""
+    def take(self, chunk: TokenChunk) -> None:
+        """Count a chunk."""
         self._num_tokens += len(chunk.token_ids)
         self.usage = Usage(chunk.num_prompt_tokens, chunk.num_cached_tokens, self._num_tokens)
-        text = "".join(map(self._text.push, chunk.token_ids))
-        return text if chunk.finish_reason is None else text + self._text.flush()
-
-    def take_logprobs(self, chunk: TokenChunk) -> list[Json] | None:
-        """An entry per token of `chunk`; None if the answer has none."""
-        return None if self._logprobs is None else self._logprobs.take(chunk)
 
 
-async def whole_answer(shape: AnswerShape, stream: RankStream, text: TextStream) -> Json:
-    """The answer in one piece.
+async def whole_answer(shape: AnswerShape, stream: RankStream, *texts: TextStream) -> Json:
+    """The answer in one piece, with a text per sample.
 
     Raises:
         RequestError: the rank died or its engine failed before the end.
     """
-    answer = AnswerText(shape, text)
-    parts = []
-    logprobs: list[Json] = []
-    finish_reason = None
+    samples = [SampleText(shape, text) for text in texts]
+    counter = UsageCounter()
     try:
         async for chunk in stream:
-            parts.append(answer.take(chunk))
-            logprobs += answer.take_logprobs(chunk) or []
-            finish_reason = chunk.finish_reason
+            samples[chunk.index].take(chunk)
+            counter.take(chunk)
     finally:
         stream.cancel()
-    all_logprobs = None if shape.spell is None else logprobs
-    return shape.whole("".join(parts), finish_reason, answer.usage, all_logprobs)
+    return shape.whole([sample.choice for sample in samples], counter.usage)
 
 
 async def stream_answer(
-    shape: AnswerShape, stream: RankStream, text: TextStream, *, with_usage: bool
+    shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event one that broke off."""
-    answer = AnswerText(shape, text)
-    is_first = True
+    samples = [SampleText(shape, text) for text in texts]
+    counter = UsageCounter()
+    begun: set[int] = set()
     try:
         async for chunk in stream:
-            piece = answer.take(chunk)
-            logprobs = answer.take_logprobs(chunk)
-            if piece or logprobs or chunk.finish_reason is not None:
-                yield sse(shape.chunk(piece, chunk.finish_reason, is_first=is_first, logprobs=logprobs))
-                is_first = False
+            index, ended = chunk.index, chunk.finish_reason
+            counter.take(chunk)
+            piece, logprobs = samples[index].take(chunk)
+            if piece or logprobs or ended is not None:
+                is_first = index not in begun
+                yield sse(shape.chunk(piece, ended, is_first=is_first, index=index, logprobs=logprobs))
+                begun.add(index)
         if with_usage:
-            yield sse(shape.usage_chunk(answer.usage))
+            yield sse(shape.usage_chunk(counter.usage))
         yield STREAM_END
     except RequestError as error:
         yield sse(error_json(error))
@@ -83,8 +102,8 @@ class AnswerEvents(StreamingResponse):
     The iteration's own end would not do: a client that hangs up before the first event leaves it never begun.
     """
 
-    def __init__(self, shape: AnswerShape, stream: RankStream, text: TextStream, *, with_usage: bool) -> None:
-        events = stream_answer(shape, stream, text, with_usage=with_usage)
+    def __init__(self, shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool) -> None:
+        events = stream_answer(shape, stream, *texts, with_usage=with_usage)
         headers = {"x-dp-rank": str(stream.rank)}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._stream = stream

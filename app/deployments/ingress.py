@@ -228,8 +228,10 @@ class Ingress:
             model=self._model_name,
             spell=None if params.logprobs is None else self._tokenizer.spell,
         )
-        text = self._tokenizer.text_stream(params.stop, params.min_tokens)
-        generate = GenerateRequest(shape.request_id, token_ids, params, body.cache_salt)
+        texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
+        generate = GenerateRequest(
+            shape.request_id, token_ids, params, body.cache_salt, n=body.n, priority=body.priority
+        )
         try:
             stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))
         except PromptTooLongError as error:
@@ -237,6 +239,6 @@ class Ingress:
             raise
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return AnswerEvents(shape, stream, text, with_usage=with_usage)
-        answer = await whole_answer(shape, stream, text)
+            return AnswerEvents(shape, stream, *texts, with_usage=with_usage)
+        answer = await whole_answer(shape, stream, *texts)
         return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})

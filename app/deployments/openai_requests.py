@@ -1,7 +1,8 @@
 """OpenAI's completion requests as this server takes them.
 
 A field that OpenAI defines and the engine doesn't have is accepted only with the value that asks for nothing
-(`n: 1`); any other value, and any unknown field, is an error that names it. No field is silently dropped.
+(`echo: false`); any other value, and any unknown field, is an error that names it. Nothing is silently
+dropped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.deployments.fields import Fields
 from app.deployments.structured_fields import StructuredFields
@@ -18,7 +19,6 @@ from app.engine.request import MAX_LOGPROBS, SamplingParams
 from app.errors import InvalidRequestError
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
@@ -47,6 +47,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields that never change an answer."""
 
+MAX_SAMPLES = 128
+"""Answers to one prompt at most, as OpenAI has it."""
+
 MAX_SHOWN = 80
 """Characters of a client's value in a message."""
 
@@ -69,6 +72,8 @@ class CompletionFields(StructuredFields):
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    n: int = Field(1, ge=1, le=MAX_SAMPLES)
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1)
@@ -205,6 +210,17 @@ class TextRequest(CompletionFields):
     max_tokens: int = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        """Many clients send even a single prompt as a list of prompts."""
+        if not (isinstance(value, list) and value and isinstance(value[0], str | list)):
+            return value
+        if len(value) > 1:
+            message = f"prompt: {len(value)} prompts; one per request is allowed"
+            raise InvalidRequestError(message, param="prompt")
+        return value[0]
+
     @property
     def max_output_tokens(self) -> int | None:
         """Output tokens at most."""
@@ -242,7 +258,7 @@ def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | Non
     header = headers.get("x-data-parallel-rank")
     if header is None:
         return body.data_parallel_rank if body.routed_dp_rank is None else body.routed_dp_rank
-    if not re.fullmatch(r"-?[0-9]{1,9}", header):
+    if not re.fullmatch(r"-?[0-9]{1,18}", header):
         message = f"X-Data-Parallel-Rank = {shown(header)}; an integer is needed"
         raise InvalidRequestError(message, param="X-Data-Parallel-Rank")
     return int(header)

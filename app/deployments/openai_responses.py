@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -32,6 +33,15 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One sample's whole text; `logprobs` has an entry per token."""
+
+    text: str
+    finish_reason: str | None
+    logprobs: list[Json] | None = None
+
+
+@dataclass(frozen=True)
 class AnswerShape:
     """How one answer is written: the endpoint's kind, and what every part of it repeats.
 
@@ -44,17 +54,16 @@ class AnswerShape:
     created: int = field(default_factory=lambda: int(time.time()))
     spell: Spell | None = None
 
-    def whole(
-        self, text: str, finish_reason: str | None, usage: Usage, logprobs: list[Json] | None = None
-    ) -> Json:
-        """The answer in one piece; `logprobs` has an entry per token."""
-        if self.kind == "chat":
-            choice: Json = {"message": {"role": "assistant", "content": text}}
-            name = "chat.completion"
-        else:
-            choice = {"text": text}
-            name = "text_completion"
-        return {**self._part(name, choice, finish_reason, logprobs), "usage": usage.as_json()}
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
+        """The answer in one piece, its samples in order."""
+        is_chat = self.kind == "chat"
+        shown = []
+        for index, choice in enumerate(choices):
+            message = {"message": {"role": "assistant", "content": choice.text}}
+            content = message if is_chat else {"text": choice.text}
+            shown.append(self._choice(index, content, choice.finish_reason, choice.logprobs))
+        name = "chat.completion" if is_chat else "text_completion"
+        return {**self._head(name), "choices": shown, "usage": usage.as_json()}
 
     def chunk(
         self,
@@ -62,23 +71,27 @@ class AnswerShape:
         finish_reason: str | None,
         *,
         is_first: bool,
+        index: int = 0,
         logprobs: list[Json] | None = None,
     ) -> Json:
-        """One piece of text, or the end. A chat's first chunk says who speaks."""
+        """One piece of a sample's text, or its end. A chat's first chunk of every sample says who speaks."""
+        content: Json = {"text": text}
+        name = "text_completion"
         if self.kind == "chat":
             delta = {"role": "assistant", "content": text} if is_first else {"content": text} if text else {}
-            return self._part("chat.completion.chunk", {"delta": delta}, finish_reason, logprobs)
-        return self._part("text_completion", {"text": text}, finish_reason, logprobs)
+            content, name = {"delta": delta}, "chat.completion.chunk"
+        return {**self._head(name), "choices": [self._choice(index, content, finish_reason, logprobs)]}
 
     def usage_chunk(self, usage: Usage) -> Json:
         """The chunk without choices that ends a stream whose client asked for usage."""
         name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
         return {**self._head(name), "choices": [], "usage": usage.as_json()}
 
-    def _part(self, name: str, choice: Json, finish_reason: str | None, logprobs: list[Json] | None) -> Json:
+    def _choice(
+        self, index: int, content: Json, finish_reason: str | None, logprobs: list[Json] | None
+    ) -> Json:
         shown = None if logprobs is None else joined(self.kind, logprobs)
-        choice = {"index": 0, **choice, "logprobs": shown, "finish_reason": finish_reason}
-        return {**self._head(name), "choices": [choice]}
+        return {"index": index, **content, "logprobs": shown, "finish_reason": finish_reason}
 
     def _head(self, name: str) -> Json:
         prefix = "chatcmpl" if self.kind == "chat" else "cmpl"

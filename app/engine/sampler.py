@@ -90,7 +90,10 @@ def _nucleus(scaled: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
     first = min(top_k, FIRST_CANDIDATES)
     values, token_ids = scaled.topk(first)
     # Probabilities among the top_k; where that is not the candidates, among all.
-    log_total = values.logsumexp(0) if first == top_k else scaled.topk(top_k).values.logsumexp(0)
+    if first == top_k:
+        log_total = values.logsumexp(0)
+    else:
+        log_total = (scaled if top_k == len(scaled) else scaled.topk(top_k).values).logsumexp(0)
     mass = (values - log_total).exp().cumsum(0)
     if first < top_k and mass[-1] < top_p:
         values, token_ids = scaled.topk(top_k)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from app.errors import EngineFailedError
 from app.tokenizer import Tokenizer
 
 SHAPE = AnswerShape("text", "1", "m")
+CHAT_SHAPE = AnswerShape("chat", "1", "m")
 TEXT = "Zwölf Boxkämpfer 🙂 語 — the end"
 
 
@@ -51,11 +54,11 @@ def chunks(token_ids: list[int], finish_reason: str | None) -> list[TokenChunk]:
     return [*parts, TokenChunk(token_ids[-1:], 20, 16, finish_reason)]
 
 
-def begun(messages: Sequence[RankMessage]) -> tuple[RankStream, Messages]:
+def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> tuple[RankStream, Messages]:
     first, *rest = messages
     assert isinstance(first, TokenChunk)
     transport = Messages(rest)
-    return RankStream(1, first, aiter(transport), transport.cancel), transport
+    return RankStream(1, first, aiter(transport), transport.cancel, num_samples), transport
 
 
 async def events_of(stream: RankStream, tokenizer: Tokenizer, **options: Any) -> list[Any]:
@@ -128,6 +131,33 @@ async def test_an_answer_in_one_piece_that_breaks_off_is_an_error(tokenizer: Tok
         await whole_answer(SHAPE, stream, tokenizer.text_stream())
 
 
+async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenizer) -> None:
+    wanted = ["Zwölf Boxkämpfer", "the 🙂 end"]
+    of_samples = [chunks(tokenizer.encode(sample), "stop") for sample in wanted]
+    messages = [
+        replace(chunk, index=index)
+        for pair in zip_longest(*of_samples)
+        for index, chunk in enumerate(pair)
+        if chunk is not None
+    ]
+    whole = await whole_answer(
+        SHAPE, begun(messages, num_samples=2)[0], tokenizer.text_stream(), tokenizer.text_stream()
+    )
+    assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == list(enumerate(wanted))
+    assert whole["usage"]["prompt_tokens"] == 20
+    assert whole["usage"]["completion_tokens"] == len(messages)
+
+    stream = begun(messages, num_samples=2)[0]
+    texts = [tokenizer.text_stream() for _ in wanted]
+    lines = [line async for line in stream_answer(CHAT_SHAPE, stream, *texts, with_usage=False)]
+    choices = [json.loads(line.removeprefix(b"data: "))["choices"][0] for line in lines[:-1]]
+    for index, sample in enumerate(wanted):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in own) == sample
+        assert ["role" in choice["delta"] for choice in own] == [True] + [False] * (len(own) - 1)
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
+
+
 @pytest.mark.parametrize("num_sent", [0, 1, 3], ids=["before the headers", "before the text", "in the text"])
 async def test_hanging_up_on_a_stream_cancels_the_rank(tokenizer: Tokenizer, num_sent: int) -> None:
     stream, transport = begun(chunks(tokenizer.encode(TEXT), "length"))
@@ -172,16 +202,9 @@ async def test_a_stream_that_just_ends_is_an_error_and_not_a_short_answer(tokeni
 
 def scored(token_ids: list[int], finish_reason: str = "length") -> list[TokenChunk]:
     """Chunks in which token n's logprob is -n / 100000, and the likeliest are 198, a line's end, and 504."""
-    plain = chunks(token_ids, finish_reason)
     return [
-        TokenChunk(
-            chunk.token_ids,
-            20,
-            16,
-            chunk.finish_reason,
-            [TokenLogprobs(-chunk.token_ids[0] / 1e5, ((198, -0.25), (504, -2.5)))],
-        )
-        for chunk in plain
+        replace(chunk, logprobs=[TokenLogprobs(-chunk.token_ids[0] / 1e5, ((198, -0.25), (504, -2.5)))])
+        for chunk in chunks(token_ids, finish_reason)
     ]
 
 

@@ -46,7 +46,6 @@ NEUTRAL = {
     "service_tier": "auto",
 }
 NOT_BUILT = {
-    "n": 2,
     "best_of": 3,
     "echo": True,
     "suffix": "end",
@@ -82,6 +81,21 @@ def test_a_field_that_is_not_built_is_refused_where_it_asks_for_something(
 @pytest.mark.parametrize(("field", "value"), [("logprobs", False), ("n", True), ("echo", 0)])
 def test_zero_is_not_false_and_one_is_not_true(field: str, value: Any) -> None:
     assert refusal(text, **{field: value}).param == field
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+def test_a_request_may_want_several_samples(parse: Any) -> None:
+    assert parse(n=128).n == 128
+    for number in (0, 129):
+        assert refusal(parse, n=number).param == "n"
+
+
+@pytest.mark.parametrize("prompt", ["one", [1, 2, 3]])
+def test_a_single_prompt_may_be_a_list_of_prompts(prompt: Any) -> None:
+    assert text(prompt=[prompt]) == text(prompt=prompt)
+    error = refusal(text, prompt=[prompt, prompt])
+    assert error.message == "prompt: 2 prompts; one per request is allowed"
+    assert error.param == "prompt"
 
 
 @pytest.mark.parametrize("field", ["user", "metadata", "safety_identifier", "prompt_cache_key"])
@@ -205,7 +219,7 @@ def test_a_long_value_is_shown_in_part() -> None:
     assert len(refusal(text, temperature="x" * 10_000).message) < 300
 
 
-@pytest.mark.parametrize("prompt", [["a", "b"], [[1, 2]], [], [1, -1], [1.5], [2**32], {"a": 1}, 5])
+@pytest.mark.parametrize("prompt", [["a", "b"], [["a"]], [], [1, -1], [1.5], [2**32], {"a": 1}, 5])
 def test_a_prompt_is_one_text_or_token_ids(prompt: Any) -> None:
     param = refusal(text, prompt=prompt).param
     assert param is not None

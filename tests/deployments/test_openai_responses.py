@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from app import errors
 from app.deployments.messages import Refusal
-from app.deployments.openai_responses import AnswerShape, Usage, error_headers, error_json, sse
+from app.deployments.openai_responses import AnswerShape, Choice, Usage, error_headers, error_json, sse
 
 CHAT = AnswerShape("chat", "1", "m", created=5)
 TEXT = AnswerShape("text", "1", "m", created=5)
@@ -19,7 +19,7 @@ USAGE = Usage(prompt_tokens=40, cached_tokens=32, completion_tokens=2)
 
 
 def test_a_whole_chat() -> None:
-    answer = ChatCompletion.model_validate(CHAT.whole("Hi", "stop", USAGE), strict=True)
+    answer = ChatCompletion.model_validate(CHAT.whole([Choice("Hi", "stop")], USAGE), strict=True)
     assert answer.id == "chatcmpl-1"
     assert answer.object == "chat.completion"
     assert answer.choices[0].message.content == "Hi"
@@ -35,7 +35,7 @@ def test_a_whole_chat() -> None:
 
 
 def test_a_whole_text() -> None:
-    answer = Completion.model_validate(TEXT.whole("Hi", "length", USAGE), strict=True)
+    answer = Completion.model_validate(TEXT.whole([Choice("Hi", "length")], USAGE), strict=True)
     assert (answer.id, answer.object, answer.created, answer.model) == ("cmpl-1", "text_completion", 5, "m")
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("Hi", "length")
 

@@ -68,6 +68,22 @@ def test_text_in_one_piece_and_as_a_stream(client: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens == 8
 
 
+def test_several_samples_of_one_prompt(client: openai.OpenAI) -> None:
+    fields: Json = {"model": MODEL, "prompt": "Once upon a time" * 8, "max_tokens": 8, "seed": 7, "n": 3}
+    whole = client.completions.create(**fields, extra_body=fresh_salt())
+    texts = [choice.text for choice in whole.choices]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert len(set(texts)) == 3
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 24
+    assert whole.usage.prompt_tokens == 32, "the prompt counts once"
+    parts = ["", "", ""]
+    with client.completions.create(**fields, stream=True, extra_body=fresh_salt()) as stream:
+        for part in stream:
+            parts[part.choices[0].index] += part.choices[0].text
+    assert parts == texts
+
+
 def test_a_prompt_as_token_ids_is_the_same_prompt(client: openai.OpenAI, smollm2_graph: ServeGraph) -> None:
     def text(prompt: Any) -> str:
         answer = client.completions.create(
