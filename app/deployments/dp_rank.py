@@ -52,6 +52,7 @@ class DPRank:
             device=config.model.device,
             dtype=config.model.dtype,
             max_model_len=config.model.max_model_len,
+            eos_token_ids=tokenizer.eos_token_ids,
             new_text_stream=tokenizer.text_stream,
             new_grammar=GrammarCompiler.from_folder(model_dir, tokenizer.eos_token_ids).grammar,
         )

@@ -58,11 +58,13 @@ class Engine:
         *,
         num_blocks: int,
         max_model_len: int,
+        eos_token_ids: Sequence[int] | None = None,
         new_text_stream: NewTextStream | None = None,
         new_grammar: NewGrammar | None = None,
     ) -> None:
+        self.eos_token_ids = tuple(architecture.eos_token_ids if eos_token_ids is None else eos_token_ids)
+        """Tokens with which the model ends its output."""
         self._config = config
-        self._architecture = architecture
         self._runner = runner
         self._limits = Limits(max_model_len, num_blocks, config.cache.block_size, architecture.vocab_size)
         self._new_text_stream = new_text_stream
@@ -82,12 +84,14 @@ class Engine:
         device: Device = "auto",
         dtype: Dtype = "auto",
         max_model_len: int | None = None,
+        eos_token_ids: Sequence[int] | None = None,
         new_text_stream: NewTextStream | None = None,
         new_grammar: NewGrammar | None = None,
     ) -> Engine:
         """An engine for the model in `model_dir`, a folder in the Hugging Face layout.
 
-        `new_text_stream` finds stop strings, `new_grammar` makes structured output; without them requests
+        `eos_token_ids` end an output: those that `config.json` or `generation_config.json` names, unless the
+        tokenizer's are given, which has one where these have none. `new_text_stream` finds stop strings, `new_grammar` makes structured output; without them requests
         that need them are refused.
 
         Raises:
@@ -113,6 +117,7 @@ class Engine:
             runner,
             num_blocks=num_blocks,
             max_model_len=max_model_len,
+            eos_token_ids=eos_token_ids,
             new_text_stream=new_text_stream,
             new_grammar=new_grammar,
         )
@@ -156,11 +161,6 @@ class Engine:
     def max_prompt_tokens(self) -> int:
         """Tokens of a prompt at most."""
         return self._limits.max_prompt_tokens
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens with which the model ends its output."""
-        return self._architecture.eos_token_ids
 
     def prepare(self, params: SamplingParams) -> None:
         """Do what `add_request` may need long for, so that it finds it done. Callable from any thread.

@@ -204,6 +204,17 @@ def test_the_models_end_of_sequence_ends_unless_ignored(
     assert complete(engine, PROMPT, greedy(8)) == tokens
 
 
+def test_the_tokenizers_end_of_sequence_ends_where_the_config_has_none(
+    new_engine: NewEngine, new_tiny_llama: Callable[..., Path]
+) -> None:
+    model_dir = new_tiny_llama(eos_token_id=None)
+    assert new_engine(model_dir).eos_token_ids == ()
+    tokens = complete(new_engine(model_dir), PROMPT, greedy(8, ignore_eos=False))
+    engine = new_engine(model_dir, eos_token_ids=tokens[2:3])
+    expected = tokens[: tokens.index(tokens[2]) + 1]
+    assert complete(engine, PROMPT, greedy(8, ignore_eos=False)) == expected
+
+
 def test_a_stop_string_ends_with_the_token_that_completes_it(new_engine: NewEngine) -> None:
     tokens = complete(new_engine(), PROMPT, greedy(8))
     stop = f"{tokens[2]} {tokens[3]}"
