@@ -26,9 +26,16 @@ class TiledLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
+        return self._multiply(x, torch.bfloat16)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        return self._multiply(x, torch.float32)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.stride(-1) != 1:
             x = x.contiguous()
-        out = torch.empty(len(x), self.num_outputs, dtype=x.dtype)
+        out = torch.empty(len(x), self.num_outputs, dtype=dtype)
         load_library().kvb_linear(
             address(self.tiles),
             address(self.bias),
@@ -38,7 +45,7 @@ class TiledLinear:
             x.stride(0),
             len(x),
             address(out),
-            0,
+            dtype == torch.float32,
             torch.get_num_threads(),
         )
         return out

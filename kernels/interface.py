@@ -145,6 +145,10 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
+    def wide(self, x: Tensor) -> Tensor:
+        """The same in float32 or better: the sums as they are, unless a backend has them only rounded."""
+        ...
+
 
 class PackLinear(Protocol):
     """Bind a weight [out, in] and an optional bias [out], in the layout that is fastest to multiply with.

@@ -145,6 +145,12 @@ class ReferenceLinear:
         out = x @ self.weight.T
         return out if self.bias is None else out + self.bias
 
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`."""
+        dtype = _wide(x.dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return ReferenceLinear(self.weight.to(dtype), bias)(x.to(dtype))
+
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)

@@ -29,6 +29,10 @@ class TorchLinear:
         """See `Linear`."""
         return F.linear(x, self.weight, self.bias)
 
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`. Torch rounds to x's dtype first."""
+        return self(x).to(torch.promote_types(x.dtype, torch.float32))
+
 
 @dataclass(frozen=True, slots=True)
 class PackedLinear:
@@ -41,6 +45,10 @@ class PackedLinear:
         """See `Linear`."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return out
+
+    def wide(self, x: Tensor) -> Tensor:
+        """See `Linear`. Packed weights are in float32."""
+        return self(x)
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -91,8 +91,8 @@ class Engine:
         """An engine for the model in `model_dir`, a folder in the Hugging Face layout.
 
         `eos_token_ids` end an output: those that `config.json` or `generation_config.json` names, unless the
-        tokenizer's are given, which has one where these have none. `new_text_stream` finds stop strings, `new_grammar` makes structured output; without them requests
-        that need them are refused.
+        tokenizer's are given, which has one where these have none. `new_text_stream` finds stop strings,
+        `new_grammar` makes structured output; without them requests that need them are refused.
 
         Raises:
             ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.

@@ -76,21 +76,26 @@ class Decoder:
         return frozenset(self._windows)
 
     def forward(self, batch: Batch, kv_cache: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits [sampled rows, vocab]; writes keys and values to `kv_cache`, one pair per layer."""
+        """Logits [sampled rows, vocab] in float32; writes keys and values to `kv_cache`, a pair per layer."""
         kernels, eps = self._kernels, self._architecture.rms_norm_eps
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
-        x = F.embedding(batch.token_ids, self._weights.embedding)
-        layers = zip(self._weights.layers, self._windows, kv_cache, strict=True)
-        for layer, window, (key_cache, value_cache) in layers:
-            qkv = layer.qkv(kernels.rms_norm(x, layer.attention_norm, eps))
-            query, key, value = self._rotated(layer, qkv, cos, sin)
+        layers = self._weights.layers
+        next_norms = (*(layer.attention_norm for layer in layers[1:]), self._weights.norm)
+        residual = F.embedding(batch.token_ids, self._weights.embedding)
+        x = kernels.rms_norm(residual, layers[0].attention_norm, eps)
+        for layer, next_norm, window, (key_cache, value_cache) in zip(
+            layers, next_norms, self._windows, kv_cache, strict=True
+        ):
+            query, key, value = self._rotated(layer, layer.qkv(x), cos, sin)
             kernels.store_kv(key, value, key_cache, value_cache, batch.slots)
-            attended = batch.attention[window](query, key_cache, value_cache)
-            x = x + layer.output(attended.flatten(1))
-            gate_up = layer.gate_up(kernels.rms_norm(x, layer.mlp_norm, eps))
-            x = x + layer.down(kernels.silu_and_mul(gate_up))
-        x = kernels.rms_norm(x[batch.sampled_rows], self._weights.norm, eps)
-        return self._weights.head(x)
+            attended = batch.attention[window](query, key_cache, value_cache).flatten(1)
+            if layer is layers[-1]:
+                # Behind the last attention nobody looks at other tokens than those whose logits are wanted.
+                attended, residual = attended[batch.sampled_rows], residual[batch.sampled_rows]
+            x, residual = kernels.fused_add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
+            x = layer.down(kernels.silu_and_mul(layer.gate_up(x)))
+            x, residual = kernels.fused_add_rms_norm(x, residual, next_norm, eps)
+        return self._weights.head.wide(x)
 
     def _rotated(
         self, layer: LayerWeights, qkv: Tensor, cos: Tensor, sin: Tensor

@@ -32,7 +32,7 @@ class ModelRunner:
         Returns:
             Logits [sampled, vocab] in float32, one row per scheduled request that `is_sampled`, in order.
         """
-        return self._model.forward(self._batch(scheduled), self._kv_cache).float()
+        return self._model.forward(self._batch(scheduled), self._kv_cache)
 
     def _batch(self, scheduled: Sequence[ScheduledRequest]) -> Batch:
         query_lens = [item.num_tokens for item in scheduled]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import torch_backend
 from tests.kernels.harness import PLAIN, Backend
 
 
@@ -31,3 +32,7 @@ def test_pack_linear_is_as_exact_as_a_float32_sum_in_any_order(
     out = linear(backend.place(x)).cpu()
     assert out.dtype == dtype
     assert ((out.double() - exact).abs() <= summing + rounding).all()
+    wide = linear.wide(backend.place(x)).cpu()
+    assert wide.dtype == torch.float32
+    rounds_first = backend.kernels.pack_linear is torch_backend.KERNELS.pack_linear
+    assert ((wide.double() - exact).abs() <= summing + rounding * rounds_first).all()
