@@ -6,6 +6,7 @@ the choice. A backend that is asked for and can't run raises; only `auto` choose
 
 - `interface.py` says what each op computes, with its formula, shapes and layouts.
 - `reference.py` is the plain version that the others are tested against.
+- `cpu/` is C++, compiled and loaded by `cpu_library.py`.
 - `<backend>_<subject>.py` hold a backend's versions; `<backend>_backend.py` has them all as `KERNELS`.
 
 To add a backend: write the ops that it does better, fill in the rest from another one with

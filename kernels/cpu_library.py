@@ -34,19 +34,30 @@ class CpuLibraryError(Exception):
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled library, made first if need be; every rank of a machine may try at once.
+    """The compiled library, made first if need be.
+
+    Raises:
+        CpuLibraryError: as for `build_library`.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return _declare(ctypes.CDLL(str(build_library(Path(base) / "kvbeacon" / "kernels"))))
+
+
+def build_library(folder: Path, cpuinfo: Path = CPUINFO) -> Path:
+    """The compiled library's file in `folder`; every rank of a machine may try at once.
 
     Raises:
         CpuLibraryError: the cpu lacks the instructions, there is no compiler, or it fails.
     """
-    cpu = _cpu()
+    cpu = _describe_cpu(cpuinfo)
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise CpuLibraryError("neither g++ nor clang++ is installed")
-    library = _cache_dir() / f"kvbeacon_cpu-{_fingerprint(cpu, compiler)}.so"
+    library = folder / f"kvbeacon_cpu-{_fingerprint(cpu, compiler)}.so"
     if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         _compile(compiler, library)
-    return _declare(ctypes.CDLL(str(library)))
+    return library
 
 
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -90,11 +101,11 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _cpu() -> str:
+def _describe_cpu(cpuinfo: Path) -> str:
     """What tells one kind of cpu from another."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise CpuLibraryError(f"built for x86-64 Linux, this is {platform.machine()} {platform.system()}")
-    lines = CPUINFO.read_text().splitlines()
+    lines = cpuinfo.read_text().splitlines()
     described = {
         line.split(":")[0].strip(): line for line in lines if line.startswith(("model name", "flags"))
     }
@@ -107,13 +118,6 @@ def _fingerprint(cpu: str, compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     parts = [cpu, compiler, version, *FLAGS, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "kvbeacon" / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _compile(compiler: str, library: Path) -> None:

@@ -1,0 +1,58 @@
+"""When the C++ library can be had, and what is said when it can't."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from kernels.backends import BACKENDS, CPU
+from kernels.cpu_library import CpuLibraryError, build_library
+
+WHY_NOT = BACKENDS["cpu"].why_not(CPU)
+
+
+@pytest.fixture
+def capable_cpu(tmp_path: Path) -> Path:
+    """What Linux says of a cpu that has the instructions."""
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name\t: Some CPU\nflags\t\t: fpu avx512f avx512_bf16\n")
+    return cpuinfo
+
+
+@pytest.mark.skipif(WHY_NOT is not None, reason=f"backend cpu: {WHY_NOT}")
+def test_ranks_that_start_at_once_end_with_one_library(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    with ThreadPoolExecutor() as threads:
+        libraries = list(threads.map(build_library, [folder] * 2))
+    assert libraries[0] == libraries[1] == build_library(folder)
+    assert list(folder.iterdir()) == libraries[:1], "nothing half-made is left"
+
+
+def test_a_cpu_without_the_instructions_is_named(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f\n")
+    with pytest.raises(CpuLibraryError, match="no AVX-512 BF16"):
+        build_library(tmp_path, cpuinfo)
+
+
+def test_without_a_compiler_nothing_is_made(
+    tmp_path: Path, capable_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CpuLibraryError, match=r"neither g\+\+ nor clang\+\+"):
+        build_library(tmp_path / "cache", capable_cpu)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_compiler_that_fails_is_quoted(
+    tmp_path: Path, capable_cpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "no such header" >&2; exit 1; }\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(CpuLibraryError, match="failed: no such header"):
+        build_library(tmp_path / "cache", capable_cpu)
+    assert list((tmp_path / "cache").iterdir()) == []
