@@ -16,4 +16,5 @@ KERNELS = replace(
     rotary_embedding=cpu_elementwise.rotary_embedding,
     silu_and_mul=cpu_elementwise.silu_and_mul,
     pack_linear=cpu_linear.pack_linear,
+    pack_gated_linear=cpu_linear.pack_gated_linear,
 )

@@ -26,6 +26,7 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
         address(slots),
         len(key),
         key.shape[1] * key.shape[2],
+        torch.get_num_threads(),
     )
     return None
 

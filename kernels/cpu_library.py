@@ -68,6 +68,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         None,
         [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT64, _INT64, _POINTER, _INT, _INT],
     ),
+    "kvb_gated_linear": (
+        None,
+        [_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT64, _INT64, _POINTER, _INT],
+    ),
     "kvb_rms_norm": (None, [_POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, _FLOAT, _INT]),
     "kvb_fused_add_rms_norm": (
         None,
@@ -80,7 +84,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kvb_silu_and_mul": (None, [_POINTER, _POINTER, _INT64, _INT64, _INT]),
     "kvb_store_kv": (
         None,
-        [_POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _INT64],
+        [_POINTER, _INT64, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT64, _INT64, _INT],
     ),
     "kvb_attention": (
         None,

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import torch_linear
+from kernels import torch_backend, torch_linear
 from kernels.cpu_library import address, load_library
-from kernels.interface import Linear
+from kernels.interface import GatedLinear, Linear
+
+LANES = 16
+"""Outputs of half a tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,63 @@ class TiledLinear:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class TiledGatedLinear:
+    """A gated layer in tiles of 16 gates and the 16 ups that belong to them."""
+
+    tiles: Tensor
+    bias: Tensor | None
+    num_outputs: int
+    num_inputs: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `GatedLinear`."""
+        if x.stride(-1) != 1:
+            x = x.contiguous()
+        out = torch.empty(len(x), self.num_outputs, dtype=x.dtype)
+        load_library().kvb_gated_linear(
+            address(self.tiles),
+            address(self.bias),
+            self.num_outputs,
+            self.num_inputs,
+            address(x),
+            x.stride(0),
+            len(x),
+            address(out),
+            torch.get_num_threads(),
+        )
+        return out
+
+
 def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """See `PackLinear`."""
     if weight.dtype != torch.bfloat16:
         return torch_linear.pack_linear(weight, bias)
-    num_outputs, num_inputs = weight.shape
+    return TiledLinear(_tiles(weight), bias, *weight.shape)
+
+
+def pack_gated_linear(weight: Tensor, bias: Tensor | None = None) -> GatedLinear:
+    """See `PackGatedLinear`."""
+    if weight.dtype != torch.bfloat16:
+        return torch_backend.KERNELS.pack_gated_linear(weight, bias)
+    num_outputs, num_inputs = weight.shape[0] // 2, weight.shape[1]
+    tiled_bias = None if bias is None else _interleaved(bias)
+    return TiledGatedLinear(_tiles(_interleaved(weight)), tiled_bias, num_outputs, num_inputs)
+
+
+def _interleaved(halves: Tensor) -> Tensor:
+    """[2N, …] → 16 rows of the first half, 16 of the second, and so on; zeros fill up the last of them."""
+    gate, up = halves.chunk(2)
+    num_groups = -(-len(gate) // LANES)
+    grouped = halves.new_zeros(2, num_groups * LANES, *halves.shape[1:])
+    grouped[0, : len(gate)], grouped[1, : len(up)] = gate, up
+    return grouped.view(2, num_groups, LANES, *halves.shape[1:]).transpose(0, 1).flatten(0, 2)
+
+
+def _tiles(weight: Tensor) -> Tensor:
+    """The weight's tiles, one after another."""
     library = load_library()
-    tiles = torch.empty(library.kvb_packed_size(num_outputs, num_inputs), dtype=weight.dtype)
     weight = weight.contiguous()
-    library.kvb_pack(address(weight), num_outputs, num_inputs, address(tiles), torch.get_num_threads())
-    return TiledLinear(tiles, bias, num_outputs, num_inputs)
+    tiles = torch.empty(library.kvb_packed_size(*weight.shape), dtype=weight.dtype)
+    library.kvb_pack(address(weight), *weight.shape, address(tiles), torch.get_num_threads())
+    return tiles

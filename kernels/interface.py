@@ -159,6 +159,21 @@ class PackLinear(Protocol):
     def __call__(self, weight: Tensor, bias: Tensor | None = None) -> Linear: ...
 
 
+class GatedLinear(Protocol):
+    """silu(gate) * up for (gate, up) = the halves of x [T, in] @ weight.T + bias: [T, N].
+
+    Source: arXiv:2002.05202 (SwiGLU). The weight is bound by `PackGatedLinear`.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class PackGatedLinear(Protocol):
+    """Bind a weight [2N, in], the gate's rows before up's, and an optional bias [2N], as `PackLinear`."""
+
+    def __call__(self, weight: Tensor, bias: Tensor | None = None) -> GatedLinear: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """One backend's ops."""
@@ -175,3 +190,4 @@ class Kernels:
     silu_and_mul: SiluAndMul
     top_k_top_p: TopKTopP
     pack_linear: PackLinear
+    pack_gated_linear: PackGatedLinear

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.gated_linear import by_parts
 from kernels.interface import Kernels
 
 
@@ -169,4 +170,5 @@ KERNELS = Kernels(
     silu_and_mul=silu_and_mul,
     top_k_top_p=top_k_top_p,
     pack_linear=ReferenceLinear,
+    pack_gated_linear=by_parts(ReferenceLinear, silu_and_mul),
 )

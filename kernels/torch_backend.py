@@ -10,6 +10,7 @@ from kernels import (
     torch_linear,
     torch_sampling,
 )
+from kernels.gated_linear import by_parts
 from kernels.interface import Kernels
 
 KERNELS = Kernels(
@@ -25,4 +26,5 @@ KERNELS = Kernels(
     silu_and_mul=torch_elementwise.silu_and_mul,
     top_k_top_p=torch_sampling.top_k_top_p,
     pack_linear=torch_linear.pack_linear,
+    pack_gated_linear=by_parts(torch_linear.pack_linear, torch_elementwise.silu_and_mul),
 )

@@ -12,6 +12,7 @@ from kernels import (
     triton_norm,
     triton_rotary,
 )
+from kernels.gated_linear import by_parts
 
 KERNELS = replace(
     torch_backend.KERNELS,
@@ -22,4 +23,5 @@ KERNELS = replace(
     fused_add_rms_norm=triton_norm.fused_add_rms_norm,
     rotary_embedding=triton_rotary.rotary_embedding,
     silu_and_mul=triton_activation.silu_and_mul,
+    pack_gated_linear=by_parts(torch_backend.KERNELS.pack_linear, triton_activation.silu_and_mul),
 )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from app.engine.architecture import Architecture
 from kernels import Kernels
-from kernels.interface import Linear, PagedAttention
+from kernels.interface import GatedLinear, Linear, PagedAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class LayerWeights:
     key_norm: Tensor | None
     output: Linear
     mlp_norm: Tensor  # [hidden]
-    gate_up: Linear  # hidden -> gate, up
+    gated: GatedLinear  # hidden -> silu(gate) * up
     down: Linear
 
 
@@ -93,7 +93,7 @@ class Decoder:
                 # Behind the last attention nobody looks at other tokens than those whose logits are wanted.
                 attended, residual = attended[batch.sampled_rows], residual[batch.sampled_rows]
             x, residual = kernels.fused_add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
-            x = layer.down(kernels.silu_and_mul(layer.gate_up(x)))
+            x = layer.down(layer.gated(x))
             x, residual = kernels.fused_add_rms_norm(x, residual, next_norm, eps)
         return self._weights.head.wide(x)
 

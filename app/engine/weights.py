@@ -121,7 +121,7 @@ class _Loader:
             key_norm=self._head_norm(f"{attention}.k_norm"),
             output=self._linear({f"{attention}.o_proj": hidden}, query, arch.output_bias),
             mlp_norm=self._checkpoint.tensor(f"{prefix}.post_attention_layernorm.weight", hidden),
-            gate_up=self._linear(gate_up, hidden, arch.mlp_bias),
+            gated=self._kernels.pack_gated_linear(*self._joined(gate_up, hidden, arch.mlp_bias)),
             down=self._linear({f"{mlp}.down_proj": hidden}, inner, arch.mlp_bias),
         )
 
@@ -129,13 +129,18 @@ class _Loader:
         return self._checkpoint.tensor(f"{name}.weight", self._arch.head_dim) if self._arch.qk_norm else None
 
     def _linear(self, outputs: dict[str, int], num_inputs: int, has_bias: bool) -> Linear:
-        """One linear layer from several that read the same input, given as name to number of outputs."""
+        return self._kernels.pack_linear(*self._joined(outputs, num_inputs, has_bias))
+
+    def _joined(
+        self, outputs: dict[str, int], num_inputs: int, has_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of layers that read the same input, given as name to number of outputs, as one."""
         tensor = self._checkpoint.tensor
         weight = torch.cat([tensor(f"{name}.weight", size, num_inputs) for name, size in outputs.items()])
         bias = None
         if has_bias:
             bias = torch.cat([tensor(f"{name}.bias", size) for name, size in outputs.items()])
-        return self._kernels.pack_linear(weight, bias)
+        return weight, bias
 
 
 def _weight_files(model_dir: Path) -> list[Path]:

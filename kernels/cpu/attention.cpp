@@ -8,6 +8,7 @@
 //     out[row][dim]   += weights · values     tiles of 32 dims, pairs along the keys
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "common.h"
@@ -168,8 +169,10 @@ class Attention {
         const int64_t oldest = position(item, row) - plan_.window + 1, newest = position(item, row + M - 1);
         if (newest < span || oldest >= span + SPAN) return;
         score<M>(item, row, span, scratch);
+        const int64_t last_oldest = position(item, row + M - 1) - plan_.window + 1;
+        if (position(item, row) < span + SPAN - 1 || last_oldest > span) hide<M>(item, row, span, scratch);
         float kept[M];
-        for (int m = 0; m < M; m++) kept[m] = weigh(row + m, m, scratch);
+        weigh<M>(row, scratch, kept);
         const bf16* weights[M];
         for (int m = 0; m < M; m++) weights[m] = scratch.weights[m];
         const int64_t width = heads_.dim_tiles() * TILE;
@@ -185,7 +188,7 @@ class Attention {
         }
     }
 
-    // scratch.scores = scale * query · key, or minus infinity where the row may not read the key.
+    // scratch.scores = scale * query · key.
     template <int M>
     void score(const Item& item, int64_t row, int64_t span, Scratch& scratch) const {
         const bf16* queries[M];
@@ -196,40 +199,54 @@ class Attention {
             __m512 sum[M][2];
             for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps();
             dot<M>(sum, queries, scratch.keys.data() + tile * heads_.dim * TILE, heads_.dim / 2);
-            for (int m = 0; m < M; m++) {
-                const int64_t newest = position(item, row + m), oldest = newest - plan_.window + 1;
-                for (int64_t half = 0; half < 2; half++) {
-                    const int64_t key = span + tile * TILE + half * LANES;
-                    const __mmask16 not_after = newest < key ? 0 : first_lanes(newest - key + 1);
-                    const __mmask16 before = oldest <= key ? 0 : first_lanes(oldest - key);
-                    const __mmask16 readable = not_after & ~before;
-                    const __m512 score = _mm512_mask_mul_ps(_mm512_set1_ps(-INFINITY), readable, sum[m][half], scale);
-                    _mm512_store_ps(&scratch.scores[m][tile * TILE + half * LANES], score);
-                }
+            for (int m = 0; m < M; m++)
+                for (int half = 0; half < 2; half++)
+                    _mm512_store_ps(&scratch.scores[m][tile * TILE + half * LANES], _mm512_mul_ps(sum[m][half], scale));
+        }
+    }
+
+    // Minus infinity wherever a row may not read the key.
+    template <int M>
+    void hide(const Item& item, int64_t row, int64_t span, Scratch& scratch) const {
+        for (int m = 0; m < M; m++) {
+            const int64_t newest = position(item, row + m), oldest = newest - plan_.window + 1;
+            for (int64_t i = 0; i < SPAN; i += LANES) {
+                const __mmask16 readable = first_lanes(newest - span - i + 1) & ~first_lanes(oldest - span - i);
+                const __m512 scores = _mm512_load_ps(scratch.scores[m] + i);
+                _mm512_store_ps(scratch.scores[m] + i, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), readable, scores));
             }
         }
     }
 
-    // Turns a row's scores into weights relative to its largest score so far; what factor the sums so far keep.
-    static float weigh(int64_t row, int m, Scratch& scratch) {
-        const float* scores = scratch.scores[m];
-        __m512 most = _mm512_load_ps(scores);
-        for (int64_t i = LANES; i < SPAN; i += LANES) most = _mm512_max_ps(most, _mm512_load_ps(scores + i));
-        const float before = scratch.largest[row], largest = std::max(before, _mm512_reduce_max_ps(most));
-        if (largest == -INFINITY) {  // nothing readable yet
-            std::memset(scratch.weights[m], 0, sizeof scratch.weights[m]);
-            return 1.0f;
+    // Turns scores into weights relative to each row's largest score so far; `kept`: what factor its sums so far keep.
+    template <int M>
+    static void weigh(int64_t row, Scratch& scratch, float (&kept)[M]) {
+        const __mmask16 rows = first_lanes(M);
+        alignas(64) float largest[LANES], total[LANES];
+        for (int m = 0; m < M; m++) {
+            __m512 most = _mm512_load_ps(scratch.scores[m]);
+            for (int64_t i = LANES; i < SPAN; i += LANES) most = _mm512_max_ps(most, _mm512_load_ps(scratch.scores[m] + i));
+            // A row that may not read anything yet weighs nothing, relative to any number.
+            largest[m] = std::max({scratch.largest[row + m], _mm512_reduce_max_ps(most), -std::numeric_limits<float>::max()});
         }
-        __m512 total = _mm512_setzero_ps();
-        for (int64_t i = 0; i < SPAN; i += LANES) {
-            const __m512 weight = exp_negative(_mm512_sub_ps(_mm512_load_ps(scores + i), _mm512_set1_ps(largest)));
-            total = _mm512_add_ps(total, weight);
-            store(scratch.weights[m] + i, __mmask16(-1), weight);
+        for (int m = 0; m < M; m++) {
+            __m512 sum = _mm512_setzero_ps();
+            for (int64_t i = 0; i < SPAN; i += LANES) {
+                const __m512 score = _mm512_load_ps(scratch.scores[m] + i);
+                const __m512 weight = exp_negative(_mm512_sub_ps(score, _mm512_set1_ps(largest[m])));
+                sum = _mm512_add_ps(sum, weight);
+                store(scratch.weights[m] + i, __mmask16(-1), weight);
+            }
+            total[m] = _mm512_reduce_add_ps(sum);
         }
-        const float kept = std::exp(before - largest);
-        scratch.largest[row] = largest;
-        scratch.total[row] = scratch.total[row] * kept + _mm512_reduce_add_ps(total);
-        return kept;
+        const __m512 before = _mm512_maskz_loadu_ps(rows, scratch.largest.data() + row);
+        const __m512 now = _mm512_maskz_loadu_ps(rows, largest);
+        const __m512 factor = exp_negative(_mm512_sub_ps(before, now));
+        const __m512 sums = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(rows, scratch.total.data() + row), factor,
+                                            _mm512_maskz_loadu_ps(rows, total));
+        _mm512_mask_storeu_ps(scratch.largest.data() + row, rows, now);
+        _mm512_mask_storeu_ps(scratch.total.data() + row, rows, sums);
+        _mm512_mask_storeu_ps(kept, rows, factor);
     }
 
     void write(const Item& item, int64_t row, const Scratch& scratch) const {

@@ -3,14 +3,6 @@
 
 namespace {
 
-__m512 sigmoid(__m512 x) {
-    // 1 / (1 + e^-x) = e^min(x, 0) / (1 + e^-|x|): no power is ever large.
-    const __m512 zero = _mm512_setzero_ps();
-    const __m512 decay = exp_negative(_mm512_sub_ps(zero, _mm512_abs_ps(x)));
-    const __m512 numerator = _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), _mm512_cmp_ps_mask(x, zero, _CMP_LT_OQ), decay);
-    return _mm512_div_ps(numerator, _mm512_add_ps(_mm512_set1_ps(1.0f), decay));
-}
-
 void add_rows(const bf16* x, const bf16* y, bf16* sum, int64_t size) {
     for (int64_t i = 0; i < size; i += LANES) {
         const __mmask16 lanes = first_lanes(size - i);
@@ -80,13 +72,14 @@ void kvb_silu_and_mul(const bf16* x, bf16* out, int64_t tokens, int64_t size, in
         for (int64_t i = 0; i < size; i += LANES) {
             const __mmask16 lanes = first_lanes(size - i);
             const __m512 gate = load(x + t * 2 * size + i, lanes), up = load(x + t * 2 * size + size + i, lanes);
-            store(out + t * size + i, lanes, _mm512_mul_ps(_mm512_mul_ps(gate, sigmoid(gate)), up));
+            store(out + t * size + i, lanes, _mm512_mul_ps(silu(gate), up));
         }
 }
 
 // key, value [tokens, width] with rows key_stride and value_stride apart -> rows `slots` of the caches [any, width].
 void kvb_store_kv(const bf16* key, int64_t key_stride, const bf16* value, int64_t value_stride, bf16* key_cache,
-                  bf16* value_cache, const int64_t* slots, int64_t tokens, int64_t width) {
+                  bf16* value_cache, const int64_t* slots, int64_t tokens, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads) if (tokens > 16)
     for (int64_t t = 0; t < tokens; t++) {
         std::memcpy(key_cache + slots[t] * width, key + t * key_stride, width * sizeof(bf16));
         std::memcpy(value_cache + slots[t] * width, value + t * value_stride, width * sizeof(bf16));

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import torch_backend
-from tests.kernels.harness import PLAIN, Backend
+from tests.kernels.harness import DTYPES, PLAIN, Backend, assert_exact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -36,3 +36,24 @@ def test_pack_linear_is_as_exact_as_a_float32_sum_in_any_order(
     assert wide.dtype == torch.float32
     rounds_first = backend.kernels.pack_linear is torch_backend.KERNELS.pack_linear
     assert ((wide.double() - exact).abs() <= summing + rounding * rounds_first).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_outputs", "num_inputs"), [(7, 48, 64), (40, 33, 47), (130, 96, 64)]
+)
+def test_a_gated_linear_layer_is_its_parts(
+    num_tokens: int, num_outputs: int, num_inputs: int, has_bias: bool, dtype: torch.dtype, backend: Backend
+) -> None:
+    torch.manual_seed(0)
+    x, weight = (
+        torch.randn(num_tokens, num_inputs).to(dtype),
+        torch.randn(2 * num_outputs, num_inputs).to(dtype),
+    )
+    bias = torch.randn(2 * num_outputs).to(dtype) if has_bias else None
+    wide_bias = bias.double() if bias is not None else None
+    exact = PLAIN.pack_gated_linear(weight.double(), wide_bias)(x.double())
+    plain = PLAIN.pack_gated_linear(weight, bias)(x)
+    gated = backend.kernels.pack_gated_linear(backend.place(weight), backend.place(bias))
+    assert_exact(gated(backend.place(x)).cpu(), plain, exact)
