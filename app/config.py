@@ -23,7 +23,7 @@ PolicyName = Literal["predicted_ttft", "least_loaded", "round_robin"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -128,7 +128,7 @@ class IngressConfig(Settings):
 class AppConfig(Settings):
     """Everything under `args:` of the application in `serve_config.yaml`."""
 
-    dp_size: int = Field(2, ge=1, le=1024, description="Data-parallel ranks.")
+    dp_size: PositiveInt = Field(2, le=1024, description="Data-parallel ranks.")
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     resources: RankResources = RankResources()

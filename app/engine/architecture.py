@@ -12,6 +12,15 @@ from app.engine.families import FAMILIES, Family, Windows
 from app.engine.rope import Rope, read_rope
 from app.errors import ModelNotFoundError, UnsupportedModelError
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -75,6 +84,8 @@ def read_architecture(model_dir: Path) -> Architecture:
 
 def _family(config: Mapping[str, Any]) -> Family:
     names = config.get("architectures") or ["(none)"]
+    if not isinstance(names, list):
+        raise UnsupportedModelError(f"architectures = {names!r}: a list of names is needed")
     if names[0] not in FAMILIES:
         raise UnsupportedModelError(
             f"architecture {names[0]} is not supported; supported: {', '.join(FAMILIES)}"
@@ -84,6 +95,9 @@ def _family(config: Mapping[str, Any]) -> Family:
 
 def _architecture(family: Family, config: dict[str, Any], generation: dict[str, Any]) -> Architecture:
     _check_supported(config)
+    for key in _COUNTS:
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise UnsupportedModelError(f"{key} = {config[key]!r}: a positive integer is needed")
 
     def has(bias: bool | str) -> bool:
         return bool(config.get(bias, False)) if isinstance(bias, str) else bias
@@ -140,7 +154,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise UnsupportedModelError(f"{path}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UnsupportedModelError(f"{path}: an object is needed, not {content!r}")
     return content

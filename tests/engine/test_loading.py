@@ -107,6 +107,11 @@ def test_dynamic_rope_ends_with_the_original_context(new_tiny_llama: NewLlama) -
             "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, MistralForCausalLM",
         ),
         ({"architectures": None}, r"\(none\) is not supported"),
+        (
+            {"architectures": "LlamaForCausalLM"},
+            "architectures = 'LlamaForCausalLM': a list of names is needed",
+        ),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers = 'two': a positive integer is needed"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; supported: 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not supported"),
         (
@@ -152,7 +157,10 @@ def test_broken_files_are_refused(new_tiny_llama: NewLlama) -> None:
     with pytest.raises(UnsupportedModelError, match="not JSON"):
         load(folder)
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    with pytest.raises(UnsupportedModelError, match="no key 'num_attention_heads'"):
+    with pytest.raises(UnsupportedModelError, match="no key 'vocab_size'"):
+        load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UnsupportedModelError, match="an object is needed"):
         load(folder)
 
 
