@@ -285,6 +285,11 @@ async def test_events_name_the_prompts_blocks(publishing_rank: Rank) -> None:
 
 
 async def replayed(rank: Rank, last: int) -> list[EventBatch]:
+    """The batches up to `last`, once the publisher's own thread has put them into its buffer."""
+    assert rank.publisher is not None
+    async with asyncio.timeout(10):
+        while rank.publisher.counters.published_batches <= last:
+            await asyncio.sleep(0.005)
     with zmq.asyncio.Context() as context:
         return await fetch_replay(context, f"tcp://127.0.0.1:{rank.port('replay_port')}", 0, last)
 
