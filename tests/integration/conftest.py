@@ -77,9 +77,11 @@ def new_tiny_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
 
 
 def tiny_args(model: str) -> dict[str, Any]:
+    """Of one pace on every machine: streams must last longer than a test needs to break them."""
     return {
-        "model": {"path": model, "served_name": "tiny"},
+        "model": {"path": model, "served_name": "tiny", "dtype": "float32"},
         "engine": {
+            "kernels": "torch",
             "cache": {"num_blocks": 256},
             "scheduler": {"max_running_requests": 3, "max_waiting_requests": 24},
         },
