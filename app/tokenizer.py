@@ -176,7 +176,7 @@ def _eos_token_ids(
     """generation_config.json's, else config.json's, else the tokenizer's own end-of-sequence token."""
     for name in ("generation_config.json", "config.json"):
         found = _read_json(folder / name).get("eos_token_id")
-        if found is not None:
+        if found not in (None, []):
             return found if isinstance(found, list) else [found]
     token_id = backend.token_to_id(special_tokens.get("eos_token", ""))
     return [] if token_id is None else [token_id]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels import torch_attention
-from kernels.cpu_library import address, load_library
+from kernels.cpu_library import address, load_library, rows
 from kernels.interface import PagedAttention
 
 _NO_WINDOW = 2**60
@@ -51,7 +51,7 @@ class CpuAttention:
         # The plan holds addresses only: the tensors must live as long.
         self._query_starts = torch.tensor([0, *accumulate(query_lens)])
         self._kv_lens = torch.tensor(kv_lens, dtype=torch.int64)
-        self._block_tables = block_tables.contiguous()
+        self._block_tables = block_tables.to(torch.int64).contiguous()
         self._plan = _Plan(
             len(query_lens),
             address(self._query_starts),
@@ -81,6 +81,9 @@ class CpuAttention:
         return torch_attention.plan_attention(*self._arguments)
 
     def _run(self, query: Tensor, key_cache: Tensor, value_cache: Tensor, lse: Tensor | None) -> Tensor:
+        assert key_cache.is_contiguous(), "a cache has no gaps"
+        assert value_cache.is_contiguous(), "a cache has no gaps"
+        query = rows(query)
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         num_heads, head_dim = query.shape[1:]
         load_library().kvb_attention(

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from kernels import torch_cache, torch_elementwise
-from kernels.cpu_library import address, load_library
+from kernels.cpu_library import address, load_library, rows
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
     """See `StoreKv`."""
     if key.dtype != torch.bfloat16:
         return torch_cache.store_kv(key, value, key_cache, value_cache, slots)
+    key, value = rows(key), rows(value)
     load_library().kvb_store_kv(
         address(key),
         key.stride(0),
@@ -33,16 +34,16 @@ def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor,
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `RmsNorm`."""
-    if x.dtype != torch.bfloat16:
+    if not x.dtype == weight.dtype == torch.bfloat16:
         return torch_elementwise.rms_norm(x, weight, eps)
-    rows = x.flatten(0, -2)
-    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    flat = rows(x.reshape(-1, x.shape[-1]))
+    out = torch.empty_like(flat, memory_format=torch.contiguous_format)
     load_library().kvb_rms_norm(
-        address(rows),
-        rows.stride(0),
+        address(flat),
+        flat.stride(0),
         address(weight),
         address(out),
-        *rows.shape,
+        *flat.shape,
         eps,
         torch.get_num_threads(),
     )
@@ -51,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def fused_add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """See `FusedAddRmsNorm`."""
-    if x.dtype != torch.bfloat16:
+    if not x.dtype == residual.dtype == weight.dtype == torch.bfloat16:
         return torch_elementwise.fused_add_rms_norm(x, residual, weight, eps)
     x, residual = x.contiguous(), residual.contiguous()
     width = x.shape[-1]
@@ -74,6 +75,7 @@ def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See `RotaryEmbedding`."""
     if x.dtype != torch.bfloat16:
         return torch_elementwise.rotary_embedding(x, cos, sin)
+    x, cos, sin = rows(x), cos.contiguous(), sin.contiguous()
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     num_tokens, num_heads, head_dim = x.shape
     load_library().kvb_rotary_embedding(
@@ -94,6 +96,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """See `SiluAndMul`."""
     if x.dtype != torch.bfloat16:
         return torch_elementwise.silu_and_mul(x)
+    x = x.contiguous()
     num_tokens, width = x.shape
     out = x.new_empty(num_tokens, width // 2)
     load_library().kvb_silu_and_mul(address(x), address(out), num_tokens, width // 2, torch.get_num_threads())

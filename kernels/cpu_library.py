@@ -1,7 +1,7 @@
 """Compiles `kernels/cpu/*.cpp` once per machine and loads it: the C functions behind the `cpu` backend.
 
-The library is kept in the user's cache folder under a name made from the sources, the flags, the compiler and
-the cpu, so whatever of these changes makes a new one, and a second start finds it there.
+The library is kept in the user's cache folder under a name made from the sources, the flags and the cpu, so
+whatever of these changes makes a new one, and a second start finds it there, compiler or not.
 """
 
 from __future__ import annotations
@@ -34,30 +34,29 @@ class CpuLibraryError(Exception):
 
 @functools.cache
 def load_library() -> ctypes.CDLL:
-    """The compiled library, made first if need be.
+    """The library, from the user's cache folder; made first if need be.
 
     Raises:
-        CpuLibraryError: as for `build_library`.
+        CpuLibraryError: as for `open_library`.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return _declare(ctypes.CDLL(str(build_library(Path(base) / "kvbeacon" / "kernels"))))
+    return open_library(_cache_dir())
 
 
-def build_library(folder: Path, cpuinfo: Path = CPUINFO) -> Path:
-    """The compiled library's file in `folder`; every rank of a machine may try at once.
+def open_library(folder: Path, cpuinfo: Path = CPUINFO) -> ctypes.CDLL:
+    """The library whose file is in `folder`, or is put there now; every rank of a machine may try at once.
 
     Raises:
-        CpuLibraryError: the cpu lacks the instructions, there is no compiler, or it fails.
+        CpuLibraryError: the cpu lacks the instructions, there is no compiler, it fails, or the file can't be
+            written or loaded.
     """
-    cpu = _describe_cpu(cpuinfo)
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise CpuLibraryError("neither g++ nor clang++ is installed")
-    library = folder / f"kvbeacon_cpu-{_fingerprint(cpu, compiler)}.so"
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _compile(compiler, library)
-    return library
+    library = folder / f"kvbeacon_cpu-{_fingerprint(_describe_cpu(cpuinfo))}.so"
+    try:
+        if not library.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(library)
+        return _declare(ctypes.CDLL(str(library)))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CpuLibraryError(f"{library} can't be made or loaded: {error}") from error
 
 
 _POINTER, _INT64, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -100,6 +99,12 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
+def rows(x: Tensor) -> Tensor:
+    """`x` with each row's numbers side by side, as the library reads them; a copy if need be."""
+    dense = x.stride(-1) == 1 and (x.dim() < 3 or x.stride(-2) == x.shape[-1])
+    return x if dense else x.contiguous()
+
+
 def address(tensor: Tensor | None) -> int | None:
     """Where a tensor's numbers are, as the library takes it; None is a null pointer."""
     return None if tensor is None else tensor.data_ptr()
@@ -118,23 +123,29 @@ def _describe_cpu(cpuinfo: Path) -> str:
     return "\n".join(described.values())
 
 
-def _fingerprint(cpu: str, compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [cpu, compiler, version, *FLAGS, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
+def _fingerprint(cpu: str) -> str:
+    parts = [cpu, *FLAGS, *(path.read_text() for path in sorted(SOURCES.iterdir()))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _cache_dir() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvbeacon" / "kernels"
+    except RuntimeError as error:
+        raise CpuLibraryError(f"no folder to keep it in: {error}") from error
+
+
+def _compile(library: Path) -> None:
     """Compiles beside `library` and moves it there whole."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise CpuLibraryError("neither g++ nor clang++ is installed")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         sources = [str(path) for path in sorted(SOURCES.glob("*.cpp"))]
         command = [compiler, *FLAGS, "-o", str(made), *sources]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            raise CpuLibraryError(f"{compiler} took more than {COMPILE_TIMEOUT_S} s") from None
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
         if result.returncode != 0:
             raise CpuLibraryError(f"{compiler} failed: {result.stderr.strip()[-1000:]}")
         made.replace(library)

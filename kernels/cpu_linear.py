@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import torch_backend, torch_linear
-from kernels.cpu_library import address, load_library
+from kernels.cpu_library import address, load_library, rows
 from kernels.interface import GatedLinear, Linear
 
 LANES = 16
@@ -36,8 +36,8 @@ class TiledLinear:
         return self._multiply(x, torch.float32)
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        if x.stride(-1) != 1:
-            x = x.contiguous()
+        assert (x.shape[1], x.dtype) == (self.num_inputs, torch.bfloat16), (x.shape, x.dtype)
+        x = rows(x)
         out = torch.empty(len(x), self.num_outputs, dtype=dtype)
         load_library().kvb_linear(
             address(self.tiles),
@@ -65,8 +65,8 @@ class TiledGatedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `GatedLinear`."""
-        if x.stride(-1) != 1:
-            x = x.contiguous()
+        assert (x.shape[1], x.dtype) == (self.num_inputs, torch.bfloat16), (x.shape, x.dtype)
+        x = rows(x)
         out = torch.empty(len(x), self.num_outputs, dtype=x.dtype)
         load_library().kvb_gated_linear(
             address(self.tiles),

@@ -20,6 +20,7 @@ _COUNTS = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+_COUNTS_WITH_DEFAULTS = ("num_key_value_heads", "head_dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,12 @@ def _family(config: Mapping[str, Any]) -> Family:
 def _architecture(family: Family, config: dict[str, Any], generation: dict[str, Any]) -> Architecture:
     _check_supported(config)
     for key in _COUNTS:
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise UnsupportedModelError(f"{key} = {config[key]!r}: a positive integer is needed")
+        _check_count(key, config[key])
+    for key in _COUNTS_WITH_DEFAULTS:
+        if config.get(key) is not None:
+            _check_count(key, config[key])
+    if (config.get("head_dim") or 0) % 2:
+        raise UnsupportedModelError(f"head_dim = {config['head_dim']}: an even number is needed")
 
     def has(bias: bool | str) -> bool:
         return bool(config.get(bias, False)) if isinstance(bias, str) else bias
@@ -123,6 +128,11 @@ def _architecture(family: Family, config: dict[str, Any], generation: dict[str, 
         checkpoint_dtype=config.get("dtype") or config.get("torch_dtype"),
         eos_token_ids=_eos(generation) or _eos(config),
     )
+
+
+def _check_count(key: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise UnsupportedModelError(f"{key} = {value!r}: a positive integer is needed")
 
 
 def _check_supported(config: Mapping[str, Any]) -> None:

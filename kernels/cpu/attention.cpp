@@ -133,8 +133,8 @@ class Attention {
         const int64_t rows = item.num_queries * heads_.group();
         scratch.reset(rows, heads_);
         const int64_t first = std::max<int64_t>(0, position(item, 0) - plan_.window + 1), last = position(item, rows - 1);
-        for (int64_t span = first; span <= last; span += SPAN) {
-            load_span(item, span, last, scratch);
+        for (int64_t span = first / SPAN * SPAN; span <= last; span += SPAN) {
+            load_span(item, span, first, last, scratch);
             for_row_blocks(rows, [&]<int M>(int64_t row) { attend<M>(item, row, span, scratch); });
         }
         for (int64_t row = 0; row < rows; row++) write(item, row, scratch);
@@ -151,10 +151,10 @@ class Attention {
     int64_t token(const Item& item, int64_t row) const { return item.first_query + row / heads_.group(); }
     int64_t head(const Item& item, int64_t row) const { return item.kv_head * heads_.group() + row % heads_.group(); }
 
-    void load_span(const Item& item, int64_t span, int64_t last, Scratch& scratch) const {
+    void load_span(const Item& item, int64_t span, int64_t first, int64_t last, Scratch& scratch) const {
         const bf16 *keys[SPAN] = {}, *values[SPAN] = {};
         const int64_t* blocks = plan_.block_tables + item.sequence * plan_.table_width;
-        for (int64_t i = 0; i < std::min(SPAN, last + 1 - span); i++) {
+        for (int64_t i = std::max<int64_t>(0, first - span); i < std::min(SPAN, last + 1 - span); i++) {
             const int64_t slot = blocks[(span + i) / plan_.block_size] * plan_.block_size + (span + i) % plan_.block_size;
             const int64_t offset = (slot * heads_.kv + item.kv_head) * heads_.dim;
             keys[i] = key_cache_ + offset;

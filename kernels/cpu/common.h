@@ -39,10 +39,11 @@ static inline __m512bh broadcast_pair(const bf16* from) {
     return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// e^x for x <= 0; 0 for anything below -87, minus infinity included. x log2 e = n + f with |f| <= 1/2, then a
-// polynomial for 2^f, fitted to a relative error of 1e-7; rounding x log2 e adds up to 5e-6 for the smallest results.
+// e^x for x <= 0: 0 for anything below -87, minus infinity included, and NaN for NaN. x log2 e = n + f with
+// |f| <= 1/2, then a polynomial for 2^f, fitted to a relative error of 1e-7; rounding x log2 e adds up to 5e-6 for the
+// smallest results.
 static inline __m512 exp_negative(__m512 x) {
-    const __mmask16 is_normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
+    const __mmask16 is_normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
     const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
     const __m512 n = _mm512_roundscale_ps(power, 0), f = _mm512_sub_ps(power, n);
     __m512 e = _mm512_set1_ps(1.3276400e-3f);
@@ -64,42 +65,22 @@ static inline __m512 silu(__m512 x) {
 
 // sum[m][half] += rows[m] · tile for M rows of `num_pairs` pairs and a tile of 32 outputs, laid out
 // [num_pairs][32][2]: the pair of inputs 2k, 2k+1 of every output side by side, as the instruction wants it.
+// Each sum adds its pairs one after another whatever M is: a row's result never depends on its neighbours.
 template <int M>
 static inline void dot(__m512 (&sum)[M][2], const bf16* const (&rows)[M], const bf16* tile, int64_t num_pairs) {
-    // With few rows a register's next addition would wait for its last one: the pairs take turns.
-    constexpr int TURNS = M == 1 ? 4 : M <= 3 ? 2 : 1;
-    __m512 turn[TURNS][M][2];
-    for (int t = 0; t < TURNS; t++)
-        for (int m = 0; m < M; m++)
-            for (int half = 0; half < 2; half++) turn[t][m][half] = t ? _mm512_setzero_ps() : sum[m][half];
-    int64_t k = 0;
-    for (; k + TURNS <= num_pairs; k += TURNS)
-#pragma GCC unroll 4
-        for (int t = 0; t < TURNS; t++) {
-            const bf16* pairs = tile + (k + t) * TILE * 2;
-            const __m512bh low = load_pairs(pairs), high = load_pairs(pairs + TILE);
-#pragma GCC unroll 16
-            for (int m = 0; m < M; m++) {
-                const __m512bh x = broadcast_pair(rows[m] + 2 * (k + t));
-                turn[t][m][0] = _mm512_dpbf16_ps(turn[t][m][0], low, x);
-                turn[t][m][1] = _mm512_dpbf16_ps(turn[t][m][1], high, x);
-            }
-        }
-    for (; k < num_pairs; k++) {
+    __m512 own[M][2];  // a copy that nobody else can see stays in registers
+    for (int m = 0; m < M; m++) own[m][0] = sum[m][0], own[m][1] = sum[m][1];
+    for (int64_t k = 0; k < num_pairs; k++) {
         const bf16* pairs = tile + k * TILE * 2;
         const __m512bh low = load_pairs(pairs), high = load_pairs(pairs + TILE);
 #pragma GCC unroll 16
         for (int m = 0; m < M; m++) {
             const __m512bh x = broadcast_pair(rows[m] + 2 * k);
-            turn[0][m][0] = _mm512_dpbf16_ps(turn[0][m][0], low, x);
-            turn[0][m][1] = _mm512_dpbf16_ps(turn[0][m][1], high, x);
+            own[m][0] = _mm512_dpbf16_ps(own[m][0], low, x);
+            own[m][1] = _mm512_dpbf16_ps(own[m][1], high, x);
         }
     }
-    for (int m = 0; m < M; m++)
-        for (int half = 0; half < 2; half++) {
-            sum[m][half] = turn[0][m][half];
-            for (int t = 1; t < TURNS; t++) sum[m][half] = _mm512_add_ps(sum[m][half], turn[t][m][half]);
-        }
+    for (int m = 0; m < M; m++) sum[m][0] = own[m][0], sum[m][1] = own[m][1];
 }
 
 constexpr int MAX_ROWS = 12;  // rows of one call of `dot`: 24 sums, 2 weights and an input fill the registers

@@ -31,6 +31,7 @@ from app.engine.request import Request, SamplingParams
 from app.engine.scheduler import Scheduler
 from app.engine.weights import load_weights
 from kernels import load_kernels
+from kernels.backends import BACKENDS
 
 CPU = torch.device("cpu")
 BLOCK = 8
@@ -85,6 +86,10 @@ MODELS: dict[str, tuple[NewConfig, dict[str, Any]]] = {
 }
 
 
+_WHY_NOT_CPU = BACKENDS["cpu"].why_not(CPU)
+needs_cpu_backend = pytest.mark.skipif(_WHY_NOT_CPU is not None, reason=f"backend cpu: {_WHY_NOT_CPU}")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Several threads would spend their time waiting for each other: the tensors are tiny."""
@@ -118,11 +123,13 @@ def load_plain(model_dir: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
 
 
-def new_runner(model_dir: Path, backend: str, num_blocks: int) -> ModelRunner:
+def new_runner(
+    model_dir: Path, backend: str, num_blocks: int, dtype: torch.dtype = torch.float32
+) -> ModelRunner:
     architecture = read_architecture(model_dir)
     kernels = load_kernels(backend)
-    weights = load_weights(model_dir, architecture, kernels, CPU, torch.float32)
-    cache = kv_cache.allocate(architecture, num_blocks, BLOCK, CPU, torch.float32).fill_(float("nan"))
+    weights = load_weights(model_dir, architecture, kernels, CPU, dtype)
+    cache = kv_cache.allocate(architecture, num_blocks, BLOCK, CPU, dtype).fill_(float("nan"))
     return ModelRunner(Decoder(architecture, weights, kernels, 128), kernels, cache)
 
 
@@ -171,6 +178,28 @@ def test_logits_are_as_exact_as_those_of_transformers(name: str, new_model: Call
             runner = new_runner(model_dir, backend, 100)
             ours = torch.stack(forced_logits(runner, texts, NUM_PROMPT, budget))
             assert (ours - exact).abs().max() <= allowed, (backend, budget)
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_on_the_cpu_backend_is_as_exact_as_in_transformers_and_the_same_in_any_company(
+    name: str, new_model: Callable[[str], Path]
+) -> None:
+    """As a root mean square, against transformers in float64. In chunks, together and alone: bit for bit."""
+    model_dir, texts = new_model(name), random_texts(60)
+    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16, attn_implementation="eager")
+    with torch.inference_mode():
+        theirs = plain(torch.tensor(texts)).logits[:, NUM_PROMPT - 1 :]
+        exact = load_plain(model_dir).double()(torch.tensor(texts)).logits[:, NUM_PROMPT - 1 :]
+
+    def ours(texts: list[list[int]], budget: int) -> Tensor:
+        runner = new_runner(model_dir, "cpu", 100, torch.bfloat16)
+        return torch.stack(forced_logits(runner, texts, NUM_PROMPT, budget))
+
+    together = ours(texts, 200)
+    assert (together - exact).square().mean() <= (2 * (theirs - exact).square().mean().sqrt()).square()
+    assert torch.equal(ours(texts, 7), together)
+    assert torch.equal(torch.cat([ours([text], 13) for text in texts]), together)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -111,6 +111,8 @@ def test_dynamic_rope_ends_with_the_original_context(new_tiny_llama: NewLlama) -
             {"architectures": "LlamaForCausalLM"},
             "architectures = 'LlamaForCausalLM': a list of names is needed",
         ),
+        ({"num_key_value_heads": 2.0}, "num_key_value_heads = 2.0: a positive integer is needed"),
+        ({"head_dim": 15}, "head_dim = 15: an even number is needed"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers = 'two': a positive integer is needed"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; supported: 'silu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* is not supported"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -40,3 +42,11 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 def _one_thread() -> None:
     """The tests' work is too small to share."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """What an op allocates and doesn't write is NaN, not what happens to be there."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -9,7 +9,7 @@ from tests.kernels.harness import DTYPES, PLAIN, Backend, assert_exact
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize("num_tokens", [1, 2, 9, 130])
+@pytest.mark.parametrize("num_tokens", [0, 1, 2, 9, 130])
 def test_pack_linear_is_as_exact_as_a_float32_sum_in_any_order(
     num_tokens: int, has_bias: bool, dtype: torch.dtype, backend: Backend
 ) -> None:
