@@ -82,7 +82,7 @@ class SchedulerConfig(Settings):
 
 
 class EngineConfig(Settings):
-    """The torch engine of one rank."""
+    """The engine of one rank."""
 
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -68,7 +69,8 @@ def _compare(options: argparse.Namespace, model_dir: Path) -> dict[str, Figures]
             peer.wait_until_ready()
 
         start(process.kvbeacon(model_dir, dtype, threads, options.kernels))
-        start(process.transformers(model_dir, dtype, threads))
+        if find_spec("transformers") is not None:
+            start(process.transformers(model_dir, dtype, threads))
         if options.vllm_python is not None:
             start(process.vllm(options.vllm_python, model_dir, dtype, threads))
         rounds: dict[str, list[Figures]] = {peer.name: [] for peer in peers}

@@ -12,6 +12,7 @@ from ray import serve
 
 from app.config import AppConfig
 from app.deployments.engine_thread import EngineThread
+from app.deployments.logs import log_with_ray
 from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, RankMessage
 from app.engine.engine import Engine
 from app.events.endpoints import PublisherInfo, parse
@@ -38,6 +39,7 @@ class DPRank:
 
     # Ray Serve awaits a constructor that is a coroutine function.
     async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]
+        log_with_ray()
         context = serve.get_replica_context()
         self._rank = context.rank.rank
         self._replica_id = context.replica_id.unique_id
@@ -102,6 +104,7 @@ class DPRank:
             max_model_len=self._engine.max_model_len,
             device=str(self._engine.device),
             dtype=str(self._engine.dtype).removeprefix("torch."),
+            kernels=self._engine.kernels_name,
         )
 
     async def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]:

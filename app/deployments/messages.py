@@ -71,6 +71,7 @@ class RankInfo(RankDescription):
     max_model_len: int
     device: str
     dtype: str
+    kernels: str
 
 
 @dataclass(frozen=True)

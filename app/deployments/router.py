@@ -10,6 +10,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
+from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
 from app.deployments.ranks import RankDirectory
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
@@ -35,6 +36,7 @@ class Router:
 
     # Ray Serve awaits a constructor that is a coroutine function.
     async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        log_with_ray()
         routing = config.routing
         self._ranks = ranks
         self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)

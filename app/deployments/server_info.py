@@ -66,6 +66,7 @@ def _internal_state(rank: int, info: RankInfo | None) -> Json:
         "pid": info.pid,
         "device": info.device,
         "dtype": info.dtype,
+        "kernels": info.kernels,
         "max_model_len": info.max_model_len,
         "num_blocks": info.num_blocks,
         "num_cached_blocks": info.num_cached_blocks,

@@ -148,6 +148,11 @@ class Engine:
         return self._runner.device
 
     @property
+    def kernels_name(self) -> str:
+        """The kernels' backend."""
+        return self._runner.kernels_name
+
+    @property
     def dtype(self) -> torch.dtype:
         """The number format of weights and KV cache."""
         return self._runner.dtype

@@ -22,6 +22,7 @@ class ModelRunner:
         self._kv_cache = kv_cache_pairs(kv_cache)
         self._block_size = kv_cache.shape[3]
         self._scale = kv_cache.shape[-1] ** -0.5
+        self.kernels_name = kernels.name
         self.device = kv_cache.device
         self.dtype = kv_cache.dtype
 

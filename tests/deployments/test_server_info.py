@@ -39,6 +39,7 @@ def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
         max_prompt_tokens=MAX_MODEL_LEN - 1,
         device="cpu",
         dtype="float32",
+        kernels="torch",
     )
 
 
