@@ -5,6 +5,7 @@ What is not bfloat16 goes the `torch` backend's way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,29 +30,11 @@ class TiledLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
-        return self._multiply(x, torch.bfloat16)
+        return _multiply(load_library().kvb_linear, self, x, torch.bfloat16, False)
 
     def wide(self, x: Tensor) -> Tensor:
         """See `Linear`."""
-        return self._multiply(x, torch.float32)
-
-    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        assert (x.shape[1], x.dtype) == (self.num_inputs, torch.bfloat16), (x.shape, x.dtype)
-        x = rows(x)
-        out = torch.empty(len(x), self.num_outputs, dtype=dtype)
-        load_library().kvb_linear(
-            address(self.tiles),
-            address(self.bias),
-            self.num_outputs,
-            self.num_inputs,
-            address(x),
-            x.stride(0),
-            len(x),
-            address(out),
-            dtype == torch.float32,
-            torch.get_num_threads(),
-        )
-        return out
+        return _multiply(load_library().kvb_linear, self, x, torch.float32, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +48,33 @@ class TiledGatedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `GatedLinear`."""
-        assert (x.shape[1], x.dtype) == (self.num_inputs, torch.bfloat16), (x.shape, x.dtype)
-        x = rows(x)
-        out = torch.empty(len(x), self.num_outputs, dtype=x.dtype)
-        load_library().kvb_gated_linear(
-            address(self.tiles),
-            address(self.bias),
-            self.num_outputs,
-            self.num_inputs,
-            address(x),
-            x.stride(0),
-            len(x),
-            address(out),
-            torch.get_num_threads(),
-        )
-        return out
+        return _multiply(load_library().kvb_gated_linear, self, x, torch.bfloat16)
+
+
+def _multiply(
+    function: Callable[..., None],
+    layer: TiledLinear | TiledGatedLinear,
+    x: Tensor,
+    dtype: torch.dtype,
+    *options: bool,
+) -> Tensor:
+    """The library's `function` on x [T, in]: [T, out] in `dtype`."""
+    assert (x.shape[1], x.dtype) == (layer.num_inputs, torch.bfloat16), (x.shape, x.dtype)
+    x = rows(x)
+    out = torch.empty(len(x), layer.num_outputs, dtype=dtype)
+    function(
+        address(layer.tiles),
+        address(layer.bias),
+        layer.num_outputs,
+        layer.num_inputs,
+        address(x),
+        x.stride(0),
+        len(x),
+        address(out),
+        *options,
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:

@@ -109,14 +109,9 @@ class Decoder:
             # Queries and keys lie side by side and rotate alike.
             rotated = kernels.rotary_embedding(heads[:, : num_heads + num_kv_heads], cos, sin)
             return rotated[:, :num_heads], rotated[:, num_heads:], value
-        query = self._head_norm(heads[:, :num_heads], layer.query_norm)
-        key = self._head_norm(heads[:, num_heads:-num_kv_heads], layer.key_norm)
+        query = kernels.rms_norm(heads[:, :num_heads], layer.query_norm, arch.rms_norm_eps)
+        key = kernels.rms_norm(heads[:, num_heads:-num_kv_heads], layer.key_norm, arch.rms_norm_eps)
         return kernels.rotary_embedding(query, cos, sin), kernels.rotary_embedding(key, cos, sin), value
-
-    def _head_norm(self, heads: Tensor, weight: Tensor) -> Tensor:
-        """Normalise each head of [T, any heads, D] by itself."""
-        rows = heads.reshape(-1, heads.shape[-1])
-        return self._kernels.rms_norm(rows, weight, self._architecture.rms_norm_eps).view(heads.shape)
 
 
 def kv_cache_pairs(kv_cache: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -249,7 +249,7 @@ class Scheduler:
     def _num_hit_tokens(self, request: Request) -> int:
         """Cached leading tokens in full blocks."""
         block_size = self._cache.block_size
-        return self._cache.count_hits(request.table, (request.num_tokens - 1) // block_size) * block_size
+        return self._cache.count_hits(request.table, self._usable(request) // block_size) * block_size
 
     def _usable(self, request: Request) -> int:
         """Tokens in full blocks that a hit can spare; the last is always computed, for its logits."""

@@ -21,6 +21,7 @@ from app.errors import (
     QueueFullError,
 )
 from app.events.schema import AllBlocksCleared, BlockStored
+from tests.engine.runs import run, tokens_of
 
 BLOCK = 4
 PROMPT = list(range(10, 20))
@@ -57,20 +58,6 @@ LEN = "max_model_len"
 
 def greedy(max_tokens: int = 8, **changes: Any) -> SamplingParams:
     return SamplingParams(max_tokens, **({"temperature": 0.0, "ignore_eos": True} | changes))
-
-
-def run(engine: Engine) -> dict[str, list[RequestOutput]]:
-    """Step until nothing is left: every output by request."""
-    outputs: dict[str, list[RequestOutput]] = {}
-    while engine.has_work():
-        for output in engine.step().outputs:
-            outputs.setdefault(output.request_id, []).append(output)
-        engine.check_integrity()
-    return outputs
-
-
-def tokens_of(outputs: list[RequestOutput]) -> list[int]:
-    return [token for output in outputs for token in output.new_token_ids]
 
 
 def complete(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:

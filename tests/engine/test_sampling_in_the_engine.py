@@ -14,6 +14,7 @@ from app.engine.request import SamplingParams
 from app.errors import InvalidRequestError
 from app.structured_output import StructuredOutput
 from app.text_stream import TextStream
+from tests.engine.runs import run, tokens_of
 
 PROMPT = list(range(10, 20))
 EOS = 2
@@ -65,20 +66,6 @@ def new_engine(tiny_llama_dir: Path) -> NewEngine:
         )
 
     return make
-
-
-def run(engine: Engine) -> dict[str, list[RequestOutput]]:
-    """Step until nothing is left: every output by request."""
-    outputs: dict[str, list[RequestOutput]] = {}
-    while engine.has_work():
-        for output in engine.step().outputs:
-            outputs.setdefault(output.request_id, []).append(output)
-        engine.check_integrity()
-    return outputs
-
-
-def tokens_of(outputs: list[RequestOutput]) -> list[int]:
-    return [token for output in outputs for token in output.new_token_ids]
 
 
 def answer(engine: Engine, **params: Any) -> list[RequestOutput]:
