@@ -23,6 +23,7 @@ from typing import NamedTuple
 import zmq
 
 from app.errors import ConfigError, EndpointInUseError
+from app.events.curve_server import CurveServer
 from app.events.endpoints import Endpoint, KvEventsConfig, PublisherInfo, rank_endpoints
 from app.events.ports import dial_host
 from app.events.replay import ReplayBuffer, ReplayServer
@@ -74,7 +75,11 @@ class EventPublisher:
         linger_s: float = 1.0,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        """Opens nothing yet. Raises `ConfigError` as `rank_endpoints` does."""
+        """Opens nothing yet; with CURVE the context is one of its own.
+
+        Raises:
+            ConfigError: as `rank_endpoints`, or a CURVE key file can't be used.
+        """
         self.epoch = secrets.token_hex(8)
         self.counters = PublisherCounters()
         self._config = config
@@ -84,6 +89,7 @@ class EventPublisher:
         self._bind_timeout_s = bind_timeout_s
         self._linger_s = linger_s
         self._context = context or zmq.Context.instance()
+        self._curve = CurveServer(config.curve, f"rank {dp_rank}") if config.curve else None
         self._topic = config.topic.encode()
         self._load_topic = config.load_topic.encode()
         self._last_seq = -1
@@ -122,6 +128,8 @@ class EventPublisher:
             last_seq=self._last_seq,
             state="publishing" if self.is_running and endpoints.dialable else "disabled",
             dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
+            curve_public_key=self._curve.public_key if self._curve else None,
+            refused_clients=self._curve.refused_clients if self._curve else 0,
         )
 
     def start(self) -> None:
@@ -136,7 +144,11 @@ class EventPublisher:
         assert self._thread is None, "started twice"
         opened: list[zmq.Socket[bytes]] = []
         deadline = time.monotonic() + self._bind_timeout_s
+        if self._dp_rank == 0 and not self._curve:
+            self._warn_if_exposed()
         try:
+            if self._curve:
+                self._context = self._curve.start()
             events = self._open(self._endpoints.events, zmq.PUB, deadline, opened)
             load = self._endpoints.load and self._open(self._endpoints.load, zmq.PUB, deadline, opened)
             replay = self._endpoints.replay and self._open(
@@ -145,7 +157,11 @@ class EventPublisher:
         except Exception:
             for socket in opened:
                 socket.close(linger=0)
+            if self._curve:
+                self._curve.close()
             raise
+        if self._curve:
+            self._curve.watch()
         if replay:
             self._start_replay(replay)
         self._thread = threading.Thread(
@@ -180,6 +196,8 @@ class EventPublisher:
         self._thread.join()
         if self._replay:
             self._replay.close()
+        if self._curve:
+            self._curve.close()
 
     def _enqueue(self, item: _Batch | _Load) -> bool:
         # Only this thread puts, so the size can but shrink in between.
@@ -194,6 +212,14 @@ class EventPublisher:
         self._replay = ReplayServer(socket, self._buffer, topic)
         self._replay.start()
 
+    def _warn_if_exposed(self) -> None:
+        if addresses := self._endpoints.exposed:
+            logger.warning(
+                "%s: whoever reaches this reads prompts' token ids; encrypt it with kv_events_config.curve, "
+                "or listen on 127.0.0.1",
+                ", ".join(addresses),
+            )
+
     def _open(
         self, endpoint: Endpoint, kind: int, deadline: float, opened: list[zmq.Socket[bytes]]
     ) -> zmq.Socket[bytes]:
@@ -204,6 +230,8 @@ class EventPublisher:
             ReplayServer.prepare(socket)
         else:
             socket.setsockopt(zmq.SNDHWM, self._config.hwm)
+        if self._curve:
+            self._curve.secure(socket, endpoint.address)
         if endpoint.binds:
             self._bind(socket, endpoint.address, deadline)
         else:

@@ -22,6 +22,7 @@ import zmq
 import zmq.asyncio
 
 from app.errors import WireError
+from app.events.curve import CurveClient
 from app.events.schema import (
     END_OF_REPLAY,
     MAX_FRAME_BYTES,
@@ -197,7 +198,13 @@ class _Transfer:
 
 
 async def fetch_replay(
-    context: zmq.asyncio.Context, address: str, first: int, last: int, *, timeout_s: float = 1.0
+    context: zmq.asyncio.Context,
+    address: str,
+    first: int,
+    last: int,
+    *,
+    timeout_s: float = 1.0,
+    curve: CurveClient | None = None,
 ) -> list[EventBatch]:
     """The batches `first` to `last`, both included, from the replay server at `address`.
 
@@ -214,6 +221,8 @@ async def fetch_replay(
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         socket.setsockopt(zmq.IPV6, "[" in address)
+        if curve is not None:
+            curve.secure(socket)
         socket.connect(address)
         await socket.send_multipart([b"", encode_seq(first)])
         for wanted in range(first, last + 1):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from app.events.curve import KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, CacheSnapshot, LoadStat
 from app.events.subscriber import RankSubscriber, SyncStatus
@@ -36,6 +37,7 @@ class FollowedRank:
         index: PrefixIndex,
         load: LoadBook,
         fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
+        curve_keys: KeyPair | None = None,
     ) -> None:
         self.description = description
         self.missed_looks = 0
@@ -55,6 +57,7 @@ class FollowedRank:
                 fetch_snapshot=fetch_snapshot,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
+                curve_keys=curve_keys,
             )
             self._subscriber.start()
             self._acknowledges = publisher.load_port is not None
@@ -151,7 +154,7 @@ def _identity(publisher: PublisherInfo | None) -> PublisherInfo | None:
     """A publisher without what changes while it lives."""
     if publisher is None:
         return None
-    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0)
+    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0, refused_clients=0)
 
 
 def _totals(stat: LoadStat) -> tuple[int, int]:
