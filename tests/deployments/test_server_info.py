@@ -169,6 +169,7 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
             "last_seq": 9,
             "state": "publishing",
             "dropped_batches": 0,
+            "overflows": 0,
         },
         {"rank": 2, "state": "disabled"},
     ]
