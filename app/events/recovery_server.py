@@ -1,8 +1,10 @@
 """Answers on a rank's recovery socket: replays of buffered batches, and snapshots of the cache.
 
-               ┌── ReplayBuffer                      one thread: a slice of every peer's first answer in turn,
-ROUTER ────────┤                                     so that neither a long answer nor a peer that doesn't
-               └── take_content: engine's thread     read holds up publishing or another answer
+    ROUTER ──┬── ReplayBuffer
+             └── take_content: engine's thread, between two steps
+
+One thread sends a slice of every peer's first answer in turn, so that neither a long answer nor a peer that
+doesn't read holds up publishing or another answer.
 """
 
 from __future__ import annotations

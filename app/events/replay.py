@@ -5,8 +5,8 @@
     DEALER ◀── ROUTER   "" | topic | seq | payload     each batch; a snapshot's all have its seq
                         "" | ""    | ff*8 | epoch      the end; the epoch of a snapshot, empty after a replay
 
-The framing of replies is that of vLLM and SGLang 0.5.23; `plain` leaves the second frame out, as SGLang 0.5.13
-does. Both of them know replays only.
+The framing of replies is that of vLLM and SGLang 0.5.23; without a topic the second frame is left out, as in
+SGLang 0.5.13. Both of them know replays only.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ is asked for, so a later batch is either in the snapshot or waiting in the socke
 snapshot's are skipped, later ones applied. A subscription takes effect at the publisher in its own time,
 though: a batch published at that very moment can be lost.
 
-A lost batch is noticed by the next one's number. When there is no next one, it is noticed by what the rank says
-of itself (`observe`), or, when neither says anything for `probe_interval_s`, by asking the replay for what comes
-after the last batch: so within `probe_interval_s + unseen_timeout_s` at the latest.
+A lost batch is noticed by the next one's number. When there is no next one, it is noticed by what the rank
+says of itself (`observe`), or, when neither says anything for `probe_interval_s`, by asking the replay for
+what comes after the last batch: so within `probe_interval_s + unseen_timeout_s` at the latest.
 """
 
 from __future__ import annotations

@@ -284,11 +284,11 @@ async def test_the_missing_batches_are_fetched_in_either_framing(serve: Any, top
     server = serve(topic=topic)
     with zmq.asyncio.Context() as context:
         client = RecoveryClient(context, server.address)
+        batches: list[tuple[int, float]] = []
         for first in (3, 8, 10):
-            batches: list[tuple[int, float]] = []
             await client.replay(first, lambda seq, payload: batches.append((seq, decode_batch(payload).ts)))
-            assert batches == [(seq, float(seq)) for seq in range(first, 10)]
         client.close()
+    assert batches == [(seq, float(seq)) for first in (3, 8, 10) for seq in range(first, 10)]
 
 
 async def test_an_answer_cut_short_is_not_taken_for_the_next(serve: Any) -> None:
