@@ -33,7 +33,7 @@ QueueLength = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class KvEventsConfig(Settings):
-    """What is inside `kv_events_config`: SGLang's keys, and kvbeacon's own from `load_reports` on."""
+    """What is inside `kv_events_config`: SGLang's keys, and kvbeacon's own from `token_ids` on."""
 
     model_config = ConfigDict(strict=True)
 
@@ -45,6 +45,9 @@ class KvEventsConfig(Settings):
     hwm: QueueLength = Field(100_000, description="Batches queued for one slow subscriber, then dropped.")
     max_queue_size: QueueLength = Field(
         100_000, description="Batches queued between engine and publisher, then dropped."
+    )
+    token_ids: bool = Field(
+        True, description="False keeps prompts out of the stream: `token_ids` of stored blocks are empty."
     )
     load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
     load_topic: str = Field("load", min_length=1, description="First frame of every load report.")
@@ -136,7 +139,8 @@ class PublisherInfo(msgspec.Struct, frozen=True):
 
     `disabled` means that there is nothing to dial: nothing is published, or not at a tcp port that the rank
     binds. `last_seq` is the last sequence number given out, -1 before the first. `epoch` changes whenever
-    the publisher is started anew. `curve_public_key` (40 characters of z85) is what a client must know of a
+    the publisher is started anew. `replay_port` answers for snapshots too. `dropped_batches` and `overflows`
+    are `PublisherCounters`'. `curve_public_key` (40 characters of z85) is what a client must know of a
     publisher that encrypts, `refused_clients` how many handshakes failed there.
     """
 
@@ -152,6 +156,7 @@ class PublisherInfo(msgspec.Struct, frozen=True):
     last_seq: int
     state: Literal["publishing", "disabled"]
     dropped_batches: int
+    overflows: int = 0
     curve_public_key: str | None = None
     refused_clients: int = 0
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from app.events.curve import KeyPair
-from app.events.schema import CacheSnapshot
+from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import SyncStatus
 from app.routing.description import RankDescription
 from app.routing.followed_rank import FollowedRank

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from app.events.curve import (
 )
 from app.events.endpoints import KvEventsConfig, PublisherInfo, parse
 from app.events.publisher import EventPublisher
-from app.events.replay import fetch_replay
+from app.events.recovery_client import RecoveryClient
 from app.events.schema import LoadStat, encode_seq
+from app.events.snapshot import CacheContent
 
 STAT = LoadStat(1, 2, 3, 4, 0, 6, 7, 8, 9, 10)
 OTHER_SERVER = zmq.curve_keypair()[0]
@@ -174,6 +176,19 @@ def warnings(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
     return [message for message in caplog.messages if part in message]
 
 
+def _done(content: CacheContent) -> Future[CacheContent]:
+    future: Future[CacheContent] = Future()
+    future.set_result(content)
+    return future
+
+
+async def replayed(recovery: RecoveryClient) -> list[int]:
+    """The numbers of the batches that a replay brings."""
+    numbers: list[int] = []
+    await recovery.replay(0, lambda seq, payload: numbers.append(seq))
+    return numbers
+
+
 # ---- who may
 
 
@@ -193,9 +208,13 @@ async def test_with_the_right_keys_events_load_and_replay_come(
 
     assert await rigs.holds(lambda: bool(publish_load()))
     assert loads[0] == STAT
-    replay = f"tcp://127.0.0.1:{info.replay_port}"
-    batches = await fetch_replay(context, replay, 0, 20, curve=client(info, keys.router))
-    assert [batch.events for batch in batches[1:]] == [[rigs.stored(number)] for number in range(20)]
+    recovery = RecoveryClient(
+        context, f"tcp://127.0.0.1:{info.replay_port}", timeout_s=5, curve=client(info, keys.router)
+    )
+    rank.publisher.serve_snapshots(lambda: _done(rank.publisher.content(rank.truth.as_cached())))
+    assert await replayed(recovery) == list(range(21))
+    assert (await recovery.snapshot()).seq == 20
+    recovery.close()
     subscriber.observe(rank.epoch, rank.seq)
     assert await rigs.holds(lambda: subscriber.status.applied_seq == rank.seq)
     assert sink.hashes == rank.truth.hashes
@@ -278,8 +297,11 @@ async def test_whoever_lacks_a_key_gets_not_one_message_and_both_sides_say_why(
     assert client_says in subscriber.status.reason
     await publish_until_heard(rigs, rank, new_witness())
     assert (subscriber.status.state, sink.hashes, loads) == ("stale", set(), [])
+    recovery = RecoveryClient(context, f"tcp://127.0.0.1:{info.replay_port}", timeout_s=0.1, curve=curve)
     with pytest.raises(TimeoutError):
-        await fetch_replay(context, f"tcp://127.0.0.1:{info.replay_port}", 0, 1, timeout_s=0.1, curve=curve)
+        await replayed(recovery)
+    with pytest.raises(TimeoutError):
+        await recovery.snapshot(timeout_s=0.1)
     if rank_says is not None:
         assert await rigs.holds(lambda: rank.publisher.info("").refused_clients >= 3)
         said = warnings(caplog, "client refused by rank 0 at tcp://127.0.0.1:")
@@ -350,6 +372,29 @@ async def test_a_client_that_is_removed_does_not_get_in_any_more(
     assert await rigs.holds(lambda: bool(publish())), "a connection that stands is not cut"
     for connection in (first, second):
         connection.close()
+
+
+async def test_a_refused_question_is_an_error_and_can_be_asked_again(
+    new_rank: Any, keys: Keys, context: Any, rigs: Any, free_ports: Any
+) -> None:
+    base = free_ports(6)
+    ports = {"endpoint": f"tcp://127.0.0.1:{base}", "replay_endpoint": f"tcp://127.0.0.1:{base + 4}"}
+    first = new_rank(**ports)
+    curve = client(first.publisher.info(""), keys.router)
+    recovery = RecoveryClient(context, ports["replay_endpoint"], timeout_s=2, curve=curve)
+    assert await replayed(recovery) == [0]
+    first.publisher.close()
+    # Somebody else must be on the list, or the rank wouldn't start.
+    keys.make("other")
+    keys.allow("other")
+    keys.forbid("router")
+    second = new_rank(**ports, curve=keys.config | {"router_key_file": None})
+    assert await rigs.holds(lambda: second.publisher.info("").refused_clients > 0)
+    with pytest.raises(TimeoutError):
+        await replayed(recovery)
+    keys.allow("router")
+    assert await replayed(recovery) == [0]
+    recovery.close()
 
 
 async def test_a_broken_certificate_lets_nobody_in_and_keeps_nobody_out(
