@@ -104,8 +104,8 @@ class RankSubscriber:
         connect_timeout_s: float = 2.0,
         snapshot_timeout_s: float = 10.0,
         replay_timeout_s: float = 1.0,
-        unseen_timeout_s: float = 0.5,
-        probe_interval_s: float = 1.0,
+        unseen_timeout_s: float = 0.4,
+        probe_interval_s: float = 0.8,
         context: zmq.asyncio.Context | None = None,
     ) -> None:
         """Opens nothing yet; `info` must describe a publisher that is not disabled.
