@@ -17,7 +17,7 @@ class RecentBatches:
         self._digests: dict[int, int] = {}
 
     def add(self, seq: int, payload: bytes) -> None:
-        """Remember batch `seq`, the one after the last."""
+        """Remember batch `seq`."""
         self._digests[seq] = hash(payload)
         self._digests.pop(seq - _NUM_REMEMBERED, None)
 

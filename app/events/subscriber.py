@@ -280,8 +280,9 @@ class RankSubscriber:
             return
         self._live_seq = seq
         self._put_off_probe()
-        if seq <= self._applied_seq:
-            return  # in the snapshot
+        if seq <= self._applied_seq:  # in the snapshot
+            self._recent.add(seq, payload)
+            return
         if seq > self._applied_seq + 1:
             await self._recover(seq - 1)
         if self._distrust is None and seq > self._applied_seq:
