@@ -244,9 +244,10 @@ class EventPublisher:
     def _warn_if_exposed(self) -> None:
         if addresses := self._endpoints.exposed:
             logger.warning(
-                "%s: whoever reaches this reads prompts' token ids; encrypt it with kv_events_config.curve, "
+                "%s: whoever reaches this can read %s; encrypt it with kv_events_config.curve, "
                 "or listen on 127.0.0.1",
                 ", ".join(addresses),
+                "prompts' token ids" if self._config.token_ids else "the hashes of prompts' blocks",
             )
 
     def _open(
