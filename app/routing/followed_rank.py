@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,8 @@ from app.routing.load import LoadBook
 
 ROUTED_MEDIA = (None, "GPU")
 """Blocks elsewhere must be loaded back first, so they aren't credited."""
+UNTOLD_PARENT: Final = 1 << 64
+"""The parent of a snapshot's blocks, which don't tell theirs: outside every hash's range, so never held."""
 
 
 class FollowedRank:
@@ -109,7 +112,8 @@ class FollowedRank:
         """Hold exactly these blocks."""
         if not self._is_detached:
             self._index.clear(self.description.rank)
-            self._index.store_unlinked(self.description.rank, block_hashes)
+            for block_hash in block_hashes:
+                self._index.store(self.description.rank, (block_hash,), UNTOLD_PARENT)
 
     def clear(self) -> None:
         """Hold no blocks."""
