@@ -138,9 +138,8 @@ def measure_steps(port: int, model_dir: Path, threads: int, cost: BlockCost, see
             started = time.thread_time()
             publisher.publish(result.events)
             publish_s = time.thread_time() - started + publisher.drained_cpu_s() - before
-            num_stored = sum(
-                len(each.block_hashes) for each in result.events if isinstance(each, BlockStored)
-            )
+            stored = [each for each in result.events if isinstance(each, BlockStored)]
+            num_stored = sum(len(each.block_hashes) for each in stored)
             is_prefill = num_stored > _STEP_REQUESTS
             shares[is_prefill].append((publish_s + num_stored * cost.cache_us / 1e6) / step_s)
     return StepShares(median(shares[True]), median(shares[False]), max(shares[True] + shares[False]))

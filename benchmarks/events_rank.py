@@ -74,11 +74,13 @@ class RankProcess:
 
     def info(self) -> PublisherInfo:
         """What to dial."""
-        return self._ask("info")
+        info: PublisherInfo = self._ask("info")
+        return info
 
     def publish(self, work: Work) -> Published:
         """Do `work`; returns when all of it was handed to ZMQ."""
-        return self._ask("publish", work)
+        published: Published = self._ask("publish", work)
+        return published
 
     def fill(self, num_blocks: int, chain_length: int) -> None:
         """Hold `num_blocks` blocks in chains, and say so to nobody."""

@@ -1,4 +1,4 @@
-"""What a router does with one rank's events, measured in this process: its real subscriber, its real index."""
+"""What a router does with one rank's events, measured in this process: real subscriber, real index."""
 
 from __future__ import annotations
 
