@@ -54,7 +54,7 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class StepShares:
-    """CPU time for events as a share of the step that they are from: publishing, and the cache's part of it."""
+    """CPU time of publishing, and of the cache's part in it, as a share of the step that it is for."""
 
     prefill: float
     decode: float
