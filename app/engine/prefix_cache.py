@@ -16,7 +16,14 @@ from dataclasses import dataclass, field
 
 from app import hashing
 from app.engine.block_pool import BlockPool
-from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
+from app.events.schema import (
+    MAX_HASHES_PER_EVENT,
+    MEDIUM,
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    CacheEvent,
+)
 from app.events.snapshot import CachedBlock
 
 
@@ -203,7 +210,7 @@ class PrefixCache:
     def _note_removed(self, names: list[int]) -> None:
         """One event for all that is evicted with nothing in between, as in most steps of a full cache."""
         last = self._events[-1] if self._events else None
-        if isinstance(last, BlockRemoved):
+        if isinstance(last, BlockRemoved) and len(last.block_hashes) + len(names) <= MAX_HASHES_PER_EVENT:
             last.block_hashes.extend(names)
         else:
             self._events.append(BlockRemoved(names, MEDIUM))

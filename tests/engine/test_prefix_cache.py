@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from app import hashing
 from app.engine.prefix_cache import BlockTable, PrefixCache
-from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored
+from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored
 from tests.engine import naive_cache
 from tests.engine.event_replay import EventReplay
 from tests.examples import examples
@@ -102,6 +102,22 @@ def test_blocks_without_content_are_reused_before_any_is_evicted() -> None:
     for _ in range(3):
         cache.close(opened(cache, [1, 2, 3]))
     assert cache.drain_events() == []
+
+
+def test_what_several_sequences_evict_in_a_step_is_one_event() -> None:
+    cache = PrefixCache(4, BLOCK)
+    evicted = [names(tokens)[0] for tokens in ([1] * 4, [2] * 4, [3] * 4, [4] * 4)]
+    for token in (1, 2, 3, 4):
+        cache.close(fill(cache, [token] * 4))
+    cache.drain_events()
+    tables = [opened(cache, [token] * 4) for token in (5, 6, 7)]
+    for token, table in zip((5, 6, 7), tables, strict=True):
+        cache.commit(table, [token] * 4, 4)
+    opened(cache, [8] * 4)
+    removed, *stored, removed_later = cache.drain_events()
+    assert removed == BlockRemoved(evicted[:3], MEDIUM)
+    assert [type(event) for event in stored] == [BlockStored] * 3
+    assert removed_later == BlockRemoved(evicted[3:], MEDIUM)
 
 
 def test_growing_beyond_what_is_free_changes_nothing() -> None:

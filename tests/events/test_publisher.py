@@ -182,6 +182,44 @@ def test_publishing_never_waits_for_a_subscriber_that_does_not_read(make_rank: A
     assert time.monotonic() - started < 5
 
 
+def test_a_subscriber_whose_queue_is_full_is_noticed_and_costs_the_others_nothing(
+    make_rank: Any, rigs: Any, open_socket: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank = make_rank(hwm=50)
+    port = rank.publisher.info("").event_port
+    stuck = open_socket(zmq.SUB)
+    stuck.setsockopt(zmq.RCVHWM, 1)
+    stuck.subscribe(b"")
+    stuck.connect(f"tcp://127.0.0.1:{port}")
+    reader = subscribe(open_socket, port)
+    hear(reader, lambda: rank.step(rigs.stored(1)))
+    hear(stuck, lambda: rank.step(rigs.stored(1)))
+    heard = -1
+    while rank.publisher.counters.overflows == 0:
+        rank.step(rigs.stored(*range(2_000)))
+        while heard < rank.seq:
+            heard = int.from_bytes(reader.recv_multipart()[1], "big")
+        assert rank.seq < 50_000, "no queue is ever full"
+    assert rank.publisher.info("").overflows > 0
+    assert rank.publisher.info("").dropped_batches == 0
+    assert "a subscriber reads too slowly" in caplog.text
+
+
+@pytest.mark.parametrize("format", ["map", "array"])
+def test_prompts_can_be_kept_out_of_the_stream_and_of_replays(
+    make_rank: Any, rigs: Any, open_socket: Any, free_ports: Any, format: str
+) -> None:
+    replay_port = free_ports(1)
+    rank = make_rank(token_ids=False, format=format, replay_endpoint=f"tcp://127.0.0.1:{replay_port}")
+    sub = subscribe(open_socket, rank.publisher.info("").event_port)
+    event = BlockStored([7, 8], 6, [501, 502, 503, 504], 2, medium="GPU")
+    payload = hear(sub, lambda: rank.step(event))[2]
+    without = [BlockStored([7, 8], 6, [], 2, medium="GPU")]
+    assert decode_batch(payload).events == without
+    assert read_replay(open_socket, replay_port, 1)[1] == without
+    assert event.token_ids == [501, 502, 503, 504], "the engine's own event is not touched"
+
+
 def test_a_batch_that_cant_be_encoded_is_counted_and_the_next_one_sent(
     make_rank: Any, rigs: Any, open_socket: Any
 ) -> None:

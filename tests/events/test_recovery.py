@@ -227,6 +227,14 @@ async def test_a_snapshot_arrives_whole_with_every_parent(
     assert all(len(payload) < 2**20 for payload in snapshot.payloads)
 
 
+def test_sequences_that_grew_side_by_side_are_told_one_after_the_other_each_after_its_parents() -> None:
+    # 1-2-3-4 and 11-12-13 in turn, 21-22 forks off 2, 31 off an absent 30.
+    blocks = [(1, None), (11, None), (2, 1), (12, 11), (3, 2), (21, 2), (13, 12), (22, 21), (4, 3), (31, 30)]
+    (payload,) = snapshot_payloads([CachedBlock(*each) for each in blocks], dp_rank=0, block_size=16)
+    told = [(each.block_hashes, each.parent_block_hash) for each in decode_batch(payload).events[1:]]
+    assert told == [([1, 2, 3, 4], None), ([11, 12, 13], None), ([21, 22], 2), ([31], 30)]
+
+
 async def test_whoever_asks_while_the_engine_is_busy_shares_its_answer_and_a_replay_does_not_wait(
     serve: Any,
 ) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -360,6 +362,47 @@ async def test_a_message_of_another_shape_is_counted_and_loses_nothing(
     await agree(rigs, subscriber, rank, sink)
     after = subscriber.status
     assert (after.bad_messages, after.gaps, after.resyncs) == (1, before.gaps, before.resyncs)
+
+
+VLLM = {"token_ids": [5, 6], "block_size": 1, "lora_id": None, "medium": "GPU", "group_idx": 0}
+
+
+@pytest.mark.parametrize(
+    ("stored", "removed", "left"),
+    [
+        pytest.param(
+            {"type": "BlockStored", "block_hashes": [2**64 - 1, 7], "parent_block_hash": 2**63} | VLLM,
+            {"type": "BlockRemoved", "block_hashes": [7], "medium": "GPU", "group_idx": 0},
+            {-1},
+            id="unsigned hashes",
+        ),
+        pytest.param(
+            {"type": "BlockStored", "block_hashes": [b"\xff" * 32, b"\x01" * 32], "parent_block_hash": None}
+            | VLLM,
+            {"type": "BlockRemoved", "block_hashes": [b"\xff" * 32], "medium": "GPU"},
+            {0x0101010101010101},
+            id="raw hashes",
+        ),
+        pytest.param(
+            ["BlockStored", [2**64 - 1, 7], None, [5, 6], 1, None, "GPU", "a-lora", None],
+            ["BlockRemoved", [2**64 - 1], "GPU", 0],
+            {7},
+            id="arrays",
+        ),
+    ],
+)
+async def test_a_publisher_of_vllm_is_followed(
+    lossy_rank: Any, follow: Any, rigs: Any, stored: Any, removed: Any, left: set[int]
+) -> None:
+    rank, sink = lossy_rank(), rigs.Blocks()
+    subscriber = follow(rank.info(), rank, sink)
+    await rank.hear(subscriber)
+    for event in (stored, removed):
+        rank.seq += 1
+        rank.send([b"", encode_seq(rank.seq), msgspec.msgpack.encode([time.time(), [event], 0])])
+    assert await rigs.holds(lambda: subscriber.status.applied_seq == rank.seq), subscriber.status
+    assert sink.hashes == left
+    assert subscriber.status.bad_messages == 0
 
 
 async def test_batches_of_another_rank_are_never_applied(lossy_rank: Any, follow: Any, rigs: Any) -> None:

@@ -18,6 +18,7 @@ from app.events.endpoints import KvEventsConfig, PublisherInfo
 from app.events.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored, LoadStat
 from app.events.snapshot import CachedBlock, CacheSnapshot
+from app.events.subscriber import SyncStatus
 from app.hashing import chain, wire_hash
 from app.routing.chooser import Chooser, Prompt
 from app.routing.description import RankDescription
@@ -147,6 +148,20 @@ class Fixture:
             lambda: self.look(*self.seen),
         )
 
+    async def until_live(self, live: LiveRank) -> None:
+        """Batches come as messages: what follows is in no snapshot."""
+        for number in itertools.count(1):
+            before = self.status_of(live)
+            live.store(hashes(10_000 * number, 1))
+            await self.until_known(live)
+            after = self.status_of(live)
+            if before is not None and after is not None and before.resyncs == after.resyncs:
+                return
+
+    def status_of(self, live: LiveRank) -> SyncStatus | None:
+        statuses = (member.status for member in self.tracker.members() if member.rank == live.rank)
+        return next((status for status in statuses if status.state == "exact"), None)
+
 
 @pytest.fixture
 async def world() -> AsyncIterator[Fixture]:
@@ -264,6 +279,23 @@ async def test_blocks_in_other_media_are_not_credited(world: Fixture) -> None:
     live.store(hashes(1000, 2))
     await world.until_known(live)
     assert world.index.depth_by_rank(hashes(0, 2)) == {}
+
+
+async def test_copies_are_counted_as_vllm_publishes_them(world: Fixture) -> None:
+    """It stores and removes the same block once per request that has it."""
+    live = world.start()
+    await world.look(live)
+    await world.until_live(live)
+    chained = hashes(0, 3)
+    live.store(chained)
+    live.store(chained)
+    live.publisher.publish([BlockRemoved(chained[1:], "GPU")])
+    live.store(hashes(500, 1))
+    await world.until_known(live)
+    assert world.index.depth_by_rank(chained) == {0: 3}
+    live.remove(chained[1:])
+    await world.until_known(live)
+    assert world.index.depth_by_rank(chained) == {0: 1}
 
 
 @pytest.mark.parametrize("publisher", [None, DISABLED])
