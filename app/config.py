@@ -8,11 +8,12 @@ program receives its own slice. `kv_events_config` stays the raw JSON string of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.errors import ConfigError
 
@@ -27,6 +28,21 @@ MAX_DP_SIZE = 1024
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
+"""A token as RFC 9110 has it (5.6.2)."""
+
+_TAKEN_HEADERS = re.compile(
+    # What connections, proxies and HTTP itself set or take away (RFC 9110, 7.6.1 and 7.6.3; RFC 7239),
+    r"connection|keep-alive|te|trailer|transfer-encoding|upgrade|host|expect|date|via|forwarded|proxy-.*"
+    r"|x-forwarded-(for|host|port|proto)"
+    # what clients say of themselves and their bodies,
+    r"|content-.*|accept|accept-.*|authorization|cookie|origin|referer|user-agent"
+    # and what Ray Serve or the API reads: the first of them is in logs and answers.
+    r"|x-request-(id|timeout-seconds|disconnect-disabled)|x-session-id|serve-multiplexed-model-id"
+    r"|x-data-parallel-rank"
+)
+"""Headers that mean something else already, in small letters and with hyphens."""
 
 
 class Settings(BaseModel):
@@ -125,6 +141,22 @@ class IngressConfig(Settings):
         3, ge=0, description="Other ranks tried for a request whose rank died before its first token."
     )
     max_request_bytes: PositiveInt = Field(4 * 2**20, description="Largest request body in bytes.")
+    tenant_header: str | None = Field(
+        None,
+        description="The request header by which a trusted gateway names the tenant; without it a prompt is "
+        "answered 400. Tenants share no cached blocks. null: there are no tenants.",
+    )
+
+    @field_validator("tenant_header")
+    @classmethod
+    def _names_a_header_of_its_own(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _HEADER_NAME.fullmatch(value):
+            raise ValueError("a header's name has 1 to 64 letters, digits and !#$%&'*+-.^_`|~")
+        if _TAKEN_HEADERS.fullmatch(value.lower().replace("_", "-")):
+            raise ValueError("this header means something else; give one that only the gateway sets")
+        return value
 
 
 class AppConfig(Settings):

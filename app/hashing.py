@@ -2,9 +2,9 @@
 
     digest_i = sha256(digest_{i-1} ‖ block_i's token ids as uint32 little-endian)
 
-The root's parent is empty, or a seed made from the request's cache salt. The chain carries all 32 bytes;
-on the wire and in the routers' index a block is named by the first 8, read as a big-endian signed int64.
-Equal prompts therefore have equal names on every rank and machine.
+The root's parent is empty, or a seed made from the request's cache salt (and its tenant). The chain carries
+all 32 bytes; on the wire and in the routers' index a block is named by the first 8, read as a big-endian
+signed int64. Equal prompts therefore have equal names on every rank and machine.
 """
 
 from __future__ import annotations
@@ -15,14 +15,32 @@ import sys
 from collections.abc import Sequence
 
 ROOT = b""
+MAX_SALT_CHARS = 256
+"""Characters of a salt that a request's body may carry."""
 _SALT_PREFIX = b"sglang-cache-salt-v1\0"
+_TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
 
 
 def seed(cache_salt: str | None) -> bytes:
-    """The parent digest of a first block: empty, or 32 bytes that keep a tenant's blocks apart."""
+    """The parent digest of a first block: empty, or 32 bytes that keep a salt's blocks apart."""
     if cache_salt is None:
         return ROOT
     return hashlib.sha256(_SALT_PREFIX + cache_salt.encode()).digest()
+
+
+def tenant_salt(tenant: str, cache_salt: str | None) -> str:
+    """The salt of a tenant's request, which takes the place of the one that its body may have.
+
+        shake_256(prefix ‖ length of the name as uint32 little-endian ‖ name ‖ [ "\\0" ‖ the body's salt ])
+
+    The length (in bytes) comes first, so what is hashed reads in one way only, and no two pairs of name and
+    body's salt have a salt in common. It is `MAX_SALT_CHARS` bytes in hexadecimal digits, twice as long as a
+    body's may be: no body's salt is a tenant's.
+    """
+    name = tenant.encode()
+    own = b"" if cache_salt is None else b"\0" + cache_salt.encode()
+    scope = _TENANT_PREFIX + len(name).to_bytes(4, "little") + name + own
+    return hashlib.shake_256(scope).hexdigest(MAX_SALT_CHARS)
 
 
 def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT) -> list[bytes]:

@@ -41,6 +41,7 @@ def test_nothing_given_is_the_default_model_on_two_ranks() -> None:
         ({"routing": {"discovery_interval_s": math.inf}}, "args.routing.discovery_interval_s = inf"),
         ({"resources": {"num_gpus": math.inf}}, "args.resources.num_gpus = inf"),
         ({"ingress": {"max_retries": -1}}, "args.ingress.max_retries = -1"),
+        ({"ingress": {"tenant_header": 7}}, "args.ingress.tenant_header = 7: Input should be a valid string"),
         ({"kv_events_config": {"publisher": "zmq"}}, "args.kv_events_config = {'publisher': 'zmq'}"),
     ],
 )
@@ -48,6 +49,60 @@ def test_a_wrong_value_is_named_with_its_path(args: dict[str, Any], message: str
     with pytest.raises(ConfigError) as caught:
         load_config(args)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["X-Tenant", "x-tenant-id", "X_Org", "tenant", "x-forwarded-user", "T" * 64])
+def test_a_header_for_tenants(name: str) -> None:
+    assert load_config({"ingress": {"tenant_header": name}}).ingress.tenant_header == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "X-Tenant ",
+        "X Tenant",
+        "X-Tenant:",
+        "X,Tenant",
+        "Tenänt",
+        "x-tenant\n",
+        "a\0",
+        "(t)",
+        "T" * 65,
+    ],
+)
+def test_a_tenant_header_that_is_no_header_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"ingress": {"tenant_header": name}})
+    message = str(caught.value)
+    assert message.startswith(f"args.ingress.tenant_header = {name!r}: ")
+    assert "1 to 64 letters, digits and" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Connection", "keep-alive", "TE", "Transfer-Encoding", "Upgrade", "Proxy-Authorization", "Host"),
+        *(
+            "Content-Type",
+            "content-length",
+            "Content_Type",
+            "Accept",
+            "Accept-Language",
+            "Authorization",
+            "Cookie",
+        ),
+        *("Forwarded", "X-Forwarded-For", "X-Request-Id", "x_request_id", "X-Data-Parallel-Rank"),
+        *("x-session-id", "serve_multiplexed_model_id"),
+    ],
+)
+def test_a_tenant_header_that_means_something_else_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"ingress": {"tenant_header": name}})
+    message = str(caught.value)
+    assert message.startswith(f"args.ingress.tenant_header = {name!r}: ")
+    assert "means something else" in message
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import hashing
@@ -62,6 +63,60 @@ def test_another_token_anywhere_changes_every_later_hash(tokens: list[int], plac
 def test_salts_keep_equal_tokens_apart() -> None:
     hashes = {salt: wire_hashes([1, 2, 3, 4], 2, salt) for salt in (None, "", "a", "b")}
     assert len({block for chain in hashes.values() for block in chain}) == 8
+
+
+names = st.text(min_size=1, max_size=12)
+pairs = st.tuples(names, st.none() | names)
+
+
+@given(st.sets(pairs, max_size=12))
+@settings(deadline=None)
+def test_two_pairs_of_tenant_and_salt_have_no_salt_in_common(some: set[tuple[str, str | None]]) -> None:
+    assert len({hashing.seed(hashing.tenant_salt(*pair)) for pair in some}) == len(some)
+
+
+@given(names, st.data())
+@settings(deadline=None)
+def test_where_a_tenants_name_ends_and_its_salt_begins_is_never_in_doubt(
+    name: str, data: st.DataObject
+) -> None:
+    """Also with what stands between them inside either."""
+    whole = data.draw(st.sampled_from(["", "\0", "\0\0", ":", ","])) + name + "\0" + name
+    cuts = [(whole[:end], whole[end + gap :] or None) for end in range(1, len(whole) + 1) for gap in (0, 1)]
+    assert len({hashing.tenant_salt(*cut) for cut in set(cuts)}) == len(set(cuts))
+
+
+def test_a_tenants_salt_is_what_its_formula_says() -> None:
+    for own, tail in ((None, b""), ("b", b"\0b")):
+        scope = b"kvbeacon-tenant-salt-v1\0" + b"\2\0\0\0" + "é".encode() + tail
+        assert hashing.tenant_salt("é", own) == hashlib.shake_256(scope).hexdigest(256)
+
+
+def test_a_tenants_salt_is_none_that_a_body_can_carry() -> None:
+    """So a tenant's blocks aren't there for whoever reaches a rank through an ingress without tenants."""
+    ours = hashing.tenant_salt("a", "b")
+    assert len(ours) > hashing.MAX_SALT_CHARS
+    others = [None, "a", "b", "ab", "a\0b", ours[: hashing.MAX_SALT_CHARS]]
+    others += [hashing.tenant_salt(*pair) for pair in (("ab", None), ("a", None), ("b", "a"), ("a", ours))]
+    assert hashing.seed(ours) not in {hashing.seed(other) for other in others}
+
+
+def test_names_are_compared_byte_for_byte() -> None:
+    """Forms that Unicode holds for equal, and letters' case, are different tenants and different salts."""
+    spellings = ["é", "e\u0301", "É", "ﬁ", "fi", "K", "\u212a", "a", "A", "a ", "а"]
+    salts = {hashing.tenant_salt(name, None) for name in spellings}
+    salts |= {hashing.tenant_salt("a", name) for name in spellings}
+    assert len(salts) == 2 * len(spellings)
+
+
+@given(token_ids, token_ids, block_sizes)
+@settings(deadline=None)
+def test_tenants_have_no_block_in_common(ours: list[int], theirs: list[int], block_size: int) -> None:
+    here, there = (
+        set(wire_hashes(tokens, block_size, hashing.tenant_salt(tenant, None)))
+        for tenant, tokens in (("a", ours), ("b", theirs))
+    )
+    assert not here & (there | set(wire_hashes(ours, block_size)) | set(wire_hashes(theirs, block_size)))
 
 
 @given(st.binary(min_size=32, max_size=32))

@@ -17,7 +17,7 @@ from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, Ra
 from app.engine.engine import Engine
 from app.events.endpoints import PublisherInfo, parse
 from app.events.publisher import EventPublisher
-from app.events.schema import CacheSnapshot
+from app.events.snapshot import CacheSnapshot
 from app.grammar import GrammarCompiler
 from app.model_store import resolve_model
 from app.tokenizer import Tokenizer

@@ -14,7 +14,9 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from app.deployments.messages import GenerateRequest, RankMessage, Refusal, TokenChunk
@@ -22,7 +24,8 @@ from app.engine.engine import Engine
 from app.engine.outputs import RequestOutput
 from app.errors import EngineFailedError, KvbeaconError, RequestError, RequestFailedError
 from app.events.publisher import EventPublisher
-from app.events.schema import CacheEvent, CacheSnapshot
+from app.events.schema import CacheEvent
+from app.events.snapshot import CacheContent, CacheSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class EngineThread:
         self._dp_rank = dp_rank
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, asyncio.Queue[RankMessage]] = {}
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._calls: set[Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
         self._stopping = False
@@ -63,6 +66,8 @@ class EngineThread:
 
     def start(self) -> None:
         """Starts the thread."""
+        if self._publisher is not None:
+            self._publisher.serve_snapshots(partial(self.take_content, self._publisher))
         self._thread.start()
 
     def stop(self) -> None:
@@ -108,34 +113,41 @@ class EngineThread:
 
     async def snapshot(self) -> CacheSnapshot:
         """The whole cache content at a known sequence number, taken between two steps."""
-        publisher = self._publisher
-        if publisher is None:
+        if self._publisher is None:
             raise KvbeaconError(f"rank {self._dp_rank} publishes no events, so it has no snapshot")
+        content = await asyncio.wrap_future(self.take_content(self._publisher))
+        return await asyncio.to_thread(self._publisher.snapshot, content)
 
-        def take(engine: Engine) -> CacheSnapshot:
+    # Called on any thread.
+
+    def take_content(self, publisher: EventPublisher) -> Future[CacheContent]:
+        """What the cache holds between two steps, as of a known sequence number of `publisher`."""
+
+        def take(engine: Engine) -> CacheContent:
             # What changed since the last step has no sequence number yet, but is in the cache's content.
             self._publish(engine.drain_events())
-            return publisher.snapshot([block.hash for block in engine.cached_blocks()])
+            return publisher.content(engine.cached_blocks())
 
-        return await self.call(take)
+        return self.submit(take)
 
-    async def call(self, function: Callable[[Engine], Result]) -> Result:
-        """What `function` returns when the thread runs it between two steps."""
+    def submit(self, function: Callable[[Engine], Result]) -> Future[Result]:
+        """What `function` will return when the thread runs it between two steps."""
         self.check_health()
-        future: asyncio.Future[Result] = self._loop.create_future()
+        future: Future[Result] = Future()
         self._calls.add(future)
         future.add_done_callback(self._calls.discard)
 
         def run() -> None:
-            try:
-                result = function(self._engine)
-            except Exception as error:
-                self._loop.call_soon_threadsafe(_set_exception, future, error)
-            else:
-                self._loop.call_soon_threadsafe(_set_result, future, result)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(self._engine))
+                except Exception as error:
+                    future.set_exception(error)
 
         self._inbox.put(run)
-        return await future
+        if self._failed:  # perhaps since it was looked at above, and with nobody left to run this
+            self._fail(future)
+        return future
 
     def _stopped_error(self) -> EngineFailedError:
         return EngineFailedError(f"the engine of rank {self._dp_rank} has stopped; its log says why")
@@ -150,7 +162,11 @@ class EngineThread:
         for stream in self._streams.values():
             stream.put_nowait(Refusal(self._stopped_error()))
         for call in list(self._calls):
-            _set_exception(call, self._stopped_error())
+            self._fail(call)
+
+    def _fail(self, call: Future[Any]) -> None:
+        with suppress(InvalidStateError):  # answered or cancelled already
+            call.set_exception(self._stopped_error())
 
     # Called on the engine's thread.
 
@@ -247,13 +263,3 @@ def _message(output: RequestOutput) -> RankMessage:
 
 def _ends_sample(message: RankMessage) -> bool:
     return isinstance(message, TokenChunk) and message.finish_reason is not None
-
-
-def _set_result(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: asyncio.Future[Any], error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app import hashing
 from app.config import AppConfig
 from app.deployments.answer import AnswerEvents, whole_answer
 from app.deployments.dispatcher import ROUTER_TIMEOUT_S, Dispatcher
@@ -29,6 +30,7 @@ from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body
 from app.deployments.openai_responses import AnswerShape, error_headers, error_json
 from app.deployments.ranks import RankDirectory
 from app.deployments.server_info import Json, model_info, server_info
+from app.deployments.tenants import named_tenant
 from app.engine.architecture import read_architecture
 from app.engine.limits import resolve_max_model_len
 from app.errors import (
@@ -116,14 +118,12 @@ class Ingress:
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
         """A conversation's next message."""
-        body, token_ids = await self._prepare(self._prepare_chat, await self._read(request))
-        return await self._complete(request, body, token_ids, "messages")
+        return await self._complete(request, self._prepare_chat, "messages")
 
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """A text's continuation."""
-        body, token_ids = await self._prepare(self._prepare_text, await self._read(request))
-        return await self._complete(request, body, token_ids, "prompt")
+        return await self._complete(request, self._prepare_text, "prompt")
 
     @api.get("/v1/models")
     async def models(self) -> Json:
@@ -209,9 +209,7 @@ class Ingress:
             raise NoRankError("no router answers") from None
         return ranks
 
-    async def _complete(
-        self, request: Request, body: ChatRequest | TextRequest, token_ids: list[int], prompt_field: str
-    ) -> Response:
+    def _check_prompt(self, body: ChatRequest | TextRequest, token_ids: list[int], prompt_field: str) -> None:
         if body.model is not None:
             self._check_model_name(body.model)
         if not token_ids:
@@ -221,6 +219,16 @@ class Ingress:
             # The ranks would only say the same, after all of it was hashed.
             message = f"the prompt has {len(token_ids)} tokens; the context is {self._max_model_len}"
             raise PromptTooLongError(message, param=prompt_field)
+
+    async def _complete(
+        self, request: Request, prepare: Callable[[bytes], Prepared], prompt_field: str
+    ) -> Response:
+        """The one way in for prompts."""
+        # Before the body is read: nothing is done for nobody.
+        tenant = named_tenant(request.headers, self._config.ingress.tenant_header)
+        body, token_ids = await self._prepare(prepare, await self._read(request))
+        self._check_prompt(body, token_ids, prompt_field)
+        cache_salt = body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt)
         params = body.sampling_params(body.max_output_tokens or UNLIMITED)
         shape = AnswerShape(
             kind="chat" if isinstance(body, ChatRequest) else "text",
@@ -230,7 +238,7 @@ class Ingress:
         )
         texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
         generate = GenerateRequest(
-            shape.request_id, token_ids, params, body.cache_salt, n=body.n, priority=body.priority
+            shape.request_id, token_ids, params, cache_salt, n=body.n, priority=body.priority
         )
         try:
             stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))

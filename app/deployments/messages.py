@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.engine.logprobs import TokenLogprobs
 from app.engine.request import SamplingParams
@@ -20,7 +20,7 @@ class GenerateRequest:
     request_id: str
     prompt_token_ids: list[int]
     params: SamplingParams
-    cache_salt: str | None = None
+    cache_salt: str | None = field(default=None, repr=False)  # a secret: no log and no error may show it
     n: int = 1
     priority: int = 0
 

@@ -17,6 +17,7 @@ from app.deployments.fields import Fields
 from app.deployments.structured_fields import StructuredFields
 from app.engine.request import MAX_LOGPROBS, SamplingParams
 from app.errors import InvalidRequestError
+from app.hashing import MAX_SALT_CHARS
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
@@ -87,7 +88,9 @@ class CompletionFields(StructuredFields):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=1024)] = Field(default_factory=dict)
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = Field(
+        None, repr=False
+    )
     routed_dp_rank: int | None = None
     data_parallel_rank: int | None = None
 
@@ -286,8 +289,14 @@ def _invalid(error: ValidationError) -> InvalidRequestError:
         case "missing":
             return InvalidRequestError(f"{field}: required", param=field, code="missing_field")
     faults = [detail["msg"] for detail in details if _field(detail["loc"]) == field]
-    message = f"{field or 'the body'} = {shown(first['input'])}: {', or '.join(faults)}"
+    value = "" if _may_be_secret(field, first["input"]) else f" = {shown(first['input'])}"
+    message = f"{field or 'the body'}{value}: {', or '.join(faults)}"
     return InvalidRequestError(message, param=field or None)
+
+
+def _may_be_secret(field: str, value: Any) -> bool:
+    """Whether `value` could hold a salt, also one of the wrong form: answers may be logged on their way."""
+    return field == "cache_salt" and isinstance(value, str | list | dict) and len(value) > 0
 
 
 def _field(loc: tuple[int | str, ...]) -> str:

@@ -14,7 +14,7 @@ from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
 from app.deployments.ranks import RankDirectory
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
-from app.events.schema import CacheSnapshot
+from app.events.snapshot import CacheSnapshot
 from app.routing.chooser import Chooser, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
@@ -87,6 +87,11 @@ class Router:
                 "replica_id": member.replica_id,
                 "trust": member.status.state,
                 "reason": member.status.reason,
+                "since": member.status.since,
+                "applied_seq": member.status.applied_seq,
+                "gaps": member.status.gaps,
+                "resyncs": member.status.resyncs,
+                "bad_messages": member.status.bad_messages,
                 "num_blocks": member.num_blocks,
                 "num_requests": self._load.num_requests(member.rank),
                 "waiting_tokens": self._load.waiting_tokens(member.rank),

@@ -21,7 +21,7 @@ from app.engine.model import Decoder
 from app.engine.model_runner import ModelRunner
 from app.engine.outputs import RequestOutput, StepOutput
 from app.engine.placement import resolve_device, resolve_dtype, resolve_kernels
-from app.engine.prefix_cache import CachedBlock, PrefixCache
+from app.engine.prefix_cache import PrefixCache
 from app.engine.request import (
     FinishReason,
     Grammar,
@@ -39,6 +39,7 @@ from app.engine.stopping import ending
 from app.engine.weights import load_weights
 from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
+from app.events.snapshot import CachedBlock
 
 __all__ = ["Engine", "RequestOutput", "StepOutput"]
 

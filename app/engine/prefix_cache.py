@@ -16,18 +16,8 @@ from dataclasses import dataclass, field
 
 from app import hashing
 from app.engine.block_pool import BlockPool
-from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
-
-# SGLang's consumers expect this name for the engine's own cache, whatever the device is.
-MEDIUM = "GPU"
-
-
-@dataclass(frozen=True, slots=True)
-class CachedBlock:
-    """One cached block by its name on the wire; `parent_hash` is None for a first block."""
-
-    hash: int
-    parent_hash: int | None
+from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
+from app.events.snapshot import CachedBlock
 
 
 @dataclass(slots=True, eq=False)

@@ -32,7 +32,7 @@ QueueLength = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class KvEventsConfig(Settings):
-    """What is inside `kv_events_config`: SGLang's keys, and kvbeacon's own from `load_reports` on."""
+    """What is inside `kv_events_config`: SGLang's keys, and kvbeacon's own from `token_ids` on."""
 
     model_config = ConfigDict(strict=True)
 
@@ -44,6 +44,9 @@ class KvEventsConfig(Settings):
     hwm: QueueLength = Field(100_000, description="Batches queued for one slow subscriber, then dropped.")
     max_queue_size: QueueLength = Field(
         100_000, description="Batches queued between engine and publisher, then dropped."
+    )
+    token_ids: bool = Field(
+        True, description="False keeps prompts out of the stream: `token_ids` of stored blocks are empty."
     )
     load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
     load_topic: str = Field("load", min_length=1, description="First frame of every load report.")
@@ -120,7 +123,8 @@ class PublisherInfo(msgspec.Struct, frozen=True):
 
     `disabled` means that there is nothing to dial: nothing is published, or not at a tcp port that the rank
     binds. `last_seq` is the last sequence number given out, -1 before the first. `epoch` changes whenever
-    the publisher is started anew.
+    the publisher is started anew. `replay_port` answers for snapshots too. `dropped_batches` and `overflows`
+    are `PublisherCounters`'.
     """
 
     rank: int
@@ -135,6 +139,7 @@ class PublisherInfo(msgspec.Struct, frozen=True):
     last_seq: int
     state: Literal["publishing", "disabled"]
     dropped_batches: int
+    overflows: int = 0
 
 
 def parse(raw: str | None, block_size: int | None, dp_size: int) -> KvEvents:

@@ -1,8 +1,9 @@
 """One rank's publisher of cache events and load reports.
 
     engine thread ──publish()──▶ queue ──▶ publisher thread ──▶ PUB events, PUB load
-                    seq is given out here        │
-                                            ReplayBuffer ──▶ replay thread ──▶ ROUTER
+        │           seq is given out here        │
+        │                                   ReplayBuffer ──▶ recovery thread ──▶ ROUTER
+        └───────── CacheContent, when asked for a snapshot ───────┘
 
 The engine never waits: when the queue is full a batch is dropped and counted, and as its sequence number is
 used up every subscriber sees the gap. Sequence numbers are given out in the engine's thread, so that what
@@ -15,44 +16,56 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple
 
+import msgspec
 import zmq
 
 from app.errors import ConfigError, EndpointInUseError
+from app.events.batch_codec import encode_batch
 from app.events.endpoints import Endpoint, KvEventsConfig, PublisherInfo, rank_endpoints
 from app.events.ports import dial_host
-from app.events.replay import ReplayBuffer, ReplayServer
+from app.events.recovery_server import RecoveryServer, TakeContent
+from app.events.replay import Framing, ReplayBuffer
 from app.events.schema import (
     ACK_TOPIC,
     Acknowledged,
     AllBlocksCleared,
+    BlockStored,
     CacheEvent,
-    CacheSnapshot,
     EventBatch,
     LoadStat,
     encode_acknowledged,
-    encode_batch,
     encode_load,
     encode_seq,
 )
+from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
 
 logger = logging.getLogger(__name__)
 
 _BIND_RETRY_S = 0.05
+_LOG_EVERY_S = 10.0
 
 
 @dataclass(slots=True)
 class PublisherCounters:
-    """What a publisher has done since its start. Each field is written by one thread."""
+    """What a publisher has done since its start. Each field is written by one thread.
+
+    Attributes:
+        dropped_batches: not sent, because the queue was full.
+        failed_batches: not sent, because they couldn't be encoded.
+        overflows: times that a subscriber's queue was found full. From then on ZMQ drops batches for that
+            subscriber, without saying how many, until it has read some.
+    """
 
     published_batches: int = 0
     published_events: int = 0
     dropped_batches: int = 0
     failed_batches: int = 0
+    overflows: int = 0
     published_loads: int = 0
     dropped_loads: int = 0
 
@@ -60,7 +73,7 @@ class PublisherCounters:
 class EventPublisher:
     """Publishes what one rank's cache holds and how busy the rank is.
 
-    `publish`, `publish_load` and `snapshot` belong to one thread, the engine's.
+    `publish`, `publish_load` and `content` belong to one thread, the engine's.
     """
 
     def __init__(
@@ -91,9 +104,10 @@ class EventPublisher:
         self._ack_seq = 0
         self._queue: SimpleQueue[_Batch | _Load | None] = SimpleQueue()
         self._buffer: ReplayBuffer | None = None
-        self._replay: ReplayServer | None = None
+        self._recovery: RecoveryServer | None = None
         self._thread: threading.Thread | None = None
         self._drain_until: float | None = None
+        self._overflow_logged_at = -_LOG_EVERY_S
 
     @property
     def last_seq(self) -> int:
@@ -122,6 +136,7 @@ class EventPublisher:
             last_seq=self._last_seq,
             state="publishing" if self.is_running and endpoints.dialable else "disabled",
             dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
+            overflows=self.counters.overflows,
         )
 
     def start(self) -> None:
@@ -139,15 +154,15 @@ class EventPublisher:
         try:
             events = self._open(self._endpoints.events, zmq.PUB, deadline, opened)
             load = self._endpoints.load and self._open(self._endpoints.load, zmq.PUB, deadline, opened)
-            replay = self._endpoints.replay and self._open(
+            recovery = self._endpoints.replay and self._open(
                 self._endpoints.replay, zmq.ROUTER, deadline, opened
             )
         except Exception:
             for socket in opened:
                 socket.close(linger=0)
             raise
-        if replay:
-            self._start_replay(replay)
+        if recovery:
+            self._start_recovery(recovery)
         self._thread = threading.Thread(
             target=self._run, args=(events, load), name="kv-publisher", daemon=True
         )
@@ -167,9 +182,18 @@ class EventPublisher:
         if self._endpoints.load and not self._enqueue(_Load(stat, acknowledged)):
             self.counters.dropped_loads += 1
 
-    def snapshot(self, block_hashes: list[int]) -> CacheSnapshot:
-        """`block_hashes`, all that the cache holds now, as the state after batch `last_seq`."""
-        return CacheSnapshot(self.epoch, self._last_seq, block_hashes)
+    def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
+        """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""
+        return CacheContent(self.epoch, self._last_seq, blocks)
+
+    def snapshot(self, content: CacheContent) -> CacheSnapshot:
+        """`content` as it travels. Takes a while for many blocks; any thread may do it."""
+        return CacheSnapshot(content.epoch, content.seq, list(self._payloads(content.blocks)))
+
+    def serve_snapshots(self, take_content: TakeContent) -> None:
+        """From now on give snapshots of what `take_content` returns to whoever asks the recovery socket."""
+        if self._recovery is not None:
+            self._recovery.take_content = take_content
 
     def close(self) -> None:
         """Send what is queued, for `linger_s` seconds at most, and close. A second call does nothing."""
@@ -178,8 +202,8 @@ class EventPublisher:
         self._drain_until = time.monotonic() + self._linger_s
         self._queue.put(None)
         self._thread.join()
-        if self._replay:
-            self._replay.close()
+        if self._recovery:
+            self._recovery.close()
 
     def _enqueue(self, item: _Batch | _Load) -> bool:
         # Only this thread puts, so the size can but shrink in between.
@@ -188,11 +212,16 @@ class EventPublisher:
         self._queue.put(item)
         return True
 
-    def _start_replay(self, socket: zmq.Socket[bytes]) -> None:
+    def _payloads(self, blocks: Sequence[CachedBlock]) -> Iterator[bytes]:
+        return snapshot_payloads(
+            blocks, dp_rank=self._dp_rank, block_size=self._block_size, format=self._config.format
+        )
+
+    def _start_recovery(self, socket: zmq.Socket[bytes]) -> None:
         self._buffer = ReplayBuffer(self._config.buffer_steps)
-        topic = self._topic if self._config.replay_framing == "topic" else None
-        self._replay = ReplayServer(socket, self._buffer, topic)
-        self._replay.start()
+        framing = Framing(self._topic if self._config.replay_framing == "topic" else None)
+        self._recovery = RecoveryServer(socket, self._buffer, framing, self._payloads)
+        self._recovery.start()
 
     def _open(
         self, endpoint: Endpoint, kind: int, deadline: float, opened: list[zmq.Socket[bytes]]
@@ -201,9 +230,11 @@ class EventPublisher:
         opened.append(socket)
         socket.setsockopt(zmq.IPV6, "[" in endpoint.address)
         if kind == zmq.ROUTER:
-            ReplayServer.prepare(socket)
+            RecoveryServer.prepare(socket)
         else:
             socket.setsockopt(zmq.SNDHWM, self._config.hwm)
+            # Without this a full queue of some subscriber would go unnoticed; see `_send`.
+            socket.setsockopt(zmq.XPUB_NODROP, 1)
         if endpoint.binds:
             self._bind(socket, endpoint.address, deadline)
         else:
@@ -247,22 +278,44 @@ class EventPublisher:
         return self._drain_until is not None and time.monotonic() > self._drain_until
 
     def _send_batch(self, socket: zmq.Socket[bytes], batch: _Batch) -> None:
-        payload = encode_batch(EventBatch(batch.ts, list(batch.events), self._dp_rank), self._config.format)
+        events = list(batch.events) if self._config.token_ids else [_without_tokens(e) for e in batch.events]
+        payload = encode_batch(EventBatch(batch.ts, events, self._dp_rank), self._config.format)
         if self._buffer is not None:
             # First into the buffer: whoever sees a later batch can ask for this one.
             self._buffer.append(batch.seq, payload)
-        socket.send_multipart([self._topic, encode_seq(batch.seq), payload])
+        self._send(socket, [self._topic, encode_seq(batch.seq), payload])
         self.counters.published_batches += 1
-        self.counters.published_events += len(batch.events)
+        self.counters.published_events += len(events)
 
     def _send_load(self, socket: zmq.Socket[bytes], load: _Load) -> None:
-        socket.send_multipart([self._load_topic, encode_seq(self._load_seq), encode_load(load.stat)])
+        self._send(socket, [self._load_topic, encode_seq(self._load_seq), encode_load(load.stat)])
         self._load_seq += 1
         self.counters.published_loads += 1
         if load.acknowledged:
             message = Acknowledged(self._dp_rank, list(load.acknowledged))
-            socket.send_multipart([ACK_TOPIC, encode_seq(self._ack_seq), encode_acknowledged(message)])
+            self._send(socket, [ACK_TOPIC, encode_seq(self._ack_seq), encode_acknowledged(message)])
             self._ack_seq += 1
+
+    def _send(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
+        """Send to all whose queue has place. ZMQ says once that some queue has none, then drops for it."""
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            self.counters.overflows += 1
+            self._log_overflow()
+            socket.setsockopt(zmq.XPUB_NODROP, 0)
+            socket.send_multipart(frames, zmq.NOBLOCK)
+            socket.setsockopt(zmq.XPUB_NODROP, 1)
+
+    def _log_overflow(self) -> None:
+        now = time.monotonic()
+        if now - self._overflow_logged_at >= _LOG_EVERY_S:
+            self._overflow_logged_at = now
+            logger.warning(
+                "rank %d: a subscriber reads too slowly; what its queue of %d can't take is dropped for it",
+                self._dp_rank,
+                self._config.hwm,
+            )
 
 
 class _Batch(NamedTuple):
@@ -274,3 +327,7 @@ class _Batch(NamedTuple):
 class _Load(NamedTuple):
     stat: LoadStat
     acknowledged: Sequence[str]
+
+
+def _without_tokens(event: CacheEvent) -> CacheEvent:
+    return msgspec.structs.replace(event, token_ids=[]) if isinstance(event, BlockStored) else event

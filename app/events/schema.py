@@ -1,15 +1,13 @@
-"""What travels on the event and load sockets: types, encoders and decoders with caps.
+"""What travels on the event and load sockets: the types, the caps and the frames.
 
-A message is three frames, `topic | seq (8 bytes, big-endian) | msgpack payload`. The events' payload is the
-array `[ts, events, dp_rank]`; an event is a map tagged by `type` (SGLang since 0.5.20, vLLM now) or an
-array tagged by its first element (SGLang up to 0.5.13, older vLLM). Decoding takes both, normalises block
-hashes to signed int64 and raises nothing but `WireError`, whatever the bytes.
+A message is three frames, `topic | seq (8 bytes, big-endian) | msgpack payload`. The payload of events is in
+`app.events.batch_codec`. Decoders raise nothing but `WireError`, whatever the bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -20,6 +18,8 @@ MAX_EVENTS_PER_BATCH = 65_536
 MAX_HASHES_PER_EVENT = 65_536
 MAX_ACKNOWLEDGED = 65_536
 
+MEDIUM = "GPU"
+"""The name of the engine's own cache, whatever its device: what SGLang's consumers expect."""
 ACK_TOPIC = b"ack"
 SEQ_BYTES = 8
 END_OF_REPLAY = b"\xff" * SEQ_BYTES
@@ -99,39 +99,8 @@ class Acknowledged(msgspec.Struct, frozen=True, array_like=True):
     request_ids: Annotated[list[str], msgspec.Meta(max_length=MAX_ACKNOWLEDGED)]
 
 
-class CacheSnapshot(msgspec.Struct, frozen=True):
-    """All blocks of a rank's cache as they stood right after batch `seq` of the publisher `epoch`."""
-
-    epoch: str
-    seq: int
-    block_hashes: list[int]
-
-
-def encode_batch(batch: EventBatch, format: Format = "map") -> bytes:
-    """The payload of `batch`.
-
-    Raises:
-        WireError: the batch breaks a cap that every decoder of it enforces.
-    """
-    _check_events(len(batch.events))
-    for event in batch.events:
-        _check_hashes(event)
-    events = batch.events if format == "map" else [_as_array(event) for event in batch.events]
-    payload = msgspec.msgpack.encode((batch.ts, events, batch.dp_rank))
-    _check_size(payload)
-    return payload
-
-
-def decode_batch(payload: bytes) -> EventBatch:
-    """The batch in `payload`, whichever format its events have; unknown keys are ignored.
-
-    Raises:
-        WireError: not a batch, or beyond a cap.
-    """
-    wire = _decode(_batch_decoder.decode, payload, "event batch")
-    _check_events(len(wire.events))
-    events = [_event(raw) for raw in wire.events]
-    return EventBatch(wire.ts, events, wire.dp_rank)
+_load_decoder = msgspec.msgpack.Decoder(LoadStat)
+_acknowledged_decoder = msgspec.msgpack.Decoder(Acknowledged)
 
 
 def encode_load(stat: LoadStat) -> bytes:
@@ -141,7 +110,7 @@ def encode_load(stat: LoadStat) -> bytes:
 
 def decode_load(payload: bytes) -> LoadStat:
     """The load report in `payload`. Raises `WireError` if it holds none."""
-    return _decode(_load_decoder.decode, payload, "load report")
+    return decode_capped(_load_decoder.decode, payload, "load report")
 
 
 def encode_acknowledged(message: Acknowledged) -> bytes:
@@ -151,7 +120,7 @@ def encode_acknowledged(message: Acknowledged) -> bytes:
 
 def decode_acknowledged(payload: bytes) -> Acknowledged:
     """The acknowledgement in `payload`. Raises `WireError` if it holds none."""
-    return _decode(_acknowledged_decoder.decode, payload, "acknowledgement")
+    return decode_capped(_acknowledged_decoder.decode, payload, "acknowledgement")
 
 
 def encode_seq(seq: int) -> bytes:
@@ -174,128 +143,16 @@ def split_message(frames: Sequence[bytes]) -> tuple[bytes, int, bytes]:
     return topic, decode_seq(seq), payload
 
 
-# What arrives is read into these wider types first: hashes may be unsigned or raw bytes (vLLM), and the
-# array format ends with `medium` (what follows it differs between SGLang and vLLM, and is ignored).
-
-_WireHash = int | bytes
-
-
-class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
-    block_hashes: list[_WireHash]
-    parent_block_hash: _WireHash | None
-    token_ids: list[int]
-    block_size: Count
-    lora_id: int | None = None
-    medium: str | None = None
-
-
-class _RemovedArray(msgspec.Struct, array_like=True, tag="BlockRemoved", gc=False):
-    block_hashes: list[_WireHash]
-    medium: str | None = None
-
-
-class _ClearedArray(msgspec.Struct, array_like=True, tag="AllBlocksCleared", gc=False):
-    pass
-
-
-class _StoredMap(msgspec.Struct, tag="BlockStored", gc=False, kw_only=True):
-    block_hashes: list[_WireHash]
-    parent_block_hash: _WireHash | None = None
-    token_ids: list[int]
-    block_size: Count
-    lora_id: int | None = None
-    medium: str | None = None
-    cache_salt: str | None = None
-    session_id: str | None = None
-    lora_name: str | None = None
-
-
-class _RemovedMap(msgspec.Struct, tag="BlockRemoved", gc=False):
-    block_hashes: list[_WireHash]
-    medium: str | None = None
-
-
-class _ClearedMap(msgspec.Struct, tag="AllBlocksCleared", gc=False):
-    pass
-
-
-class _WireBatch(msgspec.Struct, array_like=True):
-    ts: float
-    events: list[msgspec.Raw]
-    dp_rank: int | None = None
-
-
-_batch_decoder = msgspec.msgpack.Decoder(_WireBatch)
-_array_decoder = msgspec.msgpack.Decoder(_StoredArray | _RemovedArray | _ClearedArray)
-_map_decoder = msgspec.msgpack.Decoder(_StoredMap | _RemovedMap | _ClearedMap)
-_load_decoder = msgspec.msgpack.Decoder(LoadStat)
-_acknowledged_decoder = msgspec.msgpack.Decoder(Acknowledged)
-
-
-def _decode(decode: Callable[[bytes], Decoded], payload: bytes, what: str) -> Decoded:
-    _check_size(payload)
+def decode_capped(decode: Callable[[bytes], Decoded], payload: bytes, what: str) -> Decoded:
+    """`decode(payload)`, or `WireError` where that fails or the payload is beyond the cap."""
+    check_size(payload)
     try:
         return decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise WireError(f"invalid {what}: {error}") from None
 
 
-def _event(raw: msgspec.Raw) -> CacheEvent:
-    data = bytes(raw)
-    # msgpack: 0x90..0x9f, 0xdc and 0xdd start an array.
-    is_array = data[0] in (0xDC, 0xDD) or data[0] & 0xF0 == 0x90
-    wire: Any = _decode(_array_decoder.decode if is_array else _map_decoder.decode, data, "cache event")
-    if isinstance(wire, _ClearedArray | _ClearedMap):
-        return AllBlocksCleared()
-    _check_hashes(wire)
-    hashes = [_signed(block_hash) for block_hash in wire.block_hashes]
-    if isinstance(wire, _RemovedArray | _RemovedMap):
-        return BlockRemoved(hashes, wire.medium)
-    parent = None if wire.parent_block_hash is None else _signed(wire.parent_block_hash)
-    stored = (hashes, parent, wire.token_ids, wire.block_size, wire.lora_id, wire.medium)
-    if isinstance(wire, _StoredArray):
-        return BlockStored(*stored)
-    return BlockStored(*stored, wire.cache_salt, wire.session_id, wire.lora_name)
-
-
-def _signed(block_hash: int | bytes) -> int:
-    """A hash as signed int64: unsigned ones wrap, of raw bytes the first 8 count."""
-    if isinstance(block_hash, int):
-        return block_hash - 2**64 if block_hash >= 2**63 else block_hash
-    if len(block_hash) < SEQ_BYTES:
-        raise WireError(f"block hash of {len(block_hash)} bytes; at least 8 are needed")
-    return int.from_bytes(block_hash[:8], "big", signed=True)
-
-
-def _as_array(event: CacheEvent) -> tuple[Any, ...]:
-    match event:
-        case BlockStored():
-            return (
-                "BlockStored",
-                event.block_hashes,
-                event.parent_block_hash,
-                event.token_ids,
-                event.block_size,
-                event.lora_id,
-                event.medium,
-            )
-        case BlockRemoved():
-            return ("BlockRemoved", event.block_hashes, event.medium)
-        case AllBlocksCleared():
-            return ("AllBlocksCleared",)
-
-
-def _check_size(payload: bytes) -> None:
+def check_size(payload: bytes) -> None:
+    """Raise `WireError` for a payload that no frame may hold."""
     if len(payload) > MAX_FRAME_BYTES:
         raise WireError(f"payload of {len(payload)} bytes; at most {MAX_FRAME_BYTES} are allowed")
-
-
-def _check_events(count: int) -> None:
-    if count > MAX_EVENTS_PER_BATCH:
-        raise WireError(f"batch of {count} events; at most {MAX_EVENTS_PER_BATCH} are allowed")
-
-
-def _check_hashes(event: Any) -> None:
-    count = 0 if isinstance(event, AllBlocksCleared) else len(event.block_hashes)
-    if count > MAX_HASHES_PER_EVENT:
-        raise WireError(f"event of {count} block hashes; at most {MAX_HASHES_PER_EVENT} are allowed")

@@ -11,8 +11,11 @@
 A snapshot names the sequence number of the last batch in it. The subscription is sent before the snapshot
 is asked for, so a later batch is either in the snapshot or waiting in the socket; batches up to the
 snapshot's are skipped, later ones applied. A subscription takes effect at the publisher in its own time,
-though: a batch published at that very moment can be lost, and is noticed like every other lost batch, by the
-next one's number or by what the rank says of itself (`observe`).
+though: a batch published at that very moment can be lost.
+
+A lost batch is noticed by the next one's number. When there is no next one, it is noticed by what the rank
+says of itself (`observe`), or, when neither says anything for `probe_interval_s`, by asking the replay for
+what comes after the last batch: so within `probe_interval_s + unseen_timeout_s` at the latest.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ import zmq
 import zmq.asyncio
 
 from app.errors import WireError
+from app.events.batch_codec import decode_batch
 from app.events.connection import BadMessages, Connection, subscriber_context
 from app.events.endpoints import PublisherInfo
 from app.events.load_subscriber import LoadSubscriber
-from app.events.replay import fetch_replay
-from app.events.schema import CacheEvent, CacheSnapshot, EventBatch, LoadStat, decode_batch, split_message
+from app.events.recent_batches import RecentBatches
+from app.events.recovery_client import RecoveryClient
+from app.events.schema import CacheEvent, EventBatch, LoadStat, split_message
+from app.events.snapshot import CacheSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,8 @@ SyncState = Literal["exact", "syncing", "stale"]
 _BURST = 256
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 5.0
+_MAX_BATCHES_REPLAYED = 100_000
+"""Where more are missing, a snapshot is taken at once."""
 
 
 class CacheSink(Protocol):
@@ -49,9 +57,6 @@ class CacheSink(Protocol):
 
     def apply(self, events: Sequence[CacheEvent]) -> None:
         """Change the blocks by one batch."""
-
-    def replace(self, block_hashes: Sequence[int]) -> None:
-        """Hold exactly these blocks."""
 
     def clear(self) -> None:
         """Hold no blocks."""
@@ -85,7 +90,7 @@ class RankSubscriber:
     """Keeps `sink` at what the publisher described by `info` says. Everything runs on the event loop.
 
     A rank whose address has changed needs a new subscriber; a publisher restarted at the same address
-    doesn't.
+    doesn't. Events reach the sink without their token ids.
     """
 
     def __init__(
@@ -99,10 +104,25 @@ class RankSubscriber:
         connect_timeout_s: float = 2.0,
         snapshot_timeout_s: float = 10.0,
         replay_timeout_s: float = 1.0,
-        unseen_timeout_s: float = 1.0,
+        unseen_timeout_s: float = 0.5,
+        probe_interval_s: float = 1.0,
         context: zmq.asyncio.Context | None = None,
     ) -> None:
-        """Opens nothing yet; `info` must describe a publisher that is not disabled."""
+        """Opens nothing yet; `info` must describe a publisher that is not disabled.
+
+        Args:
+            info: what to dial.
+            sink: where the blocks go.
+            fetch_snapshot: asks the rank for its cache's content; may fail, and is then tried again.
+            on_load: called with each load report.
+            on_acknowledged: called with the ids of requests that the rank's load counts from now on.
+            connect_timeout_s: how long a connection may take.
+            snapshot_timeout_s: how long a snapshot may take.
+            replay_timeout_s: how long to wait for each message of a replay.
+            unseen_timeout_s: how long a batch that exists may be on its way before it counts as lost.
+            probe_interval_s: how long nothing may be heard before the replay is asked for later batches.
+            context: ZMQ's; by default one for all subscribers of the process.
+        """
         assert info.state == "publishing", info
         self._info = info
         self._sink = sink
@@ -111,11 +131,16 @@ class RankSubscriber:
         self._on_acknowledged = on_acknowledged
         self._connect_timeout_s = connect_timeout_s
         self._snapshot_timeout_s = snapshot_timeout_s
-        self._replay_timeout_s = replay_timeout_s
         self._unseen_timeout_s = unseen_timeout_s
+        self._probe_interval_s = probe_interval_s
         self._context = context or subscriber_context()
         self._topic = info.topic.encode()
         self._address = f"tcp://{info.host}:{info.event_port}"
+        self._recovery = (
+            RecoveryClient(self._context, f"tcp://{info.host}:{info.replay_port}", timeout_s=replay_timeout_s)
+            if info.replay_port is not None
+            else None
+        )
         self._bad = BadMessages(logger, f"rank {info.rank} at {self._address}")
         self._task: asyncio.Task[None] | None = None
         self._load: LoadSubscriber | None = None
@@ -133,7 +158,10 @@ class RankSubscriber:
         self._live_seq = -1  # last batch received over this connection
         self._distrust: str | None = "first snapshot"  # why a snapshot is needed
         self._observed_epoch = info.epoch
-        self._unseen: tuple[int, float] | None = None  # (batch not here yet, known since monotonic)
+        self._unseen: tuple[int, float] | None = None  # (batch not here yet, lost from this time on)
+        self._recent = RecentBatches()
+        self._probe: asyncio.Task[None] | None = None
+        self._probe_due = 0.0
         self._backoff_s = _MIN_BACKOFF_S
         self._next_attempt = 0.0
         self._synced_at = 0.0
@@ -171,14 +199,16 @@ class RankSubscriber:
         """Stop and close the sockets; the sink keeps what it holds. A second call does nothing."""
         if self._load is not None:
             await self._load.close()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [task for task in (self._task, self._probe) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
         self._disconnect()
         self._load = self._task = None
 
     def observe(self, epoch: str, last_seq: int) -> None:
-        """What the rank says of its publisher by another way, every half a second or so.
+        """What the rank says of its publisher by another way.
 
         It shows what no message can: that the last batches before a pause were lost, and that a
         publisher was restarted and has been silent since.
@@ -191,11 +221,9 @@ class RankSubscriber:
         elif epoch != self._epoch:
             self._need_snapshot("publisher restarted: new epoch")
         elif last_seq <= self._applied_seq:
-            self._unseen = None
-        elif self._unseen is None or self._unseen[0] <= self._applied_seq:
-            self._unseen = (last_seq, time.monotonic())
-        elif time.monotonic() - self._unseen[1] > self._unseen_timeout_s:
-            self._wake.set()
+            self._put_off_probe()
+        else:
+            self._note_exists(last_seq)
 
     async def _run(self) -> None:
         while True:
@@ -215,8 +243,7 @@ class RankSubscriber:
         assert self._connection is not None
         while self._distrust is None:
             self._connection.notify(self._wake.set)
-            await self._wake.wait()
-            self._wake.clear()
+            await self._wait(self._next_look())
             messages = self._connection.receive(_BURST)
             if self._connection.broke():
                 self._need_snapshot("connection lost")
@@ -228,7 +255,14 @@ class RankSubscriber:
                 self._wake.set()
                 await asyncio.sleep(0)
             elif self._distrust is None:
-                await self._recover_unseen()
+                await self._look_for_lost()
+
+    async def _wait(self, until: float | None) -> None:
+        """Wait to be woken, until a monotonic time at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        self._wake.clear()
 
     async def _on_message(self, frames: Sequence[bytes]) -> None:
         try:
@@ -238,75 +272,105 @@ class RankSubscriber:
         except WireError as error:
             self._bad.add(error)
             return
+        if seq <= self._applied_seq and self._recent.has(seq, payload):
+            self._live_seq = max(self._live_seq, seq)
+            return  # late or twice
         if seq <= self._live_seq:
             self._need_snapshot(f"publisher restarted: batch {seq} came after {self._live_seq}")
             return
         self._live_seq = seq
+        self._put_off_probe()
         if seq <= self._applied_seq:
-            return  # in the snapshot or replayed already
+            return  # in the snapshot
         if seq > self._applied_seq + 1:
             await self._recover(seq - 1)
-        if self._distrust is None:
-            await self._apply_payload(seq, payload)
+        if self._distrust is None and seq > self._applied_seq:
+            await self._apply_live(seq, payload)
 
-    async def _apply_payload(self, seq: int, payload: bytes) -> None:
+    async def _apply_live(self, seq: int, payload: bytes) -> None:
         try:
-            batch = decode_batch(payload)
-            self._check_rank(batch)
+            self._apply(seq, payload)
         except WireError as error:
             self._bad.add(error)
             await self._recover(seq)
-        else:
-            self._apply(seq, batch)
 
-    def _apply(self, seq: int, batch: EventBatch) -> None:
-        self._sink.apply(batch.events)
+    def _apply(self, seq: int, payload: bytes) -> None:
+        """Apply the batch after the last one. Raises `WireError` if it isn't, or can't be read."""
+        if seq != self._applied_seq + 1:
+            raise WireError(f"batch {seq} where batch {self._applied_seq + 1} is needed")
+        self._sink.apply(self._decode(payload).events)
+        self._recent.add(seq, payload)
         self._applied_seq = seq
 
-    def _check_rank(self, batch: EventBatch) -> None:
+    def _decode(self, payload: bytes) -> EventBatch:
+        batch = decode_batch(payload, token_ids=False)
         if batch.dp_rank not in (None, self._info.rank):
             raise WireError(f"batch of rank {batch.dp_rank}; rank {self._info.rank} is followed here")
+        return batch
 
-    async def _recover_unseen(self) -> None:
-        """Fetch batches that the rank has given out and that have not come in time."""
-        if self._unseen is None:
-            return
-        last_seq, known_since = self._unseen
-        if last_seq <= self._applied_seq:
+    # ---- batches that don't come
+
+    def _note_exists(self, seq: int) -> None:
+        """Batch `seq` was published: it is lost if it isn't here in a while."""
+        if seq > self._applied_seq and (self._unseen is None or self._unseen[0] <= self._applied_seq):
+            self._unseen = (seq, time.monotonic() + self._unseen_timeout_s)
+            self._wake.set()
+
+    def _put_off_probe(self) -> None:
+        self._probe_due = time.monotonic() + self._probe_interval_s
+
+    def _next_look(self) -> float | None:
+        """When to look for lost batches, unless something comes before."""
+        if self._unseen is not None:
+            return self._unseen[1]
+        return self._probe_due if self._recovery is not None else None
+
+    async def _look_for_lost(self) -> None:
+        now = time.monotonic()
+        if self._unseen is not None and self._unseen[0] <= self._applied_seq:
             self._unseen = None
-        elif time.monotonic() - known_since > self._unseen_timeout_s:
-            self._unseen = None
-            await self._recover(last_seq)
+        if self._unseen is not None:
+            if now >= self._unseen[1]:
+                await self._recover(self._unseen[0])
+                self._unseen = None
+        elif self._recovery is not None and now >= self._probe_due:
+            self._put_off_probe()
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._ask_for_later(self._recovery))
+
+    async def _ask_for_later(self, recovery: RecoveryClient) -> None:
+        """Find out whether there are batches after the last one. No answer says nothing."""
+
+        def note(seq: int, payload: bytes) -> None:
+            self._note_exists(seq)
+
+        with suppress(WireError, TimeoutError, zmq.ZMQError):
+            await recovery.replay(self._applied_seq + 1, note)
 
     async def _recover(self, last: int) -> None:
         """Apply the missing batches up to `last` from the replay, or else ask for a snapshot."""
         first = self._applied_seq + 1
         self._gaps += 1
         gap = f"batches {first} to {last} missing"
-        if self._info.replay_port is None or self._observed_epoch != self._epoch:
+        if self._recovery is None or self._observed_epoch != self._epoch:
             self._need_snapshot(gap)
+            return
+        if last - first >= _MAX_BATCHES_REPLAYED:
+            self._need_snapshot(f"{gap}; at most {_MAX_BATCHES_REPLAYED} are replayed")
             return
         self._set("syncing", gap)
         try:
-            batches = await fetch_replay(
-                self._context,
-                f"tcp://{self._info.host}:{self._info.replay_port}",
-                first,
-                last,
-                timeout_s=self._replay_timeout_s,
-            )
-            for batch in batches:
-                self._check_rank(batch)
+            await self._recovery.replay(first, self._apply)
+            if self._applied_seq < last:
+                raise WireError(f"it has nothing after batch {self._applied_seq}")
         except (WireError, TimeoutError, zmq.ZMQError) as error:
             self._need_snapshot(f"{gap}; replay: {_why(error)}")
             return
         # The replay socket may have reached a publisher that took the place of the one followed here.
         if self._connection is None or self._connection.broke() or self._observed_epoch != self._epoch:
             self._need_snapshot(f"{gap}; connection lost")
-            return
-        for seq, batch in enumerate(batches, start=first):
-            self._apply(seq, batch)
-        self._set("exact", f"{gap}; replayed")
+        else:
+            self._set("exact", f"{gap}; replayed")
 
     # ---- getting a snapshot
 
@@ -321,6 +385,7 @@ class RankSubscriber:
         self._set("syncing", reason)
         self._disconnect()
         self._sink.clear()
+        self._recent.clear()
         self._applied_seq = -1
         self._unseen = None
         if time.monotonic() - self._synced_at > _MAX_BACKOFF_S:
@@ -332,6 +397,8 @@ class RankSubscriber:
                 connection = await self._connect_anew()
                 async with asyncio.timeout(self._snapshot_timeout_s):
                     snapshot = await self._fetch_snapshot()
+                if snapshot.epoch == epoch:
+                    await self._apply_snapshot(snapshot)
             except Exception as error:
                 self._set("stale", f"{reason}; snapshot: {_why(error)}")
                 continue
@@ -342,16 +409,13 @@ class RankSubscriber:
                 self._observed_epoch = snapshot.epoch
                 self._set("syncing", f"{reason}; the snapshot is of a new epoch")
             else:
-                self._load_snapshot(snapshot, reason)
+                self._trust(snapshot, reason)
                 return
 
     async def _wait_for_next_attempt(self) -> None:
         """Wait for the back-off to pass, or for the rank to say that it has a new publisher."""
         self._wake.clear()
-        delay_s = max(0.0, self._next_attempt - time.monotonic())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
-                await self._wake.wait()
+        await self._wait(max(self._next_attempt, time.monotonic()))
         self._next_attempt = time.monotonic() + self._backoff_s
         self._backoff_s = min(2 * self._backoff_s, _MAX_BACKOFF_S)
 
@@ -365,17 +429,29 @@ class RankSubscriber:
         return self._connection
 
     def _disconnect(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+        if self._recovery is not None:
+            self._recovery.close()
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
-    def _load_snapshot(self, snapshot: CacheSnapshot, reason: str) -> None:
-        self._sink.replace(snapshot.block_hashes)
+    async def _apply_snapshot(self, snapshot: CacheSnapshot) -> None:
+        self._sink.clear()
+        for payload in snapshot.payloads:
+            self._sink.apply(self._decode(payload).events)
+            await asyncio.sleep(0)
+
+    def _trust(self, snapshot: CacheSnapshot, reason: str) -> None:
+        """The sink holds `snapshot`: from here on batches are applied."""
         self._epoch = snapshot.epoch
         self._applied_seq = snapshot.seq
         self._distrust = None
         self._snapshots += 1
-        self._synced_at = time.monotonic()
+        # The first probe is due at once: the subscription may have taken effect after a batch or two.
+        self._synced_at = self._probe_due = time.monotonic()
         self._set("exact", reason)
 
     def _set(self, state: SyncState, reason: str) -> None:

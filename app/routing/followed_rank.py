@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from app.events.endpoints import PublisherInfo
-from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, CacheSnapshot, LoadStat
+from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, LoadStat
+from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import RankSubscriber, SyncStatus
 from app.routing.description import RankDescription
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
 
-ROUTED_MEDIA = (None, "GPU")
+ROUTED_MEDIA = (None, MEDIUM)
 """Blocks elsewhere must be loaded back first, so they aren't credited."""
 
 
@@ -105,12 +106,6 @@ class FollowedRank:
                 case AllBlocksCleared():
                     self._index.clear(rank)
 
-    def replace(self, block_hashes: Sequence[int]) -> None:
-        """Hold exactly these blocks."""
-        if not self._is_detached:
-            self._index.clear(self.description.rank)
-            self._index.store_unlinked(self.description.rank, block_hashes)
-
     def clear(self) -> None:
         """Hold no blocks."""
         if not self._is_detached:
@@ -151,7 +146,7 @@ def _identity(publisher: PublisherInfo | None) -> PublisherInfo | None:
     """A publisher without what changes while it lives."""
     if publisher is None:
         return None
-    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0)
+    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0, overflows=0)
 
 
 def _totals(stat: LoadStat) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from app.events.schema import CacheSnapshot
+from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import SyncStatus
 from app.routing.description import RankDescription
 from app.routing.followed_rank import FollowedRank

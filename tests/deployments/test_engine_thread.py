@@ -28,12 +28,14 @@ from app.errors import (
     QueueFullError,
     RequestFailedError,
 )
+from app.events.batch_codec import decode_batch
 from app.events.endpoints import KvEventsConfig
 from app.events.publisher import EventPublisher
-from app.events.replay import fetch_replay
+from app.events.recovery_client import RecoveryClient
 from app.events.schema import BlockRemoved, BlockStored, EventBatch
 from app.structured_output import StructuredOutput
 from tests.free_ports import find_free_ports
+from tests.snapshots import parents_in
 
 CONFIG = {
     "cache": {"block_size": 4, "num_blocks": 64},
@@ -60,7 +62,7 @@ class Rank:
 
     async def load(self) -> tuple[int, int, int]:
         """Running, waiting, tokens held, as the engine counts them between two steps."""
-        stat = await self.thread.call(lambda engine: engine.load_stat(0))
+        stat = await asyncio.wrap_future(self.thread.submit(lambda engine: engine.load_stat(0)))
         return stat.num_running_reqs, stat.num_waiting_reqs, stat.num_tokens
 
     async def until_load(self, running: int, waiting: int) -> None:
@@ -156,7 +158,7 @@ async def test_leaving_a_stream_aborts_the_request_and_frees_its_blocks(rank: Ra
     assert num_tokens > 0
     await stream.aclose()
     assert await rank.load() == (0, 0, 0)
-    await rank.thread.call(lambda engine: engine.check_integrity())
+    await asyncio.wrap_future(rank.thread.submit(lambda engine: engine.check_integrity()))
 
 
 async def test_cancelling_a_request_that_waits_takes_it_out_of_the_queue(rank: Rank) -> None:
@@ -271,17 +273,17 @@ async def test_the_snapshot_is_what_the_replayed_events_amount_to(publishing_ran
     assert any(isinstance(event, BlockRemoved) for batch in batches for event in batch.events)
     assert len({snapshot.seq for snapshot in snapshots}) > 1
     for snapshot in snapshots:
-        assert set(snapshot.block_hashes) == states[snapshot.seq]
+        assert set(parents_in(snapshot)) == states[snapshot.seq]
         assert rank.publisher is not None
         assert snapshot.epoch == rank.publisher.epoch
-    assert len(snapshots[-1].block_hashes) == rank.thread.num_cached_blocks
+    assert len(parents_in(snapshots[-1])) == rank.thread.num_cached_blocks
 
 
 async def test_events_name_the_prompts_blocks(publishing_rank: Rank) -> None:
     await all_of(publishing_rank.generate([5, 6, 7, 8, 9], cache_salt="tenant"))
     snapshot = await publishing_rank.thread.snapshot()
     (digest,) = hashing.chain([5, 6, 7, 8], 4, hashing.seed("tenant"))
-    assert hashing.wire_hash(digest) in snapshot.block_hashes
+    assert hashing.wire_hash(digest) in parents_in(snapshot)
 
 
 async def replayed(rank: Rank, last: int) -> list[EventBatch]:
@@ -290,8 +292,12 @@ async def replayed(rank: Rank, last: int) -> list[EventBatch]:
     async with asyncio.timeout(10):
         while rank.publisher.counters.published_batches <= last:
             await asyncio.sleep(0.005)
+    batches: list[EventBatch] = []
     with zmq.asyncio.Context() as context:
-        return await fetch_replay(context, f"tcp://127.0.0.1:{rank.port('replay_port')}", 0, last)
+        client = RecoveryClient(context, f"tcp://127.0.0.1:{rank.port('replay_port')}")
+        await client.replay(0, lambda seq, payload: batches.append(decode_batch(payload)))
+        client.close()
+    return batches[: last + 1]
 
 
 def states_after(batches: Sequence[EventBatch]) -> list[set[int]]:
@@ -315,13 +321,13 @@ def states_after(batches: Sequence[EventBatch]) -> list[set[int]]:
 async def test_a_reset_between_steps_is_published(publishing_rank: Rank) -> None:
     await all_of(publishing_rank.generate())
     before = await publishing_rank.thread.snapshot()
-    assert before.block_hashes
-    await publishing_rank.thread.call(lambda engine: engine.reset_cache())
+    assert parents_in(before)
+    await asyncio.wrap_future(publishing_rank.thread.submit(lambda engine: engine.reset_cache()))
     after = await publishing_rank.thread.snapshot()
     assert after.seq == before.seq + 1
-    assert after.block_hashes == []
+    assert parents_in(after) == {}
     *_, full, empty = states_after(await replayed(publishing_rank, after.seq))
-    assert full == set(before.block_hashes)
+    assert full == set(parents_in(before))
     assert empty == set()
 
 
@@ -386,7 +392,7 @@ async def test_without_a_publisher_there_is_no_snapshot(rank: Rank) -> None:
 
 async def test_what_a_call_raises_is_the_callers(rank: Rank) -> None:
     with pytest.raises(ZeroDivisionError):
-        await rank.thread.call(lambda engine: 1 // 0)
+        await asyncio.wrap_future(rank.thread.submit(lambda engine: 1 // 0))
     rank.thread.check_health()
     assert len(await all_of(rank.generate())) == 3
 

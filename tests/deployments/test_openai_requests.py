@@ -476,3 +476,23 @@ def test_a_header_that_is_no_integer(header: str) -> None:
 def test_every_field_is_in_the_documentation(model: type[ChatRequest | TextRequest]) -> None:
     documented = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
     assert [name for name in {*model.model_fields, *NEUTRAL} if f"`{name}`" not in documented] == []
+
+
+@pytest.mark.parametrize("salt", ["secret-" * 40, ["secret"], {"a": "secret"}])
+@pytest.mark.parametrize("parse", [text, chat])
+def test_a_salt_that_is_refused_is_not_shown(parse: Any, salt: Any) -> None:
+    error = refusal(parse, cache_salt=salt)
+    assert error.param == "cache_salt"
+    assert error.message.startswith("cache_salt: ")
+    assert "secret" not in error.message
+
+
+def test_a_salt_that_utf8_cannot_write_is_refused() -> None:
+    refusal(text, cache_salt="secret\ud800")
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+def test_a_salt_is_in_no_description_of_its_body(parse: Any) -> None:
+    body = parse(cache_salt="secret")
+    assert body.cache_salt == "secret"
+    assert "secret" not in f"{body!r} {body}"

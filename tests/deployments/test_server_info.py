@@ -138,6 +138,12 @@ def test_every_setting_is_there() -> None:
     assert {key: info[key] for key in settings} == settings
 
 
+def test_of_tenants_only_their_header_is_there() -> None:
+    info = server_info(app_config(ZMQ, ingress={"tenant_header": "X-Tenant"}), MAX_MODEL_LEN, [rank_info(0)])
+    assert info["ingress"]["tenant_header"] == "X-Tenant"
+    assert "salt" not in json.dumps(info)
+
+
 def test_what_sglangs_routers_read() -> None:
     config = app_config(ZMQ, engine={"scheduler": {"max_running_requests": 7}})
     info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
@@ -169,6 +175,7 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
             "last_seq": 9,
             "state": "publishing",
             "dropped_batches": 0,
+            "overflows": 0,
         },
         {"rank": 2, "state": "disabled"},
     ]

@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 import zmq
 
+from app.events.batch_codec import encode_batch
 from app.events.endpoints import KvEventsConfig, PublisherInfo
 from app.events.publisher import EventPublisher
-from app.events.replay import ReplayBuffer, ReplayServer
+from app.events.recovery_server import RecoveryServer
+from app.events.replay import Framing, ReplayBuffer
 from app.events.schema import (
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     CacheEvent,
-    CacheSnapshot,
     EventBatch,
-    encode_batch,
     encode_seq,
 )
+from app.events.snapshot import CachedBlock, CacheSnapshot, snapshot_payloads
 from app.events.subscriber import RankSubscriber
 from tests.free_ports import find_free_ports
 
@@ -52,12 +53,12 @@ class Blocks:
                 case AllBlocksCleared():
                     self.hashes.clear()
 
-    def replace(self, block_hashes: Sequence[int]) -> None:
-        self.hashes = set(block_hashes)
-
     def clear(self) -> None:
         self.hashes.clear()
         self.num_clears += 1
+
+    def as_cached(self) -> list[CachedBlock]:
+        return [CachedBlock(block_hash, None) for block_hash in self.hashes]
 
 
 class LossyRank:
@@ -84,11 +85,11 @@ class LossyRank:
 
     def _serve_replay(self) -> None:
         self._buffer = ReplayBuffer(self._capacity)
-        self._server: ReplayServer | None = None
+        self._server: RecoveryServer | None = None
         if self.replay_port is None:
             return
         router = self._context.socket(zmq.ROUTER)
-        ReplayServer.prepare(router)
+        RecoveryServer.prepare(router)
         deadline = time.monotonic() + 5
         while True:
             try:
@@ -96,13 +97,13 @@ class LossyRank:
                 break
             except zmq.ZMQError:
                 assert time.monotonic() < deadline, "the last server's port is not given back"
-        self._server = ReplayServer(router, self._buffer, b"")
+        self._server = RecoveryServer(router, self._buffer, Framing(b""), self._payloads)
         self._server.start()
 
     def step(self, *events: CacheEvent, lost: bool = False, dp_rank: int = 0) -> None:
         self.seq += 1
         self.truth.apply(events)
-        payload = encode_batch(EventBatch(0.0, list(events), dp_rank))
+        payload = encode_batch(EventBatch(time.time(), list(events), dp_rank))
         self._buffer.append(self.seq, payload)
         if not lost:
             self.send([b"", encode_seq(self.seq), payload])
@@ -114,7 +115,10 @@ class LossyRank:
         self.num_snapshots += 1
         if self.snapshot_error is not None:
             raise self.snapshot_error
-        return CacheSnapshot(self.epoch, self.seq, list(self.truth.hashes))
+        return CacheSnapshot(self.epoch, self.seq, list(self._payloads(self.truth.as_cached())))
+
+    def _payloads(self, blocks: Sequence[CachedBlock]) -> Iterator[bytes]:
+        return snapshot_payloads(blocks, dp_rank=0, block_size=1)
 
     def restart(self) -> None:
         """A new publisher in the old one's place, as seen by a subscriber that never lost the connection."""
@@ -186,7 +190,7 @@ class Rank:
         self.publisher.publish(list(events))
 
     async def snapshot(self) -> CacheSnapshot:
-        return self.publisher.snapshot(list(self.truth.hashes))
+        return self.publisher.snapshot(self.publisher.content(self.truth.as_cached()))
 
 
 async def holds(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:

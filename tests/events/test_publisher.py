@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from app.errors import ConfigError, EndpointInUseError
+from app.events.batch_codec import decode_batch
 from app.events.endpoints import KvEventsConfig
 from app.events.publisher import EventPublisher
 from app.events.schema import (
@@ -19,10 +20,10 @@ from app.events.schema import (
     BlockStored,
     LoadStat,
     decode_acknowledged,
-    decode_batch,
     decode_load,
     encode_seq,
 )
+from app.events.snapshot import CachedBlock
 
 STAT = LoadStat(1, 2, 3, 4, 0, 6, 7, 8, 9, 10)
 
@@ -112,8 +113,9 @@ def test_the_sequence_number_is_given_out_at_once(make_rank: Any, rigs: Any) -> 
     rank.step(rigs.stored(1))
     rank.step(rigs.stored(2))
     assert rank.publisher.last_seq == 2
-    snapshot = rank.publisher.snapshot([1, 2])
-    assert (snapshot.epoch, snapshot.seq, snapshot.block_hashes) == (rank.publisher.epoch, 2, [1, 2])
+    blocks = [CachedBlock(1, None), CachedBlock(2, 1)]
+    content = rank.publisher.content(blocks)
+    assert (content.epoch, content.seq, content.blocks) == (rank.publisher.epoch, 2, blocks)
 
 
 def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from app.errors import WireError
 from app.events import schema
+from app.events.batch_codec import decode_batch, encode_batch
 from app.events.schema import (
     Acknowledged,
     AllBlocksCleared,
@@ -22,11 +23,9 @@ from app.events.schema import (
     EventBatch,
     LoadStat,
     decode_acknowledged,
-    decode_batch,
     decode_load,
     decode_seq,
     encode_acknowledged,
-    encode_batch,
     encode_load,
     encode_seq,
     split_message,

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import sys
 
-import msgspec
 import ray
 from ray import serve
 
+from tests.snapshots import parents_in
+
 ray.init(address=sys.argv[1], namespace="serve", log_to_driver=False)
 ranks = serve.get_deployment_handle("DPRank", sys.argv[2])
-snapshots = {
-    info.rank: msgspec.to_builtins(ranks.snapshot.remote(replica_id=info.replica_id).result())
-    for info in ranks.broadcast("describe").results()
-}
+snapshots = {}
+for info in ranks.broadcast("describe").results():
+    snapshot = ranks.snapshot.remote(replica_id=info.replica_id).result()
+    snapshots[info.rank] = {"seq": snapshot.seq, "block_hashes": list(parents_in(snapshot))}
 print(json.dumps(snapshots))

@@ -144,6 +144,11 @@ class ServeGraph:
         """What the command has printed so far."""
         return self._log.read_text(errors="replace")
 
+    def logs(self) -> str:
+        """What the command has printed so far, and everything that Ray and its processes wrote down."""
+        files = [file for file in self._dir.rglob("logs/**/*") if file.is_file()]
+        return self.output() + "".join(_read(file).decode(errors="replace") for file in files)
+
     def stop(self) -> None:
         """End it as a process manager does; whatever doesn't go by itself is killed."""
         self.http.close()

@@ -16,7 +16,8 @@ from app.config import RoutingConfig
 from app.errors import EndpointInUseError
 from app.events.endpoints import KvEventsConfig, PublisherInfo
 from app.events.publisher import EventPublisher
-from app.events.schema import BlockRemoved, BlockStored, CacheSnapshot, LoadStat
+from app.events.schema import BlockRemoved, BlockStored, LoadStat
+from app.events.snapshot import CachedBlock, CacheSnapshot
 from app.hashing import chain, wire_hash
 from app.routing.chooser import Chooser, Prompt
 from app.routing.description import RankDescription
@@ -62,7 +63,8 @@ class LiveRank:
     def __init__(self, rank: int = 0, port: int | None = None) -> None:
         self.rank = rank
         self.replica_id = f"replica-{next(self._ids)}"
-        self.held: dict[int, None] = {}
+        self.held: dict[int, int | None] = {}
+        """Held block → its parent."""
         self.load = stat(rank)
         self.publisher = self.start_publisher(port)
 
@@ -92,7 +94,7 @@ class LiveRank:
 
     def store(self, block_hashes: list[int], medium: str = "GPU") -> None:
         if medium == "GPU":
-            self.held.update(dict.fromkeys(block_hashes))
+            self.held.update(zip(block_hashes, [None, *block_hashes], strict=False))
         tokens = [0] * len(block_hashes) * BLOCK_SIZE
         self.publisher.publish([BlockStored(block_hashes, None, tokens, BLOCK_SIZE, medium=medium)])
 
@@ -125,7 +127,8 @@ class Fixture:
 
     async def fetch_snapshot(self, replica_id: str) -> CacheSnapshot:
         live = self.ranks[replica_id]
-        return live.publisher.snapshot(list(live.held))
+        blocks = [CachedBlock(block_hash, parent) for block_hash, parent in live.held.items()]
+        return live.publisher.snapshot(live.publisher.content(blocks))
 
     async def look(self, *ranks: LiveRank) -> None:
         self.seen = ranks

@@ -1,0 +1,84 @@
+"""A rank's whole cache content at a known sequence number.
+
+    engine's thread, between two steps        any other thread
+    CacheContent (epoch, seq, blocks)  ──▶  payloads: AllBlocksCleared, then BlockStored, chain by chain
+
+A snapshot is what a subscriber would have received, had the cache been filled anew just now: ordinary
+batches, all with the number of the last batch whose change is in them. So whoever reads batches reads
+snapshots, under the same caps. Tokens are not part of it: the cache knows its blocks by their hashes only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from app.events.batch_codec import encode_batch
+from app.events.schema import (
+    MEDIUM,
+    AllBlocksCleared,
+    BlockStored,
+    CacheEvent,
+    EventBatch,
+    Format,
+)
+
+BLOCKS_PER_PAYLOAD = 8_192
+"""So few that applying one payload holds up nothing else for long."""
+
+
+class CachedBlock(msgspec.Struct, frozen=True, gc=False):
+    """One cached block by its name on the wire; `parent_hash` is None for a first block."""
+
+    hash: int
+    parent_hash: int | None
+
+
+class CacheContent(msgspec.Struct, frozen=True):
+    """All blocks of a cache, parents before children, right after batch `seq` of the publisher `epoch`."""
+
+    epoch: str
+    seq: int
+    blocks: Sequence[CachedBlock]
+
+
+class CacheSnapshot(msgspec.Struct, frozen=True):
+    """`CacheContent` as it travels: the payloads of the batches that make an empty cache into it."""
+
+    epoch: str
+    seq: int
+    payloads: list[bytes]
+
+
+def snapshot_payloads(
+    blocks: Iterable[CachedBlock], *, dp_rank: int, block_size: int, format: Format = "map"
+) -> Iterator[bytes]:
+    """The payloads of a snapshot of `blocks`; made one by one, as there may be millions of blocks."""
+    ts = time.time()
+    events: list[CacheEvent] = [AllBlocksCleared()]
+    num_blocks = 0
+    for chain in _chains(blocks, block_size):
+        events.append(chain)
+        num_blocks += len(chain.block_hashes)
+        if num_blocks >= BLOCKS_PER_PAYLOAD:
+            yield encode_batch(EventBatch(ts, events, dp_rank), format)
+            events, num_blocks = [], 0
+    if events:
+        yield encode_batch(EventBatch(ts, events, dp_rank), format)
+
+
+def _chains(blocks: Iterable[CachedBlock], block_size: int) -> Iterator[BlockStored]:
+    """One event for each run of blocks that follow one another; long runs are cut."""
+    hashes: list[int] = []
+    first_parent: int | None = None
+    for block in blocks:
+        if hashes and (block.parent_hash != hashes[-1] or len(hashes) == BLOCKS_PER_PAYLOAD):
+            yield BlockStored(hashes, first_parent, [], block_size, medium=MEDIUM)
+            hashes = []
+        if not hashes:
+            first_parent = block.parent_hash
+        hashes.append(block.hash)
+    if hashes:
+        yield BlockStored(hashes, first_parent, [], block_size, medium=MEDIUM)
