@@ -16,16 +16,10 @@ import httpx
 import zmq
 
 from app.errors import WireError
+from app.events.batch_codec import decode_batch
 from app.events.descriptor import RankPublisher, read_descriptor
-from app.events.schema import (
-    END_OF_REPLAY,
-    BlockRemoved,
-    BlockStored,
-    decode_batch,
-    decode_seq,
-    encode_seq,
-    split_message,
-)
+from app.events.replay import ReplayRequest, parse_reply, request_frames
+from app.events.schema import BlockRemoved, BlockStored, split_message
 
 REPLAY_TIMEOUT_MS = 1000
 
@@ -54,12 +48,12 @@ class Follower:
         if self.publisher.replay_port is None:
             return
         with self._open(zmq.DEALER, self.publisher.replay_port) as socket:
-            socket.send_multipart([b"", encode_seq(self.next_seq)])
+            socket.send_multipart(request_frames(ReplayRequest(self.next_seq)))
             while socket.poll(REPLAY_TIMEOUT_MS):
-                *_empty_and_topic, seq, payload = socket.recv_multipart()
-                if seq == END_OF_REPLAY or decode_seq(seq) >= until:
+                reply = parse_reply(socket.recv_multipart())
+                if reply.seq is None or reply.seq >= until:
                     return
-                self._print(decode_seq(seq), payload)
+                self._print(reply.seq, reply.payload)
 
     def _print(self, seq: int, payload: bytes) -> None:
         self.next_seq = seq + 1
