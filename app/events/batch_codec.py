@@ -162,9 +162,9 @@ def _all_signed(hashes: list[Any]) -> list[int]:
     try:
         if max(hashes, default=0) < _INT64_END:
             return hashes
-    except TypeError:
-        pass  # some are bytes
-    return [_signed(block_hash) for block_hash in hashes]
+    except TypeError:  # some are bytes
+        return [_signed(block_hash) for block_hash in hashes]
+    return [block_hash - 2 * _INT64_END if block_hash >= _INT64_END else block_hash for block_hash in hashes]
 
 
 def _signed(block_hash: int | bytes) -> int:

@@ -22,6 +22,7 @@ MEDIUM = "GPU"
 """The name of the engine's own cache, whatever its device: what SGLang's consumers expect."""
 ACK_TOPIC = b"ack"
 SEQ_BYTES = 8
+_MAX_QUOTED = 200
 END_OF_REPLAY = b"\xff" * SEQ_BYTES
 
 Format = Literal["map", "array"]
@@ -149,7 +150,8 @@ def decode_capped(decode: Callable[[bytes], Decoded], payload: bytes, what: str)
     try:
         return decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise WireError(f"invalid {what}: {error}") from None
+        # Some of its texts quote what was sent, whole.
+        raise WireError(f"invalid {what}: {str(error)[:_MAX_QUOTED]}") from None
 
 
 def check_size(payload: bytes) -> None:
