@@ -15,7 +15,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from app.events.schema import MAX_FRAME_BYTES
 
-_RECEIVE_HWM = 10_000
+_RECEIVE_HWM = 1_000
+"""What a subscriber lets wait; the publisher keeps `hwm` more for it, and what is dropped is recovered."""
 _MAX_SOCKETS = 65_000
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000

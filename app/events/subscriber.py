@@ -104,8 +104,8 @@ class RankSubscriber:
         connect_timeout_s: float = 2.0,
         snapshot_timeout_s: float = 10.0,
         replay_timeout_s: float = 1.0,
-        unseen_timeout_s: float = 0.5,
-        probe_interval_s: float = 1.0,
+        unseen_timeout_s: float = 0.4,
+        probe_interval_s: float = 0.8,
         context: zmq.asyncio.Context | None = None,
     ) -> None:
         """Opens nothing yet; `info` must describe a publisher that is not disabled.
@@ -281,7 +281,7 @@ class RankSubscriber:
         self._live_seq = seq
         self._put_off_probe()
         if seq <= self._applied_seq:
-            return  # in the snapshot
+            return  # replayed, too long ago to be remembered
         if seq > self._applied_seq + 1:
             await self._recover(seq - 1)
         if self._distrust is None and seq > self._applied_seq:
@@ -385,7 +385,6 @@ class RankSubscriber:
         self._set("syncing", reason)
         self._disconnect()
         self._sink.clear()
-        self._recent.clear()
         self._applied_seq = -1
         self._unseen = None
         if time.monotonic() - self._synced_at > _MAX_BACKOFF_S:
@@ -440,9 +439,13 @@ class RankSubscriber:
 
     async def _apply_snapshot(self, snapshot: CacheSnapshot) -> None:
         self._sink.clear()
+        ts = 0.0
         for payload in snapshot.payloads:
-            self._sink.apply(self._decode(payload).events)
+            batch = self._decode(payload)
+            self._sink.apply(batch.events)
+            ts = batch.ts
             await asyncio.sleep(0)
+        self._recent.begin(snapshot.seq, ts)
 
     def _trust(self, snapshot: CacheSnapshot, reason: str) -> None:
         """The sink holds `snapshot`: from here on batches are applied."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
@@ -23,7 +26,7 @@ from app.events.schema import (
     EventBatch,
     encode_seq,
 )
-from app.events.snapshot import CachedBlock, CacheSnapshot, snapshot_payloads
+from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
 from app.events.subscriber import RankSubscriber
 from tests.free_ports import find_free_ports
 
@@ -59,6 +62,25 @@ class Blocks:
 
     def as_cached(self) -> list[CachedBlock]:
         return [CachedBlock(block_hash, None) for block_hash in self.hashes]
+
+
+def publisher_info(**changes: Any) -> PublisherInfo:
+    """Of rank 0 on this machine."""
+    fields: dict[str, Any] = {
+        "rank": 0,
+        "host": "127.0.0.1",
+        "event_port": 0,
+        "replay_port": None,
+        "load_port": None,
+        "topic": "",
+        "load_topic": None,
+        "block_size": 1,
+        "epoch": "",
+        "last_seq": -1,
+        "state": "publishing",
+        "dropped_batches": 0,
+    }
+    return PublisherInfo(**(fields | changes))
 
 
 class LossyRank:
@@ -130,21 +152,8 @@ class LossyRank:
         self._serve_replay()
 
     def info(self, **changes: Any) -> PublisherInfo:
-        fields: dict[str, Any] = {
-            "rank": 0,
-            "host": "127.0.0.1",
-            "event_port": self.port,
-            "replay_port": self.replay_port,
-            "load_port": None,
-            "topic": "",
-            "load_topic": None,
-            "block_size": 1,
-            "epoch": self.epoch,
-            "last_seq": self.seq,
-            "state": "publishing",
-            "dropped_batches": 0,
-        }
-        return PublisherInfo(**(fields | changes))
+        own = {"event_port": self.port, "replay_port": self.replay_port, "epoch": self.epoch}
+        return publisher_info(**(own | {"last_seq": self.seq} | changes))
 
     async def hear(self, subscriber: RankSubscriber) -> None:
         """Return once live batches reach the subscriber: a subscription takes effect in its own time."""
@@ -168,14 +177,19 @@ class LossyRank:
 
 
 class Rank:
-    """A real publisher with the truth of what it published."""
+    """A real publisher with the truth of what it published; any thread may step, one at a time."""
+
+    stored = staticmethod(stored)
+    removed = staticmethod(removed)
 
     def __init__(self, config: KvEventsConfig, **options: Any) -> None:
         self.truth = Blocks()
         self.publisher = EventPublisher(
             config, **({"dp_rank": 0, "dp_size": 1, "block_size": 1, "linger_s": 0.2} | options)
         )
+        self._changing = threading.Lock()
         self.publisher.start()
+        self.publisher.serve_snapshots(self._take_content)
 
     @property
     def epoch(self) -> str:
@@ -186,11 +200,18 @@ class Rank:
         return self.publisher.last_seq
 
     def step(self, *events: CacheEvent) -> None:
-        self.truth.apply(events)
-        self.publisher.publish(list(events))
+        with self._changing:
+            self.truth.apply(events)
+            self.publisher.publish(list(events))
 
     async def snapshot(self) -> CacheSnapshot:
-        return self.publisher.snapshot(self.publisher.content(self.truth.as_cached()))
+        return self.publisher.snapshot(self._take_content().result())
+
+    def _take_content(self) -> Future[CacheContent]:
+        future: Future[CacheContent] = Future()
+        with self._changing:
+            future.set_result(self.publisher.content(self.truth.as_cached()))
+        return future
 
 
 async def holds(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
@@ -232,6 +253,8 @@ class Rigs:
     stored = staticmethod(stored)
     removed = staticmethod(removed)
     holds = staticmethod(holds)
+    info = staticmethod(publisher_info)
+    replace = staticmethod(msgspec.structs.replace)
 
 
 @pytest.fixture(scope="session")
@@ -260,7 +283,8 @@ async def follow() -> AsyncIterator[Callable[..., RankSubscriber]]:
     def start(info: PublisherInfo, rank: Any, sink: Blocks, **options: Any) -> RankSubscriber:
         options.setdefault("on_load", lambda stat: None)
         options.setdefault("on_acknowledged", lambda ids: None)
-        options.setdefault("fetch_snapshot", rank.snapshot)
+        if rank is not None:
+            options.setdefault("fetch_snapshot", rank.snapshot)
         subscribers.append(RankSubscriber(info, sink, **options))
         subscribers[-1].start()
         return subscribers[-1]
@@ -268,3 +292,25 @@ async def follow() -> AsyncIterator[Callable[..., RankSubscriber]]:
     yield start
     for subscriber in subscribers:
         await subscriber.close()
+
+
+_SECONDS = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def report_seconds(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Notes how long a test's recovery took, to be printed when all have run."""
+
+    def report(seconds: float, remark: str = "") -> None:
+        lines = request.config.stash.setdefault(_SECONDS, [])
+        lines.append(f"{seconds:7.3f} s  {request.node.name}" + (f": {remark}" if remark else ""))
+
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(_SECONDS, [])
+    if lines:
+        terminalreporter.section("seconds until the subscriber's view was the publisher's cache again")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -1,0 +1,316 @@
+"""Whatever the network and the publisher do, the subscriber's view ends equal to the publisher's cache.
+
+Real sockets; how long each took is printed at the end of the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq.asyncio
+
+from app.events.recovery_client import RecoveryClient
+from tests.events.faulty_link import (
+    Fault,
+    FaultyLink,
+    Message,
+    chaos,
+    drop_every,
+    send_twice,
+    swap_neighbours,
+)
+from tests.snapshots import parents_in
+
+LOOK_INTERVAL_S = 0.5
+"""As often as a router by default looks at the ranks."""
+
+
+@pytest.fixture
+def link() -> Iterator[Callable[[int, Fault], FaultyLink]]:
+    links: list[FaultyLink] = []
+
+    def make(publisher_port: int, fault: Fault) -> FaultyLink:
+        links.append(FaultyLink(publisher_port, fault))
+        return links[-1]
+
+    yield make
+    for each in links:
+        each.close()
+
+
+@pytest.fixture
+async def ask() -> AsyncIterator[Callable[[int], RecoveryClient]]:
+    """Clients of recovery sockets, by port."""
+    context = zmq.asyncio.Context()
+    clients: list[RecoveryClient] = []
+
+    def make(port: int) -> RecoveryClient:
+        clients.append(RecoveryClient(context, f"tcp://127.0.0.1:{port}"))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+    context.term()
+
+
+class Followed:
+    """A real publisher, what its cache holds, and a subscriber behind a link."""
+
+    def __init__(self, rank: Any, subscriber: Any, sink: Any, rigs: Any) -> None:
+        self.rank = rank
+        self.subscriber = subscriber
+        self.sink = sink
+        self._rigs = rigs
+        self._rng = random.Random(1)
+
+    def change(self, num_steps: int) -> None:
+        """Steps that store chains and remove some of what is held."""
+        for _ in range(num_steps):
+            events = [self._rigs.stored(*(self._rng.getrandbits(62) for _ in range(4)))]
+            if len(self.rank.truth.hashes) > 200:
+                events.append(self._rigs.removed(*self._rng.sample(sorted(self.rank.truth.hashes), 5)))
+            self.rank.step(*events)
+
+    async def until_live(self) -> None:
+        """Batches arrive: the subscription has taken effect."""
+
+        def heard() -> bool:
+            self.change(1)
+            return self.subscriber.status.state == "exact" and self.subscriber.status.applied_seq > 3
+
+        assert await self._rigs.holds(heard), self.subscriber.status
+
+    def is_equal(self) -> bool:
+        status = self.subscriber.status
+        return status.state == "exact" and status.applied_seq == self.rank.seq
+
+    async def seconds_to_agree(self, *, looks: bool) -> float:
+        """How long it takes until the view is exact at the last batch; equal to the cache then.
+
+        With `looks` the rank tells of itself, as routers have it; without, the subscriber is on its own.
+        """
+        started, last_look = time.monotonic(), 0.0
+        while not self.is_equal():
+            now = time.monotonic()
+            assert now - started < 20, self.subscriber.status
+            if looks and now - last_look >= LOOK_INTERVAL_S:
+                last_look = now
+                self.subscriber.observe(self.rank.epoch, self.rank.seq)
+            await asyncio.sleep(0.002)
+        assert self.sink.hashes == self.rank.truth.hashes
+        return time.monotonic() - started
+
+
+@pytest.fixture
+def followed(make_rank: Any, follow: Any, rigs: Any, link: Any, free_ports: Any, ask: Any) -> Any:
+    """Starts a rank, and a subscriber of it behind a link with this fault, if any."""
+
+    def start(fault: Fault | None, *, replay: bool, **keys: Any) -> Followed:
+        if replay:
+            keys["replay_endpoint"] = f"tcp://127.0.0.1:{free_ports(1)}"
+        rank = make_rank(**keys)
+        info = rank.publisher.info("")
+        fields = {"event_port": link(info.event_port, fault).port} if fault else {}
+        sink = rigs.Blocks()
+        snapshot = ask(info.replay_port).snapshot if replay else rank.snapshot
+        subscriber = follow(rigs.replace(info, **fields), rank, sink, fetch_snapshot=snapshot)
+        return Followed(rank, subscriber, sink, rigs)
+
+    return start
+
+
+WAYS = pytest.mark.parametrize("replay", [True, False], ids=["replay", "snapshots only"])
+
+
+@WAYS
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda: drop_every(2), id="every 2nd message lost"),
+        pytest.param(lambda: drop_every(10), id="every 10th message lost"),
+        pytest.param(swap_neighbours, id="neighbours swapped"),
+        pytest.param(lambda: send_twice, id="every message twice"),
+        pytest.param(lambda: chaos(1), id="lost, twice and late at random"),
+    ],
+)
+async def test_a_link_that_loses_repeats_or_reorders(
+    followed: Any, report_seconds: Any, fault: Callable[[], Fault], replay: bool
+) -> None:
+    view = followed(fault(), replay=replay)
+    await view.until_live()
+    for _ in range(100):
+        view.change(4)
+        await asyncio.sleep(0.001)
+    seconds = await view.seconds_to_agree(looks=not replay)
+    status = view.subscriber.status
+    report_seconds(seconds, f"{status.gaps} gaps, {status.resyncs} snapshots")
+    assert status.bad_messages == 0
+
+
+@WAYS
+async def test_a_lost_last_message_is_noticed_within_two_seconds(
+    followed: Any, report_seconds: Any, replay: bool
+) -> None:
+    """With a replay, by a subscriber on its own; without one, by what a router sees of the rank."""
+    loses = False
+    view = followed(lambda message: [] if loses else [message], replay=replay)
+    await view.until_live()
+    await view.seconds_to_agree(looks=not replay)
+    loses = True
+    view.change(1)
+    seconds = await view.seconds_to_agree(looks=not replay)
+    report_seconds(seconds)
+    assert view.subscriber.status.gaps > 0
+    assert seconds < 2
+
+
+@WAYS
+async def test_a_subscriber_that_stalls_beyond_the_high_water_mark_costs_the_engine_nothing(
+    followed: Any, rigs: Any, report_seconds: Any, replay: bool
+) -> None:
+    view = followed(None, replay=replay, hwm=100)
+    await view.until_live()
+    rank = view.rank
+    # The subscriber lives in this thread's event loop, so it reads nothing while this goes on.
+    num_blocks = 2_000
+    rng, slowest = random.Random(2), 0.0
+    while rank.publisher.counters.overflows == 0:
+        if len(rank.truth.hashes) > 20 * num_blocks:
+            rank.step(rigs.removed(*rank.truth.hashes))
+        step = rigs.stored(*(rng.getrandbits(62) for _ in range(num_blocks)))
+        started = time.perf_counter()
+        rank.step(step)
+        slowest = max(slowest, time.perf_counter() - started)
+        assert rank.seq < 50_000, "no queue is ever full"
+    assert rank.publisher.counters.dropped_batches == 0
+    seconds = await view.seconds_to_agree(looks=not replay)
+    report_seconds(seconds, f"{rank.seq} batches, slowest publish {slowest * 1e3:.2f} ms")
+    assert view.subscriber.status.gaps > 0
+
+
+@WAYS
+async def test_a_flood_from_another_thread(followed: Any, report_seconds: Any, replay: bool) -> None:
+    view = followed(None, replay=replay, hwm=1_000, max_queue_size=1_000)
+    await view.until_live()
+    flood = threading.Thread(target=view.change, args=(5_000,))
+    started = time.monotonic()
+    flood.start()
+    while flood.is_alive():
+        await asyncio.sleep(0.01)
+    flood_s = time.monotonic() - started
+    counters = view.rank.publisher.counters
+    report_seconds(
+        await view.seconds_to_agree(looks=not replay),
+        f"after {flood_s:.1f} s of flood, {counters.dropped_batches} batches dropped, "
+        f"{view.subscriber.status.gaps} gaps",
+    )
+
+
+class Process:
+    """A publisher in a process of its own."""
+
+    def __init__(self, port: int, replay_port: int, seed: int) -> None:
+        script = Path(__file__).with_name("publisher_process.py")
+        self._process = subprocess.Popen(
+            [sys.executable, str(script), str(port), str(replay_port), str(seed)],
+            env={"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_started(self) -> None:
+        assert self._process.stdout
+        assert self._process.stdout.readline() == "started\n"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def settle(self) -> int:
+        """Stop changing the cache; the last sequence number."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def start(*arguments: int) -> Process:
+        processes.append(Process(*arguments))
+        processes[-1].wait_started()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["direct", "behind a link that hides it"])
+async def test_a_publisher_killed_and_started_again(
+    start_process: Any,
+    follow: Any,
+    rigs: Any,
+    free_ports: Any,
+    ask: Any,
+    link: Any,
+    report_seconds: Any,
+    hides: bool,
+) -> None:
+    port, replay_port = free_ports(3), free_ports(1)
+    first = start_process(port, replay_port, 1)
+    client, sink = ask(replay_port), rigs.Blocks()
+    info = rigs.info(
+        event_port=link(port, lambda message: [message]).port if hides else port,
+        replay_port=replay_port,
+        epoch=(await client.snapshot()).epoch,
+    )
+    subscriber = follow(info, None, sink, fetch_snapshot=ask(replay_port).snapshot)
+
+    def is_exact(num_resyncs: int) -> bool:
+        status = subscriber.status
+        return status.state == "exact" and status.applied_seq > 50 and status.resyncs >= num_resyncs
+
+    assert await rigs.holds(lambda: is_exact(0)), subscriber.status
+    first.kill()
+    second = start_process(port, replay_port, 2)
+    started = time.monotonic()
+    assert await rigs.holds(lambda: is_exact(1)), subscriber.status
+    report_seconds(time.monotonic() - started, subscriber.status.reason)
+    last_seq = second.settle()
+    assert await rigs.holds(lambda: subscriber.status.applied_seq == last_seq), subscriber.status
+    snapshot = await client.snapshot()
+    assert snapshot.seq == last_seq
+    assert sink.hashes == set(parents_in(snapshot))
+
+
+async def test_a_link_that_stays_silent_at_first_is_a_slow_joiner(followed: Any, report_seconds: Any) -> None:
+    """What is published before the subscription has taken effect is lost, and nothing comes after it."""
+    passed: list[Message] = []
+    is_open = False
+
+    def fault(message: Message) -> list[Message]:
+        if is_open:
+            passed.append(message)
+            return [message]
+        return []
+
+    view = followed(fault, replay=True)
+    assert await view._rigs.holds(lambda: view.subscriber.status.state == "exact")
+    view.change(3)
+    report_seconds(await view.seconds_to_agree(looks=False))
+    assert not passed
