@@ -67,17 +67,32 @@ def test_a_slow_input_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         fuzz.fuzz(target_of(lambda given: sum(range(1000))), 1000, seed=3)
 
 
-def test_the_command_ends_with_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_ends_with_one_json_object(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fuzz, "TARGETS", fuzz.TARGETS[1:])
     assert fuzz.main(["--inputs", "500", "--seed", "5"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["seed"] == 5
     assert set(result["targets"]) == {target.name for target in fuzz.TARGETS}
 
 
+def test_the_command_fails_with_the_input_in_hex(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(given: bytes) -> None:
+        raise RuntimeError("oh")
+
+    monkeypatch.setattr(fuzz, "TARGETS", [target_of(read)])
+    assert fuzz.main(["--inputs", "500", "--seed", "3"]) == 1
+    first = Random("3/broken").randbytes(4)
+    assert capsys.readouterr().out == f"broken, seed 3, input 0: RuntimeError('oh')\n{first.hex()}\n"
+
+
 def bad_requests(seed: int) -> Iterator[list[bytes]]:
     """What no server may answer, in frames that a socket delivers."""
     rng = Random(seed)
-    for _ in itertools.count():
+    while True:
         frames = fuzz_inputs.request_frames(rng)
         if not frames or max(map(len, frames)) > MAX_REQUEST_BYTES:
             continue
