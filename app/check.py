@@ -22,6 +22,7 @@ from app.config import AppConfig, ModelConfig, load_config
 from app.engine.architecture import read_architecture
 from app.engine.limits import resolve_max_model_len
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
+from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse, rank_endpoints
 from app.model_store import resolve_model
 from app.tokenizer import Tokenizer
@@ -37,7 +38,8 @@ def check(file: Path) -> None:
     Devices and memory are left to the ranks, which may be on other machines.
 
     Raises:
-        ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, or two parts need one port.
+        ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, two parts need one port, or
+            a key file that is readable here isn't what it must be.
         ModelError: a model isn't to be found, can't be fetched, or isn't supported.
         EndpointInUseError: a port that HTTP or a rank needs is taken on this machine.
     """
@@ -75,6 +77,9 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
         logger.warning("KV events are misconfigured, so no router can follow them: %s", events.reason)
     if events.config is None:
         return
+    if events.config.curve is not None:
+        for path in check_key_files(events.config.curve):
+            logger.warning("%s isn't readable here: ranks and routers look at it when they start", path)
     for rank in range(config.dp_size):
         opened = rank_endpoints(events.config, rank, config.dp_size)
         for endpoint in (opened.events, opened.replay, opened.load):

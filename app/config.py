@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -212,8 +212,14 @@ def _fault(model: type[BaseModel], where: str, detail: dict[str, Any]) -> str:
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
     """The field names of the settings model at `path` below `model`."""
     for name in path:
-        inner = model.model_fields[name].annotation
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = model.model_fields[name].annotation
+        # An optional part is a union with None.
+        inner = [each for each in (annotation, *get_args(annotation)) if _is_model(each)]
+        if not inner:
             break
-        model = inner
+        model = inner[0]
     return list(model.model_fields)
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

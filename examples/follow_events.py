@@ -1,10 +1,11 @@
 """Follows every rank's KV events, knowing nothing but the server's URL.
 
-    python examples/follow_events.py http://127.0.0.1:8000
+    python examples/follow_events.py http://127.0.0.1:8000 [NAME.key_secret]
 
 This is all that an outside router has to do: read `kv_events` from `/server_info`, subscribe at every rank,
-decode, and ask for a replay of what it missed, beginning with what was published before it came. Each line
-printed is one batch: rank, sequence number, blocks stored and removed.
+decode, and ask for a replay of what it missed, beginning with what was published before it came; where the
+ranks encrypt, with a key that they allow. Each line printed is one batch: rank, sequence number, blocks
+stored and removed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import zmq
+from zmq.auth import load_certificate
 
 from app.errors import WireError
 from app.events.batch_codec import decode_batch
@@ -27,8 +29,9 @@ REPLAY_TIMEOUT_MS = 1000
 class Follower:
     """One rank's batches, in order."""
 
-    def __init__(self, publisher: RankPublisher) -> None:
+    def __init__(self, publisher: RankPublisher, key_file: str | None) -> None:
         self.publisher = publisher
+        self.key_file = key_file
         self.next_seq = 0
         self.socket = self._open(zmq.SUB, publisher.event_port)
         self.socket.subscribe(publisher.topic)
@@ -66,11 +69,14 @@ class Follower:
         socket = zmq.Context.instance().socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IPV6, 1)
+        if self.publisher.curve_public_key is not None:
+            socket.curve_publickey, socket.curve_secretkey = load_certificate(self.key_file)
+            socket.curve_serverkey = self.publisher.curve_public_key.encode()
         socket.connect(f"tcp://{self.publisher.host}:{port}")
         return socket
 
 
-def main(url: str) -> None:
+def main(url: str = "http://127.0.0.1:8000", key_file: str | None = None) -> None:
     try:
         kv_events = httpx.get(f"{url}/server_info").json()["kv_events"]
         publishers = read_descriptor(kv_events, urlsplit(url).hostname or "")
@@ -78,7 +84,9 @@ def main(url: str) -> None:
         sys.exit(f"{url}: {error}")
     if not publishers:
         sys.exit(f"{url} describes no KV events; its log says why")
-    followers = {follower.socket: follower for follower in map(Follower, publishers)}
+    if key_file is None and publishers[0].curve_public_key is not None:
+        sys.exit(f"{url} encrypts: name the secret key file of a client that it allows")
+    followers = {each.socket: each for each in (Follower(publisher, key_file) for publisher in publishers)}
     poller = zmq.Poller()
     for socket in followers:
         poller.register(socket, zmq.POLLIN)
@@ -88,4 +96,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000")
+    main(*sys.argv[1:])

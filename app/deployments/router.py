@@ -14,6 +14,8 @@ from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
 from app.deployments.ranks import RankDirectory
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
+from app.events.curve import KeyPair, load_router_keys
+from app.events.endpoints import parse
 from app.events.snapshot import CacheSnapshot
 from app.routing.chooser import Chooser, Prompt
 from app.routing.index import PrefixIndex
@@ -30,8 +32,12 @@ class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
 
     Args:
-        config: the whole deployment's; the router reads `routing`, the block size and `dp_size`.
+        config: the whole deployment's; the router reads `routing`, the block size, `dp_size` and the key file
+            with which it connects to ranks that encrypt.
         ranks: handle of the `DPRank` deployment.
+
+    Raises:
+        ConfigError: that key file is missing or holds no key pair.
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
@@ -44,7 +50,7 @@ class Router:
         self._discovery_interval_s = routing.discovery_interval_s
         index = PrefixIndex()
         load = LoadBook(routing)
-        self._tracker = Tracker(index, load, self._fetch_snapshot)
+        self._tracker = Tracker(index, load, self._fetch_snapshot, _curve_keys(config))
         self._load = load
         self._chooser = Chooser(index, load, routing.policy, config.dp_size)
         self._discovery = asyncio.create_task(self._discover_forever())
@@ -117,3 +123,8 @@ class Router:
         if snapshot is None:
             raise KvbeaconError(f"replica {replica_id} is gone")
         return snapshot
+
+
+def _curve_keys(config: AppConfig) -> KeyPair | None:
+    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size).config
+    return load_router_keys(events.curve) if events is not None and events.curve is not None else None

@@ -10,7 +10,7 @@ import msgspec
 from app import __version__
 from app.config import AppConfig
 from app.deployments.messages import RankInfo
-from app.events.endpoints import parse
+from app.events.endpoints import Descriptor, KvEvents, parse
 from app.model_store import served_name
 
 Json = dict[str, Any]
@@ -19,8 +19,9 @@ Json = dict[str, Any]
 def server_info(config: AppConfig, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
     """Everything about the deployment: every setting, SGLang's own names for some, and each rank as it is.
 
-    `kv_events` is the descriptor that routers look for, null when there is nothing to follow. `publishers`
-    has one entry per rank, also for one that doesn't answer (`"state": "unreachable"`).
+    `kv_events` is the descriptor that routers look for, null when there is nothing to follow, or while ranks
+    encrypt and none says with which key. `publishers` has one entry per rank, also for one that doesn't
+    answer (`"state": "unreachable"`).
     """
     events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
     by_rank = {info.rank: info for info in ranks}
@@ -30,7 +31,7 @@ def server_info(config: AppConfig, max_model_len: int, ranks: Sequence[RankInfo]
         "tp_size": 1,
         "max_running_requests": config.engine.scheduler.max_running_requests,
         "page_size": config.engine.cache.block_size,
-        "kv_events": events.descriptor,
+        "kv_events": _descriptor(events, ranks),
         "publishers": [_publisher(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
         "internal_states": [_internal_state(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
         "version": __version__,
@@ -45,6 +46,15 @@ def model_info(config: AppConfig, max_model_len: int) -> Json:
         "is_generation": True,
         "max_model_len": max_model_len,
     }
+
+
+def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | None:
+    """With the ranks' public key as they say it: their key files may be on other nodes than this ingress."""
+    if events.descriptor is None or events.config is None or events.config.curve is None:
+        return events.descriptor
+    keys = (info.publisher.curve_public_key for info in ranks if info.publisher is not None)
+    key = next((key for key in keys if key is not None), None)
+    return None if key is None else {**events.descriptor, "curve_public_key": key}
 
 
 def _publisher(rank: int, info: RankInfo | None) -> Json:

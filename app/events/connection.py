@@ -13,6 +13,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from app.events.curve import CurveClient
 from app.events.schema import MAX_FRAME_BYTES
 
 _RECEIVE_HWM = 1_000
@@ -22,6 +23,12 @@ _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
 _MAX_RECONNECT_MS = 1_000
 _LOG_EVERY_S = 10.0
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+_MONITORED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
 
 
 @functools.cache
@@ -38,11 +45,24 @@ class Connection:
     ZMQ reconnects by itself and silently, and nothing in a message tells whether it was sent before or after
     the publisher behind the address was replaced. So the socket is monitored: `broke` says that what came
     last may not follow what came before.
+
+    Attributes:
+        trouble: why there is no connection, as far as is known; means nothing while there is one.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, address: str, topics: Iterable[bytes]) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        address: str,
+        topics: Iterable[bytes],
+        curve: CurveClient | None = None,
+    ) -> None:
+        """Begins to connect; `curve` None connects without encryption."""
         self.address = address
         self._connected = False
+        self._failed = False
+        self.trouble = f"no publisher at {address}"
+        self._is_encrypted = curve is not None
         self._broke = False
         self._polling: asyncio.Future[Any] | None = None
         self._socket = context.socket(zmq.SUB)
@@ -53,11 +73,11 @@ class Connection:
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _MAX_RECONNECT_MS)
+        if curve is not None:
+            curve.secure(self._socket)
         for topic in topics:
             self._socket.subscribe(topic)
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        self._monitor = self._socket.get_monitor_socket(_MONITORED)
         # Plain views of the two sockets: receiving without waiting needs no future.
         self._received: zmq.Socket[bytes] = zmq.Socket.shadow(self._socket)
         self._monitored: zmq.Socket[bytes] = zmq.Socket.shadow(self._monitor)
@@ -67,12 +87,14 @@ class Connection:
         self._socket.connect(address)
 
     async def wait_connected(self, timeout_s: float) -> bool:
-        """Whether the handshake succeeded within `timeout_s`; the subscriptions go out with it."""
+        """Whether the handshake succeeded within `timeout_s`; the subscriptions go out with it.
+
+        Returns at once when it failed: ZMQ doesn't try again after a refusal, and too often otherwise.
+        """
         deadline = time.monotonic() + timeout_s
-        while not self._connected:
-            self._read_monitor()
+        while not self.handshake_failed() and not self._connected:
             remaining_ms = int((deadline - time.monotonic()) * 1000)
-            if self._connected or remaining_ms <= 0:
+            if remaining_ms <= 0:
                 break
             await self._monitor.poll(remaining_ms)
         return self._connected
@@ -103,8 +125,15 @@ class Connection:
         self._read_monitor()
         return self._broke
 
+    def handshake_failed(self) -> bool:
+        """Whether the last handshake failed; `trouble` says why."""
+        self._read_monitor()
+        return self._failed
+
     def close(self) -> None:
-        """Close at once; what was not received is lost."""
+        """Close at once; what was not received is lost. A second call does nothing."""
+        if self._socket.closed:
+            return
         if self._polling is not None:
             self._polling.cancel()
         self._socket.disable_monitor()
@@ -114,20 +143,37 @@ class Connection:
     def _read_monitor(self) -> None:
         try:
             while True:
-                event = parse_monitor_message(self._monitored.recv_multipart(zmq.NOBLOCK))["event"]
-                self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-                self._broke = self._broke or event == zmq.EVENT_DISCONNECTED
+                self._note(parse_monitor_message(self._monitored.recv_multipart(zmq.NOBLOCK))["event"])
         except zmq.Again:
             pass
 
+    def _note(self, event: int) -> None:
+        self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        self._broke = self._broke or event == zmq.EVENT_DISCONNECTED
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._failed = False
+        elif event & _HANDSHAKE_FAILED:
+            self._failed = True
+            self.trouble = f"{self.address}: {self._why_failed(event)}"
+        elif event == zmq.EVENT_CONNECTED and not self._failed:
+            self.trouble = f"{self.address}: connected, but no handshake: is it a publisher?"
+
+    def _why_failed(self, event: int) -> str:
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return "the publisher refused this client's key"
+        if self._is_encrypted:
+            return "handshake failed: does the publisher use CURVE, with another key?"
+        return "handshake failed: does the publisher use CURVE?"
+
 
 class BadMessages:
-    """Counts messages that can't be used, and logs one of them every few seconds."""
+    """Counts messages, or what else `what` names, that can't be used, and logs one of them now and then."""
 
-    def __init__(self, logger: logging.Logger, source: str) -> None:
+    def __init__(self, logger: logging.Logger, source: str, what: str = "bad message from") -> None:
         self.count = 0
         self._logger = logger
         self._source = source
+        self._what = what
         self._logged_at = -_LOG_EVERY_S
 
     def add(self, why: object) -> None:
@@ -136,4 +182,4 @@ class BadMessages:
         now = time.monotonic()
         if now - self._logged_at >= _LOG_EVERY_S:
             self._logged_at = now
-            self._logger.warning("bad message from %s (%d so far): %s", self._source, self.count, why)
+            self._logger.warning("%s %s (%d so far): %s", self._what, self._source, self.count, why)

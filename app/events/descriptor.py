@@ -12,6 +12,7 @@ from typing import Any
 
 from app.config import MAX_DP_SIZE
 from app.errors import WireError
+from app.events.curve import is_key
 from app.events.ports import MAX_PORT, PortSpan, dial_host, host_fault
 
 _WHERE = "kv_events"
@@ -25,7 +26,8 @@ Object = dict[Any, Any]
 class RankPublisher:
     """Where one rank publishes: `host` (IPv6 in brackets) and its ports, None for what it doesn't offer.
 
-    `topic` and `load_topic` are what to subscribe to; `block_size` is the tokens per block.
+    `topic` and `load_topic` are what to subscribe to; `block_size` is the tokens per block. Where the rank
+    encrypts, `curve_public_key` (40 characters of z85) is its public key.
     """
 
     rank: int
@@ -36,6 +38,7 @@ class RankPublisher:
     topic: str
     load_topic: str | None
     block_size: int
+    curve_public_key: str | None = None
 
 
 def read_descriptor(kv_events: object, server_host: str) -> tuple[RankPublisher, ...]:
@@ -63,6 +66,7 @@ def read_descriptor(kv_events: object, server_host: str) -> tuple[RankPublisher,
     topic = _text(kv_events, "topic")
     load_topic = _text(kv_events, "load_topic") if load else None
     block_size = _integer(kv_events, "block_size", _MAX_BLOCK_SIZE)
+    curve_public_key = _optional_key(kv_events, "curve_public_key")
     return tuple(
         RankPublisher(
             rank=rank,
@@ -73,6 +77,7 @@ def read_descriptor(kv_events: object, server_host: str) -> tuple[RankPublisher,
             topic=topic,
             load_topic=load_topic,
             block_size=block_size,
+            curve_public_key=curve_public_key,
         )
         for rank in range(dp_size)
     )
@@ -98,6 +103,15 @@ def _optional_ports(descriptor: Object, key: str, events: PortSpan) -> PortSpan 
 def _ports(descriptor: Object, key: str, host: str, dp_size: int) -> PortSpan:
     base = _integer(descriptor, key, MAX_PORT - dp_size + 1)
     return PortSpan(host, range(base, base + dp_size))
+
+
+def _optional_key(descriptor: Object, key: str) -> str | None:
+    if descriptor.get(key) is None:
+        return None
+    text = _text(descriptor, key)
+    if not is_key(text.encode()):
+        raise _refused(descriptor, key, "allowed are 40 characters of z85")
+    return text
 
 
 def _integer(descriptor: Object, key: str, maximum: int) -> int:

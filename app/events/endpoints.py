@@ -21,7 +21,8 @@ from pydantic import ConfigDict, Field, field_validator
 
 from app.config import Settings, validate
 from app.errors import ConfigError
-from app.events.ports import PortSpan, UnusableEndpointError, port_span
+from app.events.curve import CurveConfig
+from app.events.ports import PortSpan, UnusableEndpointError, is_loopback, port_span
 from app.events.schema import ACK_TOPIC, Format
 
 _WHERE = "kv_events_config"
@@ -56,6 +57,9 @@ class KvEventsConfig(Settings):
     )
     bind: Literal["auto", "bind", "connect"] = Field(
         "auto", description="`auto` binds wildcard and loopback hosts, ipc and inproc, and connects others."
+    )
+    curve: CurveConfig | None = Field(
+        None, description="Key files for encryption; null: whoever reaches a port reads what is published."
     )
 
     @field_validator("publisher", mode="before")
@@ -102,6 +106,12 @@ class Endpoint:
     binds: bool
     port: int | None
 
+    @property
+    def leaves_the_machine(self) -> bool:
+        """Whether what is sent here can be read on other machines."""
+        host, _, _ = self.address.removeprefix("tcp://").rpartition(":")
+        return self.port is not None and not is_loopback(host)
+
 
 @dataclass(frozen=True, slots=True)
 class RankEndpoints:
@@ -117,6 +127,12 @@ class RankEndpoints:
         """Whether somebody who knows only host and port can subscribe."""
         return self.events.port is not None and self.events.binds
 
+    @property
+    def exposed(self) -> list[str]:
+        """The addresses that other machines can reach."""
+        opened = (self.events, self.replay, self.load)
+        return [each.address for each in opened if each is not None and each.leaves_the_machine]
+
 
 class PublisherInfo(msgspec.Struct, frozen=True):
     """One rank's live publisher: what a subscriber dials, as it says, without working out any port.
@@ -124,7 +140,8 @@ class PublisherInfo(msgspec.Struct, frozen=True):
     `disabled` means that there is nothing to dial: nothing is published, or not at a tcp port that the rank
     binds. `last_seq` is the last sequence number given out, -1 before the first. `epoch` changes whenever
     the publisher is started anew. `replay_port` answers for snapshots too. `dropped_batches` and `overflows`
-    are `PublisherCounters`'.
+    are `PublisherCounters`'. `curve_public_key` (40 characters of z85) is what a client must know of a
+    publisher that encrypts, `refused_clients` how many handshakes failed there.
     """
 
     rank: int
@@ -140,6 +157,8 @@ class PublisherInfo(msgspec.Struct, frozen=True):
     state: Literal["publishing", "disabled"]
     dropped_batches: int
     overflows: int = 0
+    curve_public_key: str | None = None
+    refused_clients: int = 0
 
 
 def parse(raw: str | None, block_size: int | None, dp_size: int) -> KvEvents:

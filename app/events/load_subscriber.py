@@ -10,6 +10,7 @@ import zmq.asyncio
 
 from app.errors import WireError
 from app.events.connection import BadMessages, Connection
+from app.events.curve import CurveClient
 from app.events.schema import (
     ACK_TOPIC,
     LoadStat,
@@ -21,12 +22,14 @@ from app.events.schema import (
 logger = logging.getLogger(__name__)
 
 _BURST = 256
+_RECONNECT_S = 2.0
 
 
 class LoadSubscriber:
     """Calls `on_load` and `on_acknowledged` with what the rank at `address` reports.
 
-    Reports replace each other, so a lost one needs no recovery: the next is at most a second away.
+    Reports replace each other, so a lost one needs no recovery: the next is at most a second away. After a
+    failed handshake it connects anew: ZMQ by itself would never do so, or ten times a second.
     """
 
     def __init__(
@@ -38,13 +41,18 @@ class LoadSubscriber:
         topic: str,
         on_load: Callable[[LoadStat], object],
         on_acknowledged: Callable[[Sequence[str]], object],
+        curve: CurveClient | None = None,
     ) -> None:
+        """Begins to connect; `curve` None connects without encryption."""
+        self._context = context
+        self._address = address
+        self._curve = curve
         self._rank = rank
         self._topic = topic.encode()
         self._on_load = on_load
         self._on_acknowledged = on_acknowledged
         self._bad = BadMessages(logger, f"rank {rank}'s load reports at {address}")
-        self._connection = Connection(context, address, (self._topic, ACK_TOPIC))
+        self._connection = self._connect()
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -73,7 +81,13 @@ class LoadSubscriber:
                 for frames in messages:
                     self._on_message(frames)
                 await asyncio.sleep(0)
-            self._connection.broke()
+            if self._connection.handshake_failed():
+                self._connection.close()
+                await asyncio.sleep(_RECONNECT_S)
+                self._connection = self._connect()
+
+    def _connect(self) -> Connection:
+        return Connection(self._context, self._address, (self._topic, ACK_TOPIC), self._curve)
 
     def _on_message(self, frames: Sequence[bytes]) -> None:
         try:

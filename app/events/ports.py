@@ -41,8 +41,7 @@ class PortSpan:
     @property
     def is_loopback(self) -> bool:
         """Whether the host is this machine alone."""
-        address = _ip(self.host)
-        return self.host == "localhost" or (address is not None and address.is_loopback)
+        return is_loopback(self.host)
 
     def overlaps(self, other: PortSpan) -> bool:
         """Whether a port is in both."""
@@ -76,6 +75,12 @@ def is_wildcard(host: str) -> bool:
     """Whether `host` is `*`, `0.0.0.0`, `[::]` or another spelling of them."""
     address = _ip(host)
     return host == "*" or (address is not None and address.is_unspecified)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is an address of this machine alone."""
+    address = _ip(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def dial_host(host: str, node_host: str) -> str:

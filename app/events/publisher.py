@@ -26,6 +26,7 @@ import zmq
 
 from app.errors import ConfigError, EndpointInUseError
 from app.events.batch_codec import encode_batch
+from app.events.curve_server import CurveServer
 from app.events.endpoints import Endpoint, KvEventsConfig, PublisherInfo, rank_endpoints
 from app.events.ports import dial_host
 from app.events.recovery_server import RecoveryServer, TakeContent
@@ -87,7 +88,11 @@ class EventPublisher:
         linger_s: float = 1.0,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        """Opens nothing yet. Raises `ConfigError` as `rank_endpoints` does."""
+        """Opens nothing yet; with CURVE the context is one of its own.
+
+        Raises:
+            ConfigError: as `rank_endpoints`, or a CURVE key file can't be used.
+        """
         self.epoch = secrets.token_hex(8)
         self.counters = PublisherCounters()
         self._config = config
@@ -97,6 +102,7 @@ class EventPublisher:
         self._bind_timeout_s = bind_timeout_s
         self._linger_s = linger_s
         self._context = context or zmq.Context.instance()
+        self._curve = CurveServer(config.curve, f"rank {dp_rank}") if config.curve else None
         self._topic = config.topic.encode()
         self._load_topic = config.load_topic.encode()
         self._last_seq = -1
@@ -137,6 +143,8 @@ class EventPublisher:
             state="publishing" if self.is_running and endpoints.dialable else "disabled",
             dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
             overflows=self.counters.overflows,
+            curve_public_key=self._curve.public_key if self._curve else None,
+            refused_clients=self._curve.refused_clients if self._curve else 0,
         )
 
     def start(self) -> None:
@@ -151,7 +159,11 @@ class EventPublisher:
         assert self._thread is None, "started twice"
         opened: list[zmq.Socket[bytes]] = []
         deadline = time.monotonic() + self._bind_timeout_s
+        if self._dp_rank == 0 and not self._curve:
+            self._warn_if_exposed()
         try:
+            if self._curve:
+                self._context = self._curve.start()
             events = self._open(self._endpoints.events, zmq.PUB, deadline, opened)
             load = self._endpoints.load and self._open(self._endpoints.load, zmq.PUB, deadline, opened)
             recovery = self._endpoints.replay and self._open(
@@ -160,7 +172,11 @@ class EventPublisher:
         except Exception:
             for socket in opened:
                 socket.close(linger=0)
+            if self._curve:
+                self._curve.close()
             raise
+        if self._curve:
+            self._curve.watch()
         if recovery:
             self._start_recovery(recovery)
         self._thread = threading.Thread(
@@ -204,6 +220,8 @@ class EventPublisher:
         self._thread.join()
         if self._recovery:
             self._recovery.close()
+        if self._curve:
+            self._curve.close()
 
     def _enqueue(self, item: _Batch | _Load) -> bool:
         # Only this thread puts, so the size can but shrink in between.
@@ -223,6 +241,15 @@ class EventPublisher:
         self._recovery = RecoveryServer(socket, self._buffer, framing, self._payloads)
         self._recovery.start()
 
+    def _warn_if_exposed(self) -> None:
+        if addresses := self._endpoints.exposed:
+            logger.warning(
+                "%s: whoever reaches this can read %s; encrypt it with kv_events_config.curve, "
+                "or listen on 127.0.0.1",
+                ", ".join(addresses),
+                "prompts' token ids" if self._config.token_ids else "the hashes of prompts' blocks",
+            )
+
     def _open(
         self, endpoint: Endpoint, kind: int, deadline: float, opened: list[zmq.Socket[bytes]]
     ) -> zmq.Socket[bytes]:
@@ -235,6 +262,8 @@ class EventPublisher:
             socket.setsockopt(zmq.SNDHWM, self._config.hwm)
             # Without this a full queue of some subscriber would go unnoticed; see `_send`.
             socket.setsockopt(zmq.XPUB_NODROP, 1)
+        if self._curve:
+            self._curve.secure(socket, endpoint.address)
         if endpoint.binds:
             self._bind(socket, endpoint.address, deadline)
         else:

@@ -13,7 +13,7 @@ class RecentBatches:
 
     A sequence number at or below the last one means that the publisher was started anew, or that a batch
     comes late or twice, as after a replay or behind something that reorders. A batch carries the time at
-    which it was made: so only a copy has the same bytes, and only a batch made before a snapshot can be in it.
+    which it was made: so only a copy has the same bytes, and only one made before a snapshot can be in it.
     """
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ import zmq
 import zmq.asyncio
 
 from app.errors import WireError
+from app.events.curve import CurveClient
 from app.events.replay import (
     ReplayRequest,
     Reply,
@@ -30,11 +31,19 @@ class RecoveryClient:
     is left of that must not be taken for the next.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, address: str, *, timeout_s: float = 1.0) -> None:
-        """`timeout_s` is how long to wait for each message of an answer."""
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        address: str,
+        *,
+        timeout_s: float = 1.0,
+        curve: CurveClient | None = None,
+    ) -> None:
+        """`timeout_s` is how long to wait for each message of an answer; `curve` None asks in the clear."""
         self._context = context
         self._address = address
         self._timeout_ms = int(timeout_s * 1000)
+        self._curve = curve
         self._socket: zmq.asyncio.Socket | None = None
         self._received: zmq.Socket[bytes] | None = None
         """A plain view of the socket: receiving what is there needs no future."""
@@ -100,7 +109,7 @@ class RecoveryClient:
         async with self._asking:
             is_complete = False
             try:
-                await self._open().send_multipart(request_frames(request))
+                await self._send(request_frames(request))
                 timeout_ms, num_taken = first_timeout_ms or self._timeout_ms, 0
                 while not is_complete:
                     reply = parse_reply(await self._receive(timeout_ms))
@@ -112,6 +121,13 @@ class RecoveryClient:
             finally:
                 if not is_complete:
                     self.close()
+
+    async def _send(self, frames: list[bytes]) -> None:
+        try:
+            await self._open().send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            # There is a queue as soon as the socket is connecting; ZMQ takes it away when it is refused.
+            raise TimeoutError(f"the connection to {self._address} was refused") from None
 
     async def _receive(self, timeout_ms: int) -> list[bytes]:
         assert self._socket is not None
@@ -129,6 +145,8 @@ class RecoveryClient:
             self._socket.setsockopt(zmq.LINGER, 0)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
             self._socket.setsockopt(zmq.IPV6, "[" in self._address)
+            if self._curve is not None:
+                self._curve.secure(self._socket)
             self._socket.connect(self._address)
             self._received = zmq.Socket.shadow(self._socket)
         return self._socket

@@ -34,6 +34,7 @@ import zmq.asyncio
 from app.errors import WireError
 from app.events.batch_codec import decode_batch
 from app.events.connection import BadMessages, Connection, subscriber_context
+from app.events.curve import CurveClient, KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.load_subscriber import LoadSubscriber
 from app.events.recent_batches import RecentBatches
@@ -106,6 +107,7 @@ class RankSubscriber:
         replay_timeout_s: float = 1.0,
         unseen_timeout_s: float = 0.4,
         probe_interval_s: float = 0.8,
+        curve_keys: KeyPair | None = None,
         context: zmq.asyncio.Context | None = None,
     ) -> None:
         """Opens nothing yet; `info` must describe a publisher that is not disabled.
@@ -121,6 +123,7 @@ class RankSubscriber:
             replay_timeout_s: how long to wait for each message of a replay.
             unseen_timeout_s: how long a batch that exists may be on its way before it counts as lost.
             probe_interval_s: how long nothing may be heard before the replay is asked for later batches.
+            curve_keys: our own, for a publisher that encrypts.
             context: ZMQ's; by default one for all subscribers of the process.
         """
         assert info.state == "publishing", info
@@ -134,10 +137,17 @@ class RankSubscriber:
         self._unseen_timeout_s = unseen_timeout_s
         self._probe_interval_s = probe_interval_s
         self._context = context or subscriber_context()
+        self._curve = _curve_client(info, curve_keys)
+        self._lacks_keys = info.curve_public_key is not None and curve_keys is None
         self._topic = info.topic.encode()
         self._address = f"tcp://{info.host}:{info.event_port}"
         self._recovery = (
-            RecoveryClient(self._context, f"tcp://{info.host}:{info.replay_port}", timeout_s=replay_timeout_s)
+            RecoveryClient(
+                self._context,
+                f"tcp://{info.host}:{info.replay_port}",
+                timeout_s=replay_timeout_s,
+                curve=self._curve,
+            )
             if info.replay_port is not None
             else None
         )
@@ -183,7 +193,7 @@ class RankSubscriber:
         """Follow the rank until `close`."""
         assert self._task is None, "started twice"
         info = self._info
-        if info.load_port is not None and info.load_topic is not None:
+        if info.load_port is not None and info.load_topic is not None and not self._lacks_keys:
             self._load = LoadSubscriber(
                 self._context,
                 f"tcp://{info.host}:{info.load_port}",
@@ -191,6 +201,7 @@ class RankSubscriber:
                 topic=info.load_topic,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
+                curve=self._curve,
             )
             self._load.start()
         self._task = asyncio.create_task(self._run(), name=f"events-of-rank-{info.rank}")
@@ -421,10 +432,12 @@ class RankSubscriber:
     async def _connect_anew(self) -> Connection:
         """A new connection reaches only the publisher that listens now, and holds no batch of another."""
         self._disconnect()
-        self._connection = Connection(self._context, self._address, [self._topic])
+        if self._lacks_keys:
+            raise ConnectionError("the rank wants CURVE, but no router_key_file is set")
+        self._connection = Connection(self._context, self._address, [self._topic], self._curve)
         self._live_seq = -1
         if not await self._connection.wait_connected(self._connect_timeout_s):
-            raise ConnectionError(f"no publisher at {self._address}")
+            raise ConnectionError(self._connection.trouble)
         return self._connection
 
     def _disconnect(self) -> None:
@@ -463,6 +476,12 @@ class RankSubscriber:
             level = logging.WARNING if state == "stale" else logging.INFO
             logger.log(level, "rank %d's cache: %s (%s)", self._info.rank, state, reason)
         self._state, self._reason = state, reason
+
+
+def _curve_client(info: PublisherInfo, keys: KeyPair | None) -> CurveClient | None:
+    if info.curve_public_key is None or keys is None:
+        return None
+    return CurveClient(keys, info.curve_public_key.encode())
 
 
 def _why(error: Exception) -> str:

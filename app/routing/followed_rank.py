@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from app.events.curve import KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, LoadStat
 from app.events.snapshot import CacheSnapshot
@@ -37,6 +38,7 @@ class FollowedRank:
         index: PrefixIndex,
         load: LoadBook,
         fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
+        curve_keys: KeyPair | None = None,
     ) -> None:
         self.description = description
         self.missed_looks = 0
@@ -56,6 +58,7 @@ class FollowedRank:
                 fetch_snapshot=fetch_snapshot,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
+                curve_keys=curve_keys,
             )
             self._subscriber.start()
             self._acknowledges = publisher.load_port is not None
@@ -146,7 +149,7 @@ def _identity(publisher: PublisherInfo | None) -> PublisherInfo | None:
     """A publisher without what changes while it lives."""
     if publisher is None:
         return None
-    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0, overflows=0)
+    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0, overflows=0, refused_clients=0)
 
 
 def _totals(stat: LoadStat) -> tuple[int, int]:

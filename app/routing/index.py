@@ -17,13 +17,10 @@ different parents can make its own matches too long, nobody else's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from collections.abc import Collection, Iterator, Sequence
+from itertools import repeat
 
-from app.routing.rank_blocks import RankBlocks
-
-UNKNOWN_PARENT: Final = 1 << 256
-"""Stands for a parent that nobody told; outside every hash's range, so never held."""
+from app.routing.rank_blocks import MIN_SEQUENCE, RankBlocks
 
 
 class PrefixIndex:
@@ -35,8 +32,8 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._ranks_of: dict[int, int] = {}
         self._blocks_of: dict[int, RankBlocks] = {}
-        self._whole_ranks = 0
-        """Bit set of the ranks that hold every ancestor of every block they hold."""
+        self._broken_ranks = 0
+        """Bit set of the ranks that hold some block without all of its ancestors."""
 
     @property
     def num_blocks(self) -> int:
@@ -53,7 +50,7 @@ class PrefixIndex:
         blocks = self._blocks_of.get(rank)
         return set(blocks.parents) if blocks else set()
 
-    def store(self, rank: int, block_hashes: Iterable[int], parent: int | None = None) -> None:
+    def store(self, rank: int, block_hashes: Sequence[int], parent: int | None = None) -> None:
         """Note that `rank` now holds a chain of blocks, or one more copy of some of them.
 
         Args:
@@ -61,29 +58,29 @@ class PrefixIndex:
             block_hashes: a chain: each block is the parent of the next.
             parent: the hash before the first; None when the first block starts a prompt.
         """
-        blocks = self._blocks_of.setdefault(rank, RankBlocks())
-        self._add_holder(rank, blocks.store_chain(block_hashes, parent))
+        blocks = self._blocks_of.get(rank)
+        if blocks is None:
+            blocks = self._blocks_of[rank] = RankBlocks()
+        bit = 1 << rank
+        self._add_holder(bit, blocks.store_chain(block_hashes, parent))
+        if blocks.absent_parents or self._broken_ranks:
+            self._note_broken(bit, blocks)
 
-    def store_unlinked(self, rank: int, block_hashes: Iterable[int]) -> None:
-        """Note that `rank` holds blocks whose parents nobody told, such as a snapshot's.
-
-        Matches stay exact; they're walked block by block until these blocks have been removed.
-        """
-        blocks = self._blocks_of.setdefault(rank, RankBlocks())
-        for block_hash in block_hashes:
-            self._add_holder(rank, blocks.store_chain((block_hash,), UNKNOWN_PARENT))
-
-    def remove(self, rank: int, block_hashes: Iterable[int]) -> None:
+    def remove(self, rank: int, block_hashes: Sequence[int]) -> None:
         """Note that `rank` dropped one copy of each block; blocks it doesn't hold are ignored."""
         blocks = self._blocks_of.get(rank)
         if blocks is not None:
-            self._drop_holder(rank, blocks.remove(block_hashes))
+            bit = 1 << rank
+            self._drop_holder(bit, blocks.remove(block_hashes))
+            if blocks.absent_parents or self._broken_ranks:
+                self._note_broken(bit, blocks)
 
     def clear(self, rank: int) -> None:
         """Forget every block of `rank`, in time proportional to their number."""
         blocks = self._blocks_of.pop(rank, None)
         if blocks is not None:
-            self._drop_holder(rank, blocks.parents)
+            self._drop_holder(1 << rank, blocks.parents)
+            self._broken_ranks &= ~(1 << rank)
 
     def match(self, block_hashes: Sequence[int]) -> list[tuple[int, int]]:
         """How much of a prompt each rank holds.
@@ -98,8 +95,8 @@ class PrefixIndex:
         if not block_hashes:
             return []
         first = self._ranks_of.get(block_hashes[0], 0)
-        tiers = self._search(block_hashes, first & self._whole_ranks)
-        broken = first & ~self._whole_ranks
+        tiers = self._search(block_hashes, first & ~self._broken_ranks)
+        broken = first & self._broken_ranks
         if broken:
             return _merge(tiers, self._walk(block_hashes, broken))
         return tiers
@@ -117,36 +114,51 @@ class PrefixIndex:
         expected: dict[int, int] = {}
         for rank, blocks in self._blocks_of.items():
             blocks.check_integrity()
-            assert bool(self._whole_ranks >> rank & 1) == (blocks.num_absent_parents == 0), (
-                f"rank {rank} whole"
-            )
+            assert bool(self._broken_ranks >> rank & 1) == bool(blocks.absent_parents), f"rank {rank} broken"
             for block_hash in blocks.parents:
                 expected[block_hash] = expected.get(block_hash, 0) | 1 << rank
         assert expected == self._ranks_of, "bit sets disagree with the ranks' own blocks"
-        assert set(ranks_in(self._whole_ranks)) <= self._blocks_of.keys(), "a rank without blocks is whole"
+        assert set(ranks_in(self._broken_ranks)) <= self._blocks_of.keys(), "a rank without blocks is broken"
 
-    def _add_holder(self, rank: int, block_hashes: Iterable[int]) -> None:
-        ranks_of, bit = self._ranks_of, 1 << rank
-        for block_hash in block_hashes:
-            ranks_of[block_hash] = ranks_of.get(block_hash, 0) | bit
-        self._note_whole(rank)
+    def _add_holder(self, bit: int, block_hashes: Sequence[int]) -> None:
+        ranks_of = self._ranks_of
+        if len(block_hashes) < MIN_SEQUENCE:
+            for block_hash in block_hashes:
+                ranks_of[block_hash] = ranks_of.get(block_hash, 0) | bit
+        elif ranks_of.keys().isdisjoint(block_hashes):
+            ranks_of.update(zip(block_hashes, repeat(bit)))
+        else:
+            before = list(map(ranks_of.get, block_hashes, repeat(0)))
+            # One int for all blocks with the same ranks: beyond a few ranks each takes memory of its own.
+            after = {ranks: ranks | bit for ranks in set(before)}
+            ranks_of.update(zip(block_hashes, map(after.__getitem__, before), strict=True))
 
-    def _drop_holder(self, rank: int, block_hashes: Iterable[int]) -> None:
-        ranks_of, bit = self._ranks_of, 1 << rank
-        for block_hash in block_hashes:
-            others = ranks_of[block_hash] & ~bit
+    def _drop_holder(self, bit: int, block_hashes: Collection[int]) -> None:
+        ranks_of = self._ranks_of
+        if len(block_hashes) < MIN_SEQUENCE:
+            for block_hash in block_hashes:
+                others = ranks_of[block_hash] & ~bit
+                if others:
+                    ranks_of[block_hash] = others
+                else:
+                    del ranks_of[block_hash]
+            return
+        before = list(map(ranks_of.__getitem__, block_hashes))
+        if before.count(bit) == len(before):
+            for block_hash in block_hashes:
+                del ranks_of[block_hash]
+            return
+        after = {ranks: ranks & ~bit for ranks in set(before)}
+        for block_hash, ranks in zip(block_hashes, before, strict=True):
+            others = after[ranks]
             if others:
                 ranks_of[block_hash] = others
             else:
                 del ranks_of[block_hash]
-        self._note_whole(rank)
 
-    def _note_whole(self, rank: int) -> None:
-        blocks = self._blocks_of.get(rank)
-        if blocks is not None and blocks.num_absent_parents == 0:
-            self._whole_ranks |= 1 << rank
-        else:
-            self._whole_ranks &= ~(1 << rank)
+    def _note_broken(self, bit: int, blocks: RankBlocks) -> None:
+        if bool(blocks.absent_parents) != bool(self._broken_ranks & bit):
+            self._broken_ranks ^= bit
 
     def _search(self, block_hashes: Sequence[int], ranks: int) -> list[tuple[int, int]]:
         """Tiers of whole `ranks`, all of which hold the first block: their set only shrinks with depth.

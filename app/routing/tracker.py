@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from app.events.curve import KeyPair
 from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import SyncStatus
 from app.routing.description import RankDescription
@@ -52,12 +53,20 @@ class Tracker:
         index: written for each rank by its subscriber.
         load: written from load reports and from descriptions.
         fetch_snapshot: asks a replica for its cache's content; may fail, and is then tried again.
+        curve_keys: the router's own, for ranks that encrypt.
     """
 
-    def __init__(self, index: PrefixIndex, load: LoadBook, fetch_snapshot: SnapshotFetcher) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        load: LoadBook,
+        fetch_snapshot: SnapshotFetcher,
+        curve_keys: KeyPair | None = None,
+    ) -> None:
         self._index = index
         self._load = load
         self._fetch_snapshot = fetch_snapshot
+        self._curve_keys = curve_keys
         self._followed: dict[int, FollowedRank] = {}
         self._failed: dict[int, str] = {}
         """Rank → replica id that failed since the last look."""
@@ -142,7 +151,11 @@ class Tracker:
         self._load.join(description.rank)
         self._load.report(description.rank, description.load)
         self._followed[description.rank] = FollowedRank(
-            description, self._index, self._load, partial(self._fetch_snapshot, description.replica_id)
+            description,
+            self._index,
+            self._load,
+            partial(self._fetch_snapshot, description.replica_id),
+            self._curve_keys,
         )
 
     def _drop(self, rank: int, reason: str) -> None:

@@ -176,6 +176,8 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
             "state": "publishing",
             "dropped_batches": 0,
             "overflows": 0,
+            "curve_public_key": None,
+            "refused_clients": 0,
         },
         {"rank": 2, "state": "disabled"},
     ]
@@ -186,6 +188,30 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
     assert states[1]["load"]["num_running_reqs"] == 1
     assert states[1]["load"]["total_prefill_busy_us"] == 10
     assert len(states[1]["load"]) == 10
+
+
+CURVE = {"secret_key_file": "/keys/rank.key_secret", "allowed_clients": "/keys/clients"}
+"""Files of the ranks' nodes; there are none on the ingress's."""
+
+
+@pytest.mark.parametrize("silent", [[], [rank_info(0)]], ids=["rank 0 doesn't answer", "nor publishes"])
+def test_ranks_that_encrypt_say_with_which_key(silent: list[RankInfo]) -> None:
+    key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+    publisher = PublisherInfo(
+        1, "10.0.0.5", 5558, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0, 0, key, 3
+    )
+    config = app_config(ZMQ | {"curve": CURVE})
+    info = server_info(config, MAX_MODEL_LEN, [*silent, rank_info(1, publisher)])
+    plain = server_info(app_config(ZMQ), MAX_MODEL_LEN, [])
+    assert info["kv_events"] == plain["kv_events"] | {"curve_public_key": key}
+    assert (info["publishers"][1]["curve_public_key"], info["publishers"][1]["refused_clients"]) == (key, 3)
+
+
+def test_while_no_rank_says_its_key_there_is_no_descriptor_to_follow() -> None:
+    config = app_config(ZMQ | {"curve": CURVE})
+    info = server_info(config, MAX_MODEL_LEN, [])
+    assert info["kv_events"] is None
+    assert info.keys() == server_info(app_config(ZMQ), MAX_MODEL_LEN, []).keys()
 
 
 def test_no_rank_answers() -> None:

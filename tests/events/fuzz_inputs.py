@@ -237,6 +237,7 @@ DESCRIPTOR = {
     "replay_endpoint_port_base": 5600,
     "load_endpoint_port_base": 5559,
     "load_topic": "load",
+    "curve_public_key": "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID",
 }
 _DESCRIPTOR_KEYS = [*DESCRIPTOR, "unknown"]
 
@@ -267,7 +268,7 @@ CONFIG = {
     "bind": "auto",
 }
 CONFIG_TEXT = json.dumps(CONFIG)
-_CONFIG_KEYS = [*CONFIG, "buffer_steps", "load_reports", "format", "unknown"]
+_CONFIG_KEYS = [*CONFIG, "curve", "buffer_steps", "load_reports", "format", "unknown"]
 MONSTROUS_CONFIGS = [
     "[" * DEEP,
     '{"a":' * DEEP,

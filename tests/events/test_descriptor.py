@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from zmq.auth import create_certificates
 
 from app.errors import ConfigError, WireError
 from app.events.descriptor import RankPublisher, read_descriptor
@@ -25,6 +26,7 @@ from app.events.ports import dial_host
 
 REPO = Path(__file__).resolve().parents[2]
 SERVER = "10.0.0.5"
+KEY = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
 MINIMAL: dict[str, Any] = {
     "publisher": "zmq",
     "endpoint_host": "node-7",
@@ -37,6 +39,7 @@ WHOLE = MINIMAL | {
     "replay_endpoint_port_base": 5600,
     "load_endpoint_port_base": 5559,
     "load_topic": "load",
+    "curve_public_key": KEY,
 }
 
 
@@ -46,8 +49,8 @@ def test_null_is_nothing_to_follow() -> None:
 
 def test_rank_r_is_at_every_base_plus_r() -> None:
     assert read_descriptor(WHOLE, SERVER) == (
-        RankPublisher(0, "node-7", 5557, 5600, 5559, "kv", "load", 64),
-        RankPublisher(1, "node-7", 5558, 5601, 5560, "kv", "load", 64),
+        RankPublisher(0, "node-7", 5557, 5600, 5559, "kv", "load", 64, KEY),
+        RankPublisher(1, "node-7", 5558, 5601, 5560, "kv", "load", 64, KEY),
     )
 
 
@@ -111,6 +114,7 @@ WRONG = {
     "replay_endpoint_port_base": [*NO_INTEGERS[1:], 65_535, 5558, 5556],
     "load_endpoint_port_base": [*NO_INTEGERS[1:], 65_535, 5557, 5601],
     "load_topic": NO_TEXTS,
+    "curve_public_key": [*NO_TEXTS[1:], "", KEY[:-1], KEY + "0", "é" * 20, " " * 40, "#" * 40, "x" * 10**6],
 }
 
 
@@ -243,9 +247,9 @@ def server_info() -> Iterator[Callable[[Any], str]]:
         server.server_close()
 
 
-def start_example(url: str) -> subprocess.Popen[str]:
+def start_example(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "examples/follow_events.py", url],
+        [sys.executable, "examples/follow_events.py", *arguments],
         cwd=REPO,
         env={**os.environ, "PYTHONPATH": str(REPO)},
         stdout=subprocess.PIPE,
@@ -254,21 +258,47 @@ def start_example(url: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("framing", ["topic", "plain"])
+@pytest.fixture
+def curve(tmp_path: Path) -> dict[str, str]:
+    """The configuration of ranks that allow one client, the router."""
+    (tmp_path / "clients").mkdir()
+    for name in ("rank", "router"):
+        create_certificates(tmp_path, name)
+        (tmp_path / f"{name}.key_secret").chmod(0o600)
+    (tmp_path / "router.key").rename(tmp_path / "clients" / "router.key")
+    files = {"secret_key_file": "rank.key_secret", "router_key_file": "router.key_secret"}
+    return {key: str(tmp_path / file) for key, file in files.items()} | {
+        "allowed_clients": str(tmp_path / "clients")
+    }
+
+
+@pytest.mark.parametrize(
+    ("framing", "encrypts"), [("topic", False), ("plain", False), ("topic", True)], ids=str
+)
 def test_the_example_prints_what_it_missed_and_what_comes(
-    make_rank: Any, free_ports: Any, server_info: Any, rigs: Any, framing: str
+    make_rank: Any,
+    free_ports: Any,
+    server_info: Any,
+    rigs: Any,
+    curve: dict[str, str],
+    framing: str,
+    encrypts: bool,
 ) -> None:
     base = free_ports(3)
     config = {
         "endpoint": f"tcp://*:{base}",
         "replay_endpoint": f"tcp://*:{base + 2}",
         "replay_framing": framing,
+        "curve": curve if encrypts else None,
     }
     rank = make_rank(**config)
     rank.step(rigs.stored(1, 2, 3))
     rank.step(rigs.removed(2))
     descriptor = parse(json.dumps({"publisher": "zmq", **config}), 1, 1).descriptor
-    with start_example(server_info(descriptor)) as example:
+    assert descriptor is not None
+    key = {"curve_public_key": rank.publisher.info("").curve_public_key} if encrypts else {}
+    key_file = [curve["router_key_file"]] if encrypts else []
+    with start_example(server_info(descriptor | key), *key_file) as example:
         lines: list[str] = []
         reader = threading.Thread(target=lambda: lines.extend(iter(example.stdout.readline, "")))
         reader.start()
@@ -290,7 +320,11 @@ def test_the_example_prints_what_it_missed_and_what_comes(
 
 @pytest.mark.parametrize(
     ("kv_events", "said"),
-    [(None, "describes no KV events"), (WHOLE | {"dp_size": 0}, "kv_events.dp_size = 0; allowed are")],
+    [
+        (None, "describes no KV events"),
+        (WHOLE | {"dp_size": 0}, "kv_events.dp_size = 0; allowed are"),
+        (WHOLE, "encrypts: name the secret key file"),
+    ],
 )
 def test_the_example_says_why_there_is_nothing_to_follow(server_info: Any, kv_events: Any, said: str) -> None:
     with start_example(server_info(kv_events)) as example:

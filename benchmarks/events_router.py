@@ -1,0 +1,154 @@
+"""What a router does with one rank's events, measured in this process: real subscriber, real index."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import zmq.asyncio
+
+from app.config import RoutingConfig
+from app.events.endpoints import PublisherInfo
+from app.events.recovery_client import RecoveryClient
+from app.events.schema import LoadStat
+from app.events.snapshot import CacheSnapshot
+from app.routing.description import RankDescription
+from app.routing.followed_rank import FollowedRank
+from app.routing.index import PrefixIndex
+from app.routing.load import LoadBook
+from benchmarks.events_rank import Published, RankProcess, Work, cpu_s
+
+SnapshotFetcher = Callable[[], Awaitable[CacheSnapshot]]
+CHAIN_LENGTH = 32
+_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of batches from a rank's process to this one.
+
+    Attributes:
+        published: how the rank did.
+        wall_s: from the first batch published to the last one in the index.
+        cpu_s: this process's, all threads together.
+    """
+
+    published: Published
+    wall_s: float
+    cpu_s: float
+
+    @property
+    def num_blocks(self) -> int:
+        """Stored and removed."""
+        return self.published.num_stored + self.published.num_removed
+
+    @property
+    def num_events(self) -> int:
+        """Of both kinds."""
+        return self.published.num_events
+
+
+@dataclass(frozen=True)
+class Load:
+    """A snapshot over ZMQ, from the question to the last block in the index."""
+
+    wall_s: float
+    bytes_per_block: float
+
+
+class _Router:
+    """One rank, followed as a router does."""
+
+    def __init__(self, info: PublisherInfo, fetch_snapshot: SnapshotFetcher) -> None:
+        self.index = PrefixIndex()
+        load = LoadBook(RoutingConfig())
+        load.join(0)
+        description = RankDescription(0, "benchmark", info, LoadStat(*[0] * 10), 1)
+        self._followed = FollowedRank(description, self.index, load, fetch_snapshot)
+
+    async def until(self, seq: int) -> None:
+        """Return once the view is exact and batch `seq` is in it."""
+        async with asyncio.timeout(_TIMEOUT_S):
+            while self._followed.status.state != "exact" or self._followed.status.applied_seq < seq:
+                await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        """Stop following."""
+        closing = self._followed.detach()
+        assert closing is not None
+        await closing
+
+
+async def measure_stream(rank: RankProcess, work: Work) -> Stream:
+    """`work`, published by the rank and taken in here."""
+    async with _recovery(rank) as client:
+        router = _Router(rank.info(), client.snapshot)
+        await router.until(rank.info().last_seq)
+        started, cpu = time.perf_counter(), cpu_s()
+        published = await asyncio.to_thread(rank.publish, work)
+        await router.until(published.last_seq)
+        wall = time.perf_counter() - started
+        assert router.index.num_blocks_of(0) <= work.capacity
+        await router.close()
+        return Stream(published, wall, cpu_s() - cpu)
+
+
+async def measure_gap(rank: RankProcess, work: Work, num_batches: int, *, replay: bool) -> float:
+    """Seconds from the batch that shows that `num_batches` of `work` are missing until the view is exact.
+
+    The first snapshot is given from before them; without `replay` only a second one helps.
+    """
+    async with _recovery(rank) as client:
+        before = await client.snapshot()
+        await asyncio.to_thread(rank.publish, replace(work, num_batches=num_batches))
+        snapshots = [before]
+
+        async def snapshot() -> CacheSnapshot:
+            return snapshots.pop() if snapshots else await client.snapshot()
+
+        info = rank.info()
+        router = _Router(info if replay else msgspec.structs.replace(info, replay_port=None), snapshot)
+        await router.until(before.seq)
+        started = time.perf_counter()
+        shown = await asyncio.to_thread(rank.publish, replace(work, num_batches=1))
+        await router.until(shown.last_seq)
+        seconds = time.perf_counter() - started
+        await router.close()
+        return seconds
+
+
+async def measure_load(rank: RankProcess, num_blocks: int) -> Load:
+    """A snapshot of `num_blocks` blocks, and what the index needs for them."""
+    rank.fill(num_blocks, CHAIN_LENGTH)
+    gc.collect()
+    rss = resident_bytes()
+    async with _recovery(rank) as client:
+        started = time.perf_counter()
+        router = _Router(rank.info(), client.snapshot)
+        await router.until(rank.info().last_seq)
+        wall = time.perf_counter() - started
+        assert router.index.num_blocks_of(0) == num_blocks
+        gc.collect()
+        bytes_per_block = (resident_bytes() - rss) / num_blocks
+        await router.close()
+        return Load(wall, bytes_per_block)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@asynccontextmanager
+async def _recovery(rank: RankProcess) -> AsyncIterator[RecoveryClient]:
+    with zmq.asyncio.Context() as context:
+        client = RecoveryClient(context, f"tcp://127.0.0.1:{rank.info().replay_port}", timeout_s=30.0)
+        yield client
+        client.close()
