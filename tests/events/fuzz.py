@@ -194,7 +194,9 @@ class _Run:
             except allowed as error:
                 if allowed is WireError and len(str(error)) > MAX_MESSAGE:
                     raise self._failure(given, f"message of {len(str(error))} characters") from None
-            except BaseException as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # what panics in Rust is no Exception
                 raise self._failure(given, repr(error)) from error
             taken_ms = (clock() - started) / 1e6
             if taken_ms > self.slowest_ms:
