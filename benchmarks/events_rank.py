@@ -25,18 +25,20 @@ from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStore
 from app.events.snapshot import CacheContent, CachedBlock
 
 BLOCK_SIZE = 16
+CHAIN_LENGTH = 32
 _VOCABULARY = 50_000
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is published: batches of `num_events` chains of `blocks_per_event` blocks.
+    """What is published: in every batch, each of `num_sequences` sequences grows by `blocks_per_event`.
 
-    Beyond `capacity` blocks each batch removes as many as it stores, oldest first.
+    A sequence of `CHAIN_LENGTH` blocks is followed by another. Beyond `capacity` blocks each batch removes as
+    many as it stores, oldest first.
     """
 
     num_batches: int
-    num_events: int
+    num_sequences: int
     blocks_per_event: int
     capacity: int
 
@@ -51,7 +53,6 @@ class Published:
     num_stored: int
     num_removed: int
     last_seq: int
-    dropped_batches: int
 
 
 class RankProcess:
@@ -77,14 +78,18 @@ class RankProcess:
         info: PublisherInfo = self._ask("info")
         return info
 
-    def publish(self, work: Work) -> Published:
-        """Do `work`; returns when all of it was handed to ZMQ."""
-        published: Published = self._ask("publish", work)
+    def prepare(self, work: Work) -> None:
+        """Make the batches of `work`, for `publish`."""
+        self._ask("prepare", work)
+
+    def publish(self) -> Published:
+        """Publish what was prepared; returns when all of it was handed to ZMQ."""
+        published: Published = self._ask("publish")
         return published
 
-    def fill(self, num_blocks: int, chain_length: int) -> None:
+    def fill(self, num_blocks: int) -> None:
         """Hold `num_blocks` blocks in chains, and say so to nobody."""
-        self._ask("fill", num_blocks, chain_length)
+        self._ask("fill", num_blocks)
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         self._pipe.send((name, arguments))
@@ -108,26 +113,32 @@ class _Rank:
         self._publisher.serve_snapshots(self._take_content)
         self._blocks: dict[int, CachedBlock] = {}
         self._chains: deque[list[int]] = deque()
+        self._batches: list[list[CacheEvent]] = []
         self._rng = random.Random(1)
 
     def info(self) -> PublisherInfo:
         return self._publisher.info("127.0.0.1")
 
-    def fill(self, num_blocks: int, chain_length: int) -> None:
+    def fill(self, num_blocks: int) -> None:
         self._clear()
         while len(self._blocks) < num_blocks:
-            self._store(chain_length)
+            self._grow(self._new_chain(), CHAIN_LENGTH)
 
-    def publish(self, work: Work) -> Published:
+    def prepare(self, work: Work) -> None:
         if not self._blocks:
             self._clear()
-        batches = [list(self._batch(work)) for _ in range(work.num_batches)]
+        growing = [self._new_chain() for _ in range(work.num_sequences)]
+        self._batches = [list(self._batch(work, growing)) for _ in range(work.num_batches)]
+
+    def publish(self) -> Published:
+        batches, self._batches = self._batches, []
         flat = list(itertools.chain.from_iterable(batches))
         started, cpu = time.perf_counter(), cpu_s()
         for events in batches:
             self._publisher.publish(events)
         counters = self._publisher.counters
-        while counters.published_batches + counters.dropped_batches <= self._publisher.last_seq:
+        while counters.published_batches <= self._publisher.last_seq:
+            assert not counters.dropped_batches + counters.failed_batches, counters
             time.sleep(0.001)
         return Published(
             wall_s=time.perf_counter() - started,
@@ -136,7 +147,6 @@ class _Rank:
             num_stored=sum(len(event.block_hashes) for event in flat if isinstance(event, BlockStored)),
             num_removed=sum(len(event.block_hashes) for event in flat if isinstance(event, BlockRemoved)),
             last_seq=self._publisher.last_seq,
-            dropped_batches=counters.dropped_batches,
         )
 
     def close(self) -> None:
@@ -147,25 +157,36 @@ class _Rank:
         self._chains.clear()
         self._publisher.publish([AllBlocksCleared()])
 
-    def _batch(self, work: Work) -> Iterator[CacheEvent]:
-        removed: list[int] = []
-        for _ in range(work.num_events):
-            while self._chains and len(self._blocks) + work.blocks_per_event > work.capacity:
-                oldest = self._chains.popleft()
-                for block_hash in oldest:
-                    del self._blocks[block_hash]
-                removed += reversed(oldest)
-            if removed:
-                yield BlockRemoved(removed, MEDIUM)
-                removed = []
-            hashes = self._store(work.blocks_per_event)
+    def _batch(self, work: Work, growing: list[list[int]]) -> Iterator[CacheEvent]:
+        excess = len(self._blocks) + work.num_sequences * work.blocks_per_event - work.capacity
+        if excess > 0:
+            yield BlockRemoved([self._evict() for _ in range(excess)], MEDIUM)
+        for index, chain in enumerate(growing):
+            if len(chain) == CHAIN_LENGTH:
+                growing[index] = chain = self._new_chain()
+            parent = chain[-1] if chain else None
+            hashes = self._grow(chain, work.blocks_per_event)
             tokens = self._rng.choices(range(_VOCABULARY), k=len(hashes) * BLOCK_SIZE)
-            yield BlockStored(hashes, None, tokens, BLOCK_SIZE, medium=MEDIUM)
+            yield BlockStored(hashes, parent, tokens, BLOCK_SIZE, medium=MEDIUM)
 
-    def _store(self, num_blocks: int) -> list[int]:
+    def _evict(self) -> int:
+        """The last block of the oldest chain."""
+        while not self._chains[0]:
+            self._chains.popleft()
+        block_hash = self._chains[0].pop()
+        del self._blocks[block_hash]
+        return block_hash
+
+    def _new_chain(self) -> list[int]:
+        self._chains.append([])
+        return self._chains[-1]
+
+    def _grow(self, chain: list[int], num_blocks: int) -> list[int]:
+        """New blocks at the end of a chain."""
         hashes = [self._rng.getrandbits(64) - 2**63 for _ in range(num_blocks)]
-        self._blocks.update(zip(hashes, map(CachedBlock, hashes, [None, *hashes[:-1]]), strict=True))
-        self._chains.append(hashes)
+        parents = [chain[-1] if chain else None, *hashes[:-1]]
+        self._blocks.update(zip(hashes, map(CachedBlock, hashes, parents), strict=True))
+        chain += hashes
         return hashes
 
     def _take_content(self) -> Future[CacheContent]:

@@ -26,7 +26,6 @@ from app.routing.load import LoadBook
 from benchmarks.events_rank import Published, RankProcess, Work, cpu_s
 
 SnapshotFetcher = Callable[[], Awaitable[CacheSnapshot]]
-CHAIN_LENGTH = 32
 _TIMEOUT_S = 300.0
 
 
@@ -87,12 +86,14 @@ class _Router:
 
 
 async def measure_stream(rank: RankProcess, work: Work) -> Stream:
-    """`work`, published by the rank and taken in here."""
+    """`work`, published by the rank from an empty cache on, and taken in here."""
+    rank.fill(0)
     async with _recovery(rank) as client:
         router = _Router(rank.info(), client.snapshot)
         await router.until(rank.info().last_seq)
+        await asyncio.to_thread(rank.prepare, work)
         started, cpu = time.perf_counter(), cpu_s()
-        published = await asyncio.to_thread(rank.publish, work)
+        published = await asyncio.to_thread(rank.publish)
         await router.until(published.last_seq)
         wall = time.perf_counter() - started
         assert router.index.num_blocks_of(0) <= work.capacity
@@ -107,7 +108,8 @@ async def measure_gap(rank: RankProcess, work: Work, num_batches: int, *, replay
     """
     async with _recovery(rank) as client:
         before = await client.snapshot()
-        await asyncio.to_thread(rank.publish, replace(work, num_batches=num_batches))
+        await asyncio.to_thread(rank.prepare, replace(work, num_batches=num_batches))
+        await asyncio.to_thread(rank.publish)
         snapshots = [before]
 
         async def snapshot() -> CacheSnapshot:
@@ -116,8 +118,9 @@ async def measure_gap(rank: RankProcess, work: Work, num_batches: int, *, replay
         info = rank.info()
         router = _Router(info if replay else msgspec.structs.replace(info, replay_port=None), snapshot)
         await router.until(before.seq)
+        await asyncio.to_thread(rank.prepare, replace(work, num_batches=1))
         started = time.perf_counter()
-        shown = await asyncio.to_thread(rank.publish, replace(work, num_batches=1))
+        shown = await asyncio.to_thread(rank.publish)
         await router.until(shown.last_seq)
         seconds = time.perf_counter() - started
         await router.close()
@@ -126,7 +129,7 @@ async def measure_gap(rank: RankProcess, work: Work, num_batches: int, *, replay
 
 async def measure_load(rank: RankProcess, num_blocks: int) -> Load:
     """A snapshot of `num_blocks` blocks, and what the index needs for them."""
-    rank.fill(num_blocks, CHAIN_LENGTH)
+    rank.fill(num_blocks)
     gc.collect()
     rss = resident_bytes()
     async with _recovery(rank) as client:

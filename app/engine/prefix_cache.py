@@ -127,7 +127,7 @@ class PrefixCache:
             removed += self._forget(block)
             table.block_ids.append(block)
         if removed:
-            self._events.append(BlockRemoved(removed, MEDIUM))
+            self._note_removed(removed)
         return True
 
     def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
@@ -199,6 +199,14 @@ class PrefixCache:
             self._named[digest] = CachedBlock(name, parents[index - start])
         stored = list(token_ids[start * self.block_size : stop * self.block_size])
         self._events.append(BlockStored(names, parent, stored, self.block_size, medium=MEDIUM))
+
+    def _note_removed(self, names: list[int]) -> None:
+        """One event for all that is evicted with nothing in between, as in most steps of a full cache."""
+        last = self._events[-1] if self._events else None
+        if isinstance(last, BlockRemoved):
+            last.block_hashes.extend(names)
+        else:
+            self._events.append(BlockRemoved(names, MEDIUM))
 
     def _go_over_to_cached(self, table: BlockTable, index: int) -> None:
         """Exchange a block that `table` computed for the one already cached with the same content."""

@@ -7,6 +7,7 @@ Reading normalises block hashes to signed int64 and raises nothing but `WireErro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -23,7 +24,6 @@ from app.events.schema import (
     EventBatch,
     Format,
     check_size,
-    decode_capped,
 )
 
 _HASH_BYTES = 8
@@ -56,22 +56,27 @@ def decode_batch(payload: bytes, *, token_ids: bool = True) -> EventBatch:
     Raises:
         WireError: not a batch, or beyond a cap.
     """
-    as_maps, as_arrays = _DECODERS[token_ids]
+    check_size(payload)
+    plain, *others = _DECODERS[token_ids]
     try:
-        wire = decode_capped(as_maps.decode, payload, "event batch")
-    except WireError as error:
-        try:
-            wire = decode_capped(as_arrays.decode, payload, "event batch")
-        except WireError as error_as_arrays:
-            raise WireError(f"{error} (or, with events as arrays: {error_as_arrays})") from None
-    return EventBatch(wire.ts, [_event(event) for event in wire.events], wire.dp_rank)
+        batch = plain.decode(payload)
+    except _FAULTS:
+        return _decode_other(others, payload)
+    return EventBatch(batch.ts, batch.events, batch.dp_rank)
 
 
-# What arrives is read into these wider types first: hashes may be unsigned or raw bytes (vLLM), and the
-# array format ends with `medium` (what follows it differs between SGLang and vLLM, and is ignored).
+# Most batches are decoded into `CacheEvent`s at once: maps with signed hashes, as SGLang and kvbeacon write
+# them. Others are read into wider types first: hashes may be unsigned or raw bytes (vLLM), and the array
+# format ends with `medium` (what follows it differs between SGLang and vLLM, and is ignored).
 
+_FAULTS = (msgspec.MsgspecError, ValueError, RecursionError)
 _WireHash = int | bytes
 _WireHashes = Annotated[list[_WireHash], msgspec.Meta(max_length=MAX_HASHES_PER_EVENT)]
+
+
+class _StoredWithoutTokens(BlockStored, frozen=True, tag="BlockStored", gc=False, kw_only=True):
+    # A name that no event has, so what is under the real one is skipped.
+    token_ids: list[int] = msgspec.field(default_factory=list, name="")
 
 
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):
@@ -131,17 +136,33 @@ def _decoder(event_type: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(msgspec.defstruct("EventBatch", fields, array_like=True))
 
 
-# With token ids or without → (events as maps, events as arrays).
+# With token ids or without → decoders of plain maps, of wide maps, of arrays.
 _DECODERS = {
     True: (
+        _decoder(CacheEvent),
         _decoder(_StoredMap | _RemovedMap | _ClearedMap),
         _decoder(_StoredArray | _RemovedArray | _ClearedArray),
     ),
     False: (
+        _decoder(_StoredWithoutTokens | BlockRemoved | AllBlocksCleared),
         _decoder(_StoredMapWithoutTokens | _RemovedMap | _ClearedMap),
         _decoder(_StoredArrayWithoutTokens | _RemovedArray | _ClearedArray),
     ),
 }
+
+
+def _decode_other(decoders: Sequence[msgspec.msgpack.Decoder[Any]], payload: bytes) -> EventBatch:
+    """A batch of wide maps or of arrays."""
+    as_maps, as_arrays = decoders
+    try:
+        wire = as_maps.decode(payload)
+    except _FAULTS as error:
+        try:
+            wire = as_arrays.decode(payload)
+        except _FAULTS as error_as_arrays:
+            message = f"invalid event batch: {error} (or, with events as arrays: {error_as_arrays})"
+            raise WireError(message) from None
+    return EventBatch(wire.ts, [_event(event) for event in wire.events], wire.dp_rank)
 
 
 def _event(wire: Any) -> CacheEvent:

@@ -27,6 +27,8 @@ END_OF_REPLAY = b"\xff" * SEQ_BYTES
 
 Format = Literal["map", "array"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+BlockHash = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+BlockHashes = Annotated[list[BlockHash], msgspec.Meta(max_length=MAX_HASHES_PER_EVENT)]
 Decoded = TypeVar("Decoded")
 
 
@@ -41,8 +43,8 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=
     first (None at the root), `token_ids` the tokens of all the blocks: `len(block_hashes) * block_size`.
     """
 
-    block_hashes: list[int]
-    parent_block_hash: int | None
+    block_hashes: BlockHashes
+    parent_block_hash: BlockHash | None
     token_ids: list[int]
     block_size: int
     lora_id: int | None = msgspec.field(default_factory=_no_lora)
@@ -55,7 +57,7 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=
 class BlockRemoved(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=False):
     """Blocks that have left the cache."""
 
-    block_hashes: list[int]
+    block_hashes: BlockHashes
     medium: str | None = None
 
 
@@ -66,11 +68,11 @@ class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True, gc=False):
 CacheEvent = BlockStored | BlockRemoved | AllBlocksCleared
 
 
-class EventBatch(msgspec.Struct, frozen=True):
+class EventBatch(msgspec.Struct, frozen=True, array_like=True):
     """One message of events: what changed in a rank's cache in one step. `ts` is Unix time in seconds."""
 
     ts: float
-    events: list[CacheEvent]
+    events: Annotated[list[CacheEvent], msgspec.Meta(max_length=MAX_EVENTS_PER_BATCH)]
     dp_rank: int | None = None
 
 

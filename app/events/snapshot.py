@@ -70,15 +70,18 @@ def snapshot_payloads(
 
 
 def _chains(blocks: Iterable[CachedBlock], block_size: int) -> Iterator[BlockStored]:
-    """One event for each run of blocks that follow one another; long runs are cut."""
-    hashes: list[int] = []
-    first_parent: int | None = None
+    """One event per sequence and fork, or nearly: sequences that grew side by side come one after another.
+
+    A chain begins with a block whose parent was no chain's end, so that it comes after its parent's chain.
+    """
+    chains: list[tuple[int | None, list[int]]] = []
+    chain_ending_with: dict[int | None, list[int]] = {}
     for block in blocks:
-        if hashes and (block.parent_hash != hashes[-1] or len(hashes) == BLOCKS_PER_PAYLOAD):
-            yield BlockStored(hashes, first_parent, [], block_size, medium=MEDIUM)
-            hashes = []
-        if not hashes:
-            first_parent = block.parent_hash
-        hashes.append(block.hash)
-    if hashes:
-        yield BlockStored(hashes, first_parent, [], block_size, medium=MEDIUM)
+        chain = chain_ending_with.pop(block.parent_hash, None)
+        if chain is None or len(chain) == BLOCKS_PER_PAYLOAD:
+            chain = []
+            chains.append((block.parent_hash, chain))
+        chain.append(block.hash)
+        chain_ending_with[block.hash] = chain
+    for parent, hashes in chains:
+        yield BlockStored(hashes, parent, [], block_size, medium=MEDIUM)
