@@ -97,6 +97,8 @@ def _decode_batch(payload: bytes) -> None:
     if len(payload) > BIG:
         return
     for event in batch.events:
+        if getattr(event, "block_size", 0) < 0:
+            raise ValueError(f"blocks of {event.block_size} tokens")
         for block_hash in getattr(event, "block_hashes", ()):
             if not -(2**63) <= block_hash < 2**63:
                 raise OverflowError(f"hash {block_hash} is no int64")
