@@ -24,6 +24,8 @@ PolicyName = Literal["predicted_ttft", "least_loaded", "round_robin"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MAX_DP_SIZE = 1024
+
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -160,7 +162,7 @@ class IngressConfig(Settings):
 class AppConfig(Settings):
     """Everything under `args:` of the application in `serve_config.yaml`."""
 
-    dp_size: PositiveInt = Field(2, le=1024, description="Data-parallel ranks.")
+    dp_size: PositiveInt = Field(2, le=MAX_DP_SIZE, description="Data-parallel ranks.")
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     resources: RankResources = RankResources()

@@ -16,6 +16,7 @@ from app.errors import WireError
 from app.events.schema import (
     MAX_EVENTS_PER_BATCH,
     MAX_HASHES_PER_EVENT,
+    MAX_QUOTED,
     AllBlocksCleared,
     BlockRemoved,
     BlockStored,
@@ -160,7 +161,8 @@ def _decode_other(decoders: Sequence[msgspec.msgpack.Decoder[Any]], payload: byt
         try:
             wire = as_arrays.decode(payload)
         except _FAULTS as error_as_arrays:
-            message = f"invalid event batch: {error} (or, with events as arrays: {error_as_arrays})"
+            faults = [str(fault)[:MAX_QUOTED] for fault in (error, error_as_arrays)]
+            message = "invalid event batch: {} (or, with events as arrays: {})".format(*faults)
             raise WireError(message) from None
     return EventBatch(wire.ts, [_event(event) for event in wire.events], wire.dp_rank)
 
@@ -183,9 +185,9 @@ def _all_signed(hashes: list[Any]) -> list[int]:
     try:
         if max(hashes, default=0) < _INT64_END:
             return hashes
-    except TypeError:
-        pass  # some are bytes
-    return [_signed(block_hash) for block_hash in hashes]
+    except TypeError:  # some are bytes
+        return [_signed(block_hash) for block_hash in hashes]
+    return [block_hash - 2 * _INT64_END if block_hash >= _INT64_END else block_hash for block_hash in hashes]
 
 
 def _signed(block_hash: int | bytes) -> int:

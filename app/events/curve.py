@@ -179,14 +179,15 @@ def _read_certificate(file: Path) -> tuple[bytes, bytes | None]:
         public, secret = load_certificate(file)
     except IndexError:
         raise ValueError("a key has no = before it") from None
-    if not _is_key(public):
+    if not is_key(public):
         raise ValueError(f"its public-key isn't {_KEY_CHARACTERS} characters of z85")
-    if secret is not None and not _is_key(secret):
+    if secret is not None and not is_key(secret):
         raise ValueError(f"its secret-key isn't {_KEY_CHARACTERS} characters of z85")
     return public, secret
 
 
-def _is_key(key: bytes) -> bool:
+def is_key(key: bytes) -> bool:
+    """Whether it is a CURVE key in z85."""
     try:
         return len(key) == _KEY_CHARACTERS and bool(z85.decode(key))
     except (KeyError, ValueError, struct.error):

@@ -10,6 +10,8 @@ from app.errors import ConfigError
 
 MAX_PORT = 65_535
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
+_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]")
 
 
 class UnusableEndpointError(ConfigError):
@@ -61,7 +63,8 @@ def port_span(key: str, endpoint: str, count: int) -> PortSpan | None:
     host, colon, port = rest.rpartition(":")
     if not colon or not _INTEGER.fullmatch(port):
         raise UnusableEndpointError(f"{given}: the port is missing or not an integer")
-    _check_host(given, host)
+    if fault := host_fault(host):
+        raise UnusableEndpointError(f"{given}: {fault}")
     span = PortSpan(host, range(int(port), int(port) + count))
     if not span.is_valid:
         raise UnusableEndpointError(f"{given}: needs the ports {span}; allowed are 1..{MAX_PORT}")
@@ -86,18 +89,24 @@ def dial_host(host: str, node_host: str) -> str:
     return f"[{dialled}]" if ":" in dialled and not dialled.startswith("[") else dialled
 
 
-def _check_host(given: str, host: str) -> None:
+def host_fault(host: str) -> str | None:
+    """Why `host` can't stand between `tcp://` and a port; None if it can.
+
+    It can be `*`, an IPv4 address, a host's or an interface's name, or an IPv6 address in brackets.
+    """
     if not host.strip():
-        raise UnusableEndpointError(f"{given}: the host is empty")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if ":" in host and not bracketed:
-        raise UnusableEndpointError(f"{given}: an IPv6 address needs brackets: [{host}]")
-    if bracketed and not isinstance(_ip(host), ipaddress.IPv6Address):
-        raise UnusableEndpointError(f"{given}: {host} holds no IPv6 address")
+        return "the host is empty"
+    if host.startswith("["):
+        return None if _ip(host) else f"{host!r} holds no IPv6 address"
+    if ":" in host:
+        return f"an IPv6 address needs brackets: {f'[{host}]'!r}"
+    return None if host == "*" or _NAME.fullmatch(host) else f"{host!r} is no host"
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host.strip("[]"))
+        if bracketed := _BRACKETED.fullmatch(host):
+            return ipaddress.IPv6Address(bracketed[1])
+        return ipaddress.ip_address(host)
     except ValueError:
         return None

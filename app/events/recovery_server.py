@@ -18,6 +18,7 @@ from concurrent.futures import Future
 import zmq
 
 from app.errors import KvbeaconError, WireError
+from app.events.connection import BadMessages
 from app.events.replay import Framing, ReplayBuffer, ReplayRequest, parse_request
 from app.events.snapshot import CacheContent, CachedBlock
 
@@ -40,7 +41,6 @@ class RecoveryServer:
 
     Attributes:
         take_content: where snapshots come from; until it is set there are none.
-        refused: requests of a shape that is not allowed.
         abandoned: answers given up because the peer was gone or read nothing for `stall_timeout_s`.
     """
 
@@ -54,8 +54,8 @@ class RecoveryServer:
         stall_timeout_s: float = 5.0,
     ) -> None:
         self.take_content: TakeContent | None = None
-        self.refused = 0
         self.abandoned = 0
+        self._bad = BadMessages(logger, str(socket.getsockopt_string(zmq.LAST_ENDPOINT)), "refused at")
         self._socket = socket
         self._buffer = buffer
         self._framing = framing
@@ -67,6 +67,11 @@ class RecoveryServer:
         self._stopped = _pair(socket.context, stop_address, bind=True)
         self._stop = _pair(socket.context, stop_address, bind=False)
         self._thread = threading.Thread(target=self._run, name="kv-recovery", daemon=True)
+
+    @property
+    def refused(self) -> int:
+        """Requests of a shape that is not allowed."""
+        return self._bad.count
 
     @staticmethod
     def prepare(socket: zmq.Socket[bytes]) -> None:
@@ -109,8 +114,7 @@ class RecoveryServer:
         try:
             request = parse_request(request_frames)
         except WireError as error:
-            self.refused += 1
-            logger.warning("recovery %s: refused", error)
+            self._bad.add(error)
             return
         messages = self._replay(request) if isinstance(request, ReplayRequest) else self._snapshot()
         self._transfers.append(_Transfer(identity, messages, time.monotonic() + self._stall_timeout_s))

@@ -51,8 +51,11 @@ def parse_request(frames: Sequence[bytes]) -> ReplayRequest | SnapshotRequest:
         return ReplayRequest(decode_seq(frames[1]))
     if len(frames) == 3 and (frames[0], frames[1], frames[2]) == (b"", SNAPSHOT, b""):
         return SnapshotRequest()
-    sizes = [len(frame) for frame in frames]
-    raise WireError(f'request of frames of {sizes} bytes; allowed are "", seq and "", "snapshot", ""')
+    sizes = [len(frame) for frame in frames[:4]]  # a peer may send any number of them
+    raise WireError(
+        f"request of {len(frames)} frames, the first of {sizes} bytes; "
+        'allowed are "", seq and "", "snapshot", ""'
+    )
 
 
 def request_frames(request: ReplayRequest | SnapshotRequest) -> list[bytes]:

@@ -22,7 +22,8 @@ MEDIUM = "GPU"
 """The name of the engine's own cache, whatever its device: what SGLang's consumers expect."""
 ACK_TOPIC = b"ack"
 SEQ_BYTES = 8
-END_OF_REPLAY = b"\xff" * SEQ_BYTES
+MAX_QUOTED = 200
+"""Characters of a decoder's error that are told: some of them quote what was sent, whole."""
 
 Format = Literal["map", "array"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -45,7 +46,7 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=
     block_hashes: BlockHashes
     parent_block_hash: BlockHash | None
     token_ids: list[int]
-    block_size: int
+    block_size: Count
     lora_id: int | None = msgspec.field(default_factory=_no_lora)
     medium: str | None = None
     cache_salt: str | None = None
@@ -151,7 +152,7 @@ def decode_capped(decode: Callable[[bytes], Decoded], payload: bytes, what: str)
     try:
         return decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise WireError(f"invalid {what}: {error}") from None
+        raise WireError(f"invalid {what}: {str(error)[:MAX_QUOTED]}") from None
 
 
 def check_size(payload: bytes) -> None:

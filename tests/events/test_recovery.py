@@ -16,7 +16,7 @@ from app.errors import EngineFailedError, WireError
 from app.events.batch_codec import decode_batch, encode_batch
 from app.events.recovery_client import RecoveryClient
 from app.events.recovery_server import RecoveryServer
-from app.events.replay import Framing, ReplayBuffer
+from app.events.replay import Framing, ReplayBuffer, parse_request
 from app.events.schema import AllBlocksCleared, BlockStored, EventBatch, encode_seq
 from app.events.snapshot import BLOCKS_PER_PAYLOAD, CacheContent, CachedBlock, snapshot_payloads
 from tests.snapshots import parents_in
@@ -139,6 +139,12 @@ def test_another_shape_is_refused_and_the_next_request_served(
     socket.send_multipart([b"", encode_seq(9)])
     assert socket.recv_multipart()[2] == encode_seq(9)
     assert server.server.refused == 1
+
+
+def test_the_error_of_a_request_of_many_frames_is_short() -> None:
+    with pytest.raises(WireError, match="request of 100000 frames, the first of") as caught:
+        parse_request([b""] * 100_000)
+    assert len(str(caught.value)) < 200
 
 
 def test_a_peer_that_does_not_read_holds_up_nobody_and_is_given_up(serve: Any) -> None:

@@ -191,6 +191,19 @@ def test_a_batch_beyond_the_protocol_is_refused(payload: bytes) -> None:
         decode_batch(payload)
 
 
+@pytest.mark.parametrize("format", ["map", "array"])
+def test_a_negative_block_size_is_refused(format: schema.Format) -> None:
+    payload = encode_batch(EventBatch(0.0, [BlockStored([1], None, [], -1)]), format)
+    with pytest.raises(WireError, match="invalid event batch"):
+        decode_batch(payload)
+
+
+def test_an_error_quotes_little_of_what_was_sent() -> None:
+    with pytest.raises(WireError, match="Invalid value 'tttt") as caught:
+        decode_batch(msgspec.msgpack.encode([1.0, [{"type": "t" * 1_000_000}], 0]))
+    assert len(str(caught.value)) < 1_000
+
+
 def test_a_negative_load_is_refused() -> None:
     with pytest.raises(WireError, match="load report"):
         decode_load(msgspec.msgpack.encode(["LoadStat", -1, *range(9)]))

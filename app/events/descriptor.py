@@ -1,0 +1,151 @@
+"""Reads the `kv_events` of a `/server_info`, anybody's: which publishers there are to dial.
+
+Rank r is at every base port + r. The keys are SGLang's; unknown ones are ignored, null stands for an optional
+key that doesn't apply, and everything else that the contract doesn't allow is refused with a `WireError` that
+names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.config import MAX_DP_SIZE
+from app.errors import WireError
+from app.events.curve import is_key
+from app.events.ports import MAX_PORT, PortSpan, dial_host, host_fault
+
+_WHERE = "kv_events"
+_MAX_BLOCK_SIZE = 2**31 - 1
+_MAX_SHOWN = 80
+
+Object = dict[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RankPublisher:
+    """Where one rank publishes: `host` (IPv6 in brackets) and its ports, None for what it doesn't offer.
+
+    `topic` and `load_topic` are what to subscribe to; `block_size` is the tokens per block. Where the rank
+    encrypts, `curve_public_key` (40 characters of z85) is its public key.
+    """
+
+    rank: int
+    host: str
+    event_port: int
+    replay_port: int | None
+    load_port: int | None
+    topic: str
+    load_topic: str | None
+    block_size: int
+    curve_public_key: str | None = None
+
+
+def read_descriptor(kv_events: object, server_host: str) -> tuple[RankPublisher, ...]:
+    """Every rank's publisher, in rank order; empty if `kv_events` is null: nothing can be followed.
+
+    Args:
+        kv_events: the value of that key, as a JSON parser gives it.
+        server_host: the host at which `/server_info` was reached; stands in for a wildcard host.
+
+    Raises:
+        WireError: not a descriptor.
+    """
+    if kv_events is None:
+        return ()
+    if not isinstance(kv_events, dict):
+        raise WireError(f"{_WHERE} = {_shown(kv_events)}; allowed are an object and null")
+    if kv_events.get("publisher") != "zmq":
+        raise _refused(kv_events, "publisher", "allowed is 'zmq'")
+    dp_size = _integer(kv_events, "dp_size", MAX_DP_SIZE)
+    events = _ports(kv_events, "endpoint_port_base", _host(kv_events, server_host), dp_size)
+    replay = _optional_ports(kv_events, "replay_endpoint_port_base", events)
+    load = _optional_ports(kv_events, "load_endpoint_port_base", events)
+    if replay and load and replay.overlaps(load):
+        raise _refused(kv_events, "load_endpoint_port_base", f"the replay ports are {replay}")
+    topic = _text(kv_events, "topic")
+    load_topic = _text(kv_events, "load_topic") if load else None
+    block_size = _integer(kv_events, "block_size", _MAX_BLOCK_SIZE)
+    curve_public_key = _optional_key(kv_events, "curve_public_key")
+    return tuple(
+        RankPublisher(
+            rank=rank,
+            host=events.host,
+            event_port=events.ports[rank],
+            replay_port=replay.ports[rank] if replay else None,
+            load_port=load.ports[rank] if load else None,
+            topic=topic,
+            load_topic=load_topic,
+            block_size=block_size,
+            curve_public_key=curve_public_key,
+        )
+        for rank in range(dp_size)
+    )
+
+
+def _host(descriptor: Object, server_host: str) -> str:
+    given = _text(descriptor, "endpoint_host")
+    # The contract has IPv6 addresses in brackets; where there are none, they are added.
+    if host_fault(dial_host(given, given)):
+        raise _refused(descriptor, "endpoint_host", "allowed are '*', a host's name and an IP address")
+    return dial_host(given, server_host)
+
+
+def _optional_ports(descriptor: Object, key: str, events: PortSpan) -> PortSpan | None:
+    if descriptor.get(key) is None:
+        return None
+    span = _ports(descriptor, key, events.host, len(events.ports))
+    if span.overlaps(events):
+        raise _refused(descriptor, key, f"the event ports are {events}")
+    return span
+
+
+def _ports(descriptor: Object, key: str, host: str, dp_size: int) -> PortSpan:
+    base = _integer(descriptor, key, MAX_PORT - dp_size + 1)
+    return PortSpan(host, range(base, base + dp_size))
+
+
+def _optional_key(descriptor: Object, key: str) -> str | None:
+    if descriptor.get(key) is None:
+        return None
+    text = _text(descriptor, key)
+    if not is_key(text.encode()):
+        raise _refused(descriptor, key, "allowed are 40 characters of z85")
+    return text
+
+
+def _integer(descriptor: Object, key: str, maximum: int) -> int:
+    value = descriptor.get(key)
+    if type(value) is not int or not 1 <= value <= maximum:  # a bool is an int to isinstance
+        raise _refused(descriptor, key, f"allowed are the integers 1..{maximum}")
+    return value
+
+
+def _text(descriptor: Object, key: str) -> str:
+    value = descriptor.get(key)
+    if not isinstance(value, str) or not _is_utf8(value):
+        raise _refused(descriptor, key, "allowed is text")
+    return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it can be sent: JSON can write lone surrogates, which UTF-8 can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refused(descriptor: Object, key: str, why: str) -> WireError:
+    shown = f"= {_shown(descriptor[key])}" if key in descriptor else "is missing"
+    return WireError(f"{_WHERE}.{key} {shown}; {why}")
+
+
+def _shown(value: object) -> str:
+    """`value` for an error's message: short, whatever it is."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]!r}…"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python refuses to write very long integers
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value) if isinstance(value, int | float | None) else f"a {type(value).__name__}"

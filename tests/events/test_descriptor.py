@@ -1,0 +1,333 @@
+"""Reading somebody's `kv_events`, and our own back to what our ranks open."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from zmq.auth import create_certificates
+
+from app.errors import ConfigError, WireError
+from app.events.descriptor import RankPublisher, read_descriptor
+from app.events.endpoints import parse, rank_endpoints
+from app.events.ports import dial_host
+
+REPO = Path(__file__).resolve().parents[2]
+SERVER = "10.0.0.5"
+KEY = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
+MINIMAL: dict[str, Any] = {
+    "publisher": "zmq",
+    "endpoint_host": "node-7",
+    "endpoint_port_base": 5557,
+    "topic": "kv",
+    "block_size": 64,
+    "dp_size": 2,
+}
+WHOLE = MINIMAL | {
+    "replay_endpoint_port_base": 5600,
+    "load_endpoint_port_base": 5559,
+    "load_topic": "load",
+    "curve_public_key": KEY,
+}
+
+
+def test_null_is_nothing_to_follow() -> None:
+    assert read_descriptor(None, SERVER) == ()
+
+
+def test_rank_r_is_at_every_base_plus_r() -> None:
+    assert read_descriptor(WHOLE, SERVER) == (
+        RankPublisher(0, "node-7", 5557, 5600, 5559, "kv", "load", 64, KEY),
+        RankPublisher(1, "node-7", 5558, 5601, 5560, "kv", "load", 64, KEY),
+    )
+
+
+@pytest.mark.parametrize("absent", [{}, dict.fromkeys(WHOLE.keys() - MINIMAL.keys()), {"load_topic": "load"}])
+def test_what_does_not_apply_is_none(absent: dict[str, Any]) -> None:
+    first, _ = read_descriptor(MINIMAL | absent, SERVER)
+    assert first == RankPublisher(0, "node-7", 5557, None, None, "kv", None, 64)
+
+
+def test_unknown_keys_are_ignored() -> None:
+    assert read_descriptor(WHOLE | {"publishers": [{}], "": None}, SERVER) == read_descriptor(WHOLE, SERVER)
+
+
+@pytest.mark.parametrize("wildcard", ["*", "0.0.0.0", "::", "[::]", "[0:0::0]"])
+@pytest.mark.parametrize(
+    ("server", "dialled"), [("10.0.0.5", "10.0.0.5"), ("node", "node"), ("fe80::1", "[fe80::1]")]
+)
+def test_a_wildcard_host_is_where_the_server_was_reached(wildcard: str, server: str, dialled: str) -> None:
+    first, _ = read_descriptor(MINIMAL | {"endpoint_host": wildcard}, server)
+    assert first.host == dialled
+
+
+@pytest.mark.parametrize(
+    ("host", "dialled"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("node_7.example", "node_7.example"),
+        ("[fe80::1%eth0]", "[fe80::1%eth0]"),
+        ("fe80::1", "[fe80::1]"),
+    ],
+)
+def test_other_hosts_are_dialled_as_they_are_with_ipv6_in_brackets(host: str, dialled: str) -> None:
+    assert read_descriptor(MINIMAL | {"endpoint_host": host}, SERVER)[0].host == dialled
+
+
+HUGE = 10**5000
+NO_INTEGERS = [None, True, False, 1.0, float("nan"), float("inf"), "5557", [], {}, [1], -1, 0, HUGE, -HUGE]
+NO_TEXTS = [None, 1, True, [], {"a": 1}, "\ud800", "x\udfff"]
+NO_HOSTS = [
+    "",
+    " ",
+    "a b",
+    "a:b",
+    "[node]",
+    "[::",
+    "[[::]]",
+    "10.0.0.5:80",
+    "x;y",
+    "x/y",
+    "é",
+    "a\0",
+    "a" * 254,
+]
+WRONG = {
+    "publisher": [None, "null", "kafka", "ZMQ", 1, ["zmq"]],
+    "endpoint_host": NO_TEXTS + NO_HOSTS,
+    "endpoint_port_base": [*NO_INTEGERS, 65_535, 65_536, 1_000_000],
+    "topic": NO_TEXTS,
+    "block_size": [*NO_INTEGERS, 2**31],
+    "dp_size": [*NO_INTEGERS, 1025],
+    "replay_endpoint_port_base": [*NO_INTEGERS[1:], 65_535, 5558, 5556],
+    "load_endpoint_port_base": [*NO_INTEGERS[1:], 65_535, 5557, 5601],
+    "load_topic": NO_TEXTS,
+    "curve_public_key": [*NO_TEXTS[1:], "", KEY[:-1], KEY + "0", "é" * 20, " " * 40, "#" * 40, "x" * 10**6],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param(key, value, id=f"{key}-{index}")
+        for key, values in WRONG.items()
+        for index, value in enumerate(values)
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(key: str, value: Any) -> None:
+    with pytest.raises(WireError, match=rf"^kv_events\.{key} = .*; (allowed|the)") as caught:
+        read_descriptor(WHOLE | {key: value}, SERVER)
+    assert len(str(caught.value).encode()) < 300
+
+
+@pytest.mark.parametrize("key", MINIMAL)
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(WireError, match=rf"^kv_events\.{key} is missing; allowed"):
+        read_descriptor({name: value for name, value in MINIMAL.items() if name != key}, SERVER)
+
+
+def test_the_value_is_shown_with_what_is_allowed() -> None:
+    with pytest.raises(WireError, match=r"dp_size = 1025; allowed are the integers 1\.\.1024"):
+        read_descriptor(MINIMAL | {"dp_size": 1025}, SERVER)
+    with pytest.raises(WireError, match=r"endpoint_port_base = 65535; allowed are the integers 1\.\.65534"):
+        read_descriptor(MINIMAL | {"endpoint_port_base": 65_535}, SERVER)
+    with pytest.raises(WireError, match="block_size = an integer of 16610 bits"):
+        read_descriptor(MINIMAL | {"block_size": HUGE}, SERVER)
+
+
+@pytest.mark.parametrize(
+    "value", [1, True, "zmq", [], [WHOLE], pytest.param(HUGE, id="huge"), float("nan"), "\ud800" * 1000]
+)
+def test_what_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(WireError, match=r"^kv_events = .*; allowed are an object and null$"):
+        read_descriptor(value, SERVER)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=5)
+json_values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(json_values | st.fixed_dictionaries({}, optional=dict.fromkeys(WHOLE, json_values)))
+def test_nothing_but_wire_error_is_raised(value: Any) -> None:
+    with suppress(WireError):
+        read_descriptor(value, SERVER)
+
+
+@given(st.sampled_from(list(WHOLE)), json_values)
+def test_what_is_accepted_can_be_dialled(key: str, value: Any) -> None:
+    try:
+        publishers = read_descriptor(WHOLE | {key: value}, SERVER)
+    except WireError:
+        return
+    assert [each.rank for each in publishers] == list(range(len(publishers)))
+    for each in publishers:
+        ports = (each.event_port, each.replay_port or 1, each.load_port or 1)
+        assert all(1 <= port <= 65_535 for port in ports)
+        each.topic.encode()
+
+
+hosts = st.sampled_from(["*", "0.0.0.0", "[::]", "127.0.0.1", "localhost", "[fe80::1]", "node-7", "a_b"])
+ports = st.integers(1, 65_535)
+
+
+@given(
+    host=hosts | st.text(),
+    event_port=ports,
+    replay_port=st.none() | ports,
+    dp_size=st.integers(1, 5) | st.integers(1, 1024),
+    block_size=st.integers(1, 2**31 - 1),
+    keys=st.fixed_dictionaries(
+        {}, optional={"topic": st.text(), "load_reports": st.booleans(), "load_topic": st.text(min_size=1)}
+    ),
+)
+def test_what_we_describe_is_read_back_as_what_ranks_open(
+    host: str, event_port: int, replay_port: int | None, dp_size: int, block_size: int, keys: dict[str, Any]
+) -> None:
+    config: dict[str, Any] = {"publisher": "zmq", "endpoint": f"tcp://{host}:{event_port}", **keys}
+    if replay_port is not None:
+        config["replay_endpoint"] = f"tcp://{host}:{replay_port}"
+    try:
+        described = parse(json.dumps(config), block_size, dp_size)
+    except ConfigError:
+        assume(False)
+    publishers = read_descriptor(json.loads(json.dumps(described.descriptor)), SERVER)
+    if described.descriptor is None:
+        assert publishers == ()
+        return
+    assert described.config is not None
+    assert len(publishers) == dp_size
+    for publisher in publishers:
+        opened = rank_endpoints(described.config, publisher.rank, dp_size)
+        assert publisher == RankPublisher(
+            rank=publisher.rank,
+            host=dial_host(opened.host, SERVER),
+            event_port=opened.events.port or 0,
+            replay_port=opened.replay.port if opened.replay else None,
+            load_port=opened.load.port if opened.load else None,
+            topic=described.config.topic,
+            load_topic=described.config.load_topic if opened.load else None,
+            block_size=block_size,
+        )
+
+
+@pytest.fixture
+def server_info() -> Iterator[Callable[[Any], str]]:
+    """Serves a `kv_events` at `/server_info`; returns the URL."""
+    servers: list[http.server.ThreadingHTTPServer] = []
+
+    def serve(kv_events: Any) -> str:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200 if self.path == "/server_info" else 404)
+                self.end_headers()
+                self.wfile.write(json.dumps({"kv_events": kv_events}).encode())
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def start_example(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "examples/follow_events.py", *arguments],
+        cwd=REPO,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def curve(tmp_path: Path) -> dict[str, str]:
+    """The configuration of ranks that allow one client, the router."""
+    (tmp_path / "clients").mkdir()
+    for name in ("rank", "router"):
+        create_certificates(tmp_path, name)
+        (tmp_path / f"{name}.key_secret").chmod(0o600)
+    (tmp_path / "router.key").rename(tmp_path / "clients" / "router.key")
+    files = {"secret_key_file": "rank.key_secret", "router_key_file": "router.key_secret"}
+    return {key: str(tmp_path / file) for key, file in files.items()} | {
+        "allowed_clients": str(tmp_path / "clients")
+    }
+
+
+@pytest.mark.parametrize(
+    ("framing", "encrypts"), [("topic", False), ("plain", False), ("topic", True)], ids=str
+)
+def test_the_example_prints_what_it_missed_and_what_comes(
+    make_rank: Any,
+    free_ports: Any,
+    server_info: Any,
+    rigs: Any,
+    curve: dict[str, str],
+    framing: str,
+    encrypts: bool,
+) -> None:
+    base = free_ports(3)
+    config = {
+        "endpoint": f"tcp://*:{base}",
+        "replay_endpoint": f"tcp://*:{base + 2}",
+        "replay_framing": framing,
+        "curve": curve if encrypts else None,
+    }
+    rank = make_rank(**config)
+    rank.step(rigs.stored(1, 2, 3))
+    rank.step(rigs.removed(2))
+    descriptor = parse(json.dumps({"publisher": "zmq", **config}), 1, 1).descriptor
+    assert descriptor is not None
+    key = {"curve_public_key": rank.publisher.info("").curve_public_key} if encrypts else {}
+    key_file = [curve["router_key_file"]] if encrypts else []
+    with start_example(server_info(descriptor | key), *key_file) as example:
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.extend(iter(example.stdout.readline, "")))
+        reader.start()
+        # A subscription takes effect in its own time: until a batch is heard, there are more.
+        deadline = time.monotonic() + 30
+        while not lines and time.monotonic() < deadline and reader.is_alive():
+            rank.step(rigs.stored(4))
+            reader.join(0.05)
+        example.terminate()
+        reader.join()
+    seen = [" ".join(line.split()) for line in lines]
+    assert seen[:3] == [
+        "rank 0 seq 0 +0 -0 blocks",
+        "rank 0 seq 1 +3 -0 blocks",
+        "rank 0 seq 2 +0 -1 blocks",
+    ]
+    assert [line.split()[3] for line in seen] == [str(seq) for seq in range(len(seen))]
+
+
+@pytest.mark.parametrize(
+    ("kv_events", "said"),
+    [
+        (None, "describes no KV events"),
+        (WHOLE | {"dp_size": 0}, "kv_events.dp_size = 0; allowed are"),
+        (WHOLE, "encrypts: name the secret key file"),
+    ],
+)
+def test_the_example_says_why_there_is_nothing_to_follow(server_info: Any, kv_events: Any, said: str) -> None:
+    with start_example(server_info(kv_events)) as example:
+        _, errors = example.communicate(timeout=30)
+    assert example.returncode == 1
+    assert said in errors
