@@ -12,11 +12,13 @@ from __future__ import annotations
 import array
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from struct import Struct
 
 ROOT = b""
 MAX_SALT_CHARS = 256
 """Characters of a salt that a request's body may carry."""
+_INT64 = Struct(">q")
 _SALT_PREFIX = b"sglang-cache-salt-v1\0"
 _TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
 
@@ -63,7 +65,13 @@ def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT
 
 def wire_hash(digest: bytes) -> int:
     """A digest's name on the wire: its first 8 bytes as a big-endian signed int64."""
-    return int.from_bytes(digest[:8], "big", signed=True)
+    return _INT64.unpack_from(digest)[0]
+
+
+def wire_hashes(digests: Iterable[bytes]) -> list[int]:
+    """The names of many digests."""
+    unpack_from = _INT64.unpack_from
+    return [unpack_from(digest)[0] for digest in digests]
 
 
 def _uint32_le(token_ids: Sequence[int]) -> bytes:

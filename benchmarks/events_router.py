@@ -14,15 +14,12 @@ from pathlib import Path
 import msgspec
 import zmq.asyncio
 
-from app.config import RoutingConfig
 from app.events.endpoints import PublisherInfo
 from app.events.recovery_client import RecoveryClient
-from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
-from app.routing.description import RankDescription
-from app.routing.followed_rank import FollowedRank
+from app.events.subscriber import RankSubscriber
 from app.routing.index import PrefixIndex
-from app.routing.load import LoadBook
+from app.routing.index_sink import IndexSink
 from benchmarks.events_rank import Published, RankProcess, Work, cpu_s
 
 SnapshotFetcher = Callable[[], Awaitable[CacheSnapshot]]
@@ -63,26 +60,30 @@ class Load:
 
 
 class _Router:
-    """One rank, followed as a router does."""
+    """One rank, followed as a router does, but asking for replays of any length."""
 
     def __init__(self, info: PublisherInfo, fetch_snapshot: SnapshotFetcher) -> None:
         self.index = PrefixIndex()
-        load = LoadBook(RoutingConfig())
-        load.join(0)
-        description = RankDescription(0, "benchmark", info, LoadStat(*[0] * 10), 1)
-        self._followed = FollowedRank(description, self.index, load, fetch_snapshot)
+        self._subscriber = RankSubscriber(
+            info,
+            IndexSink(self.index, 0),
+            fetch_snapshot=fetch_snapshot,
+            on_load=_ignore,
+            on_acknowledged=_ignore,
+            max_replayed_batches=2**30,
+        )
+        self._subscriber.start()
+        self.close = self._subscriber.close
 
     async def until(self, seq: int) -> None:
         """Return once the view is exact and batch `seq` is in it."""
         async with asyncio.timeout(_TIMEOUT_S):
-            while self._followed.status.state != "exact" or self._followed.status.applied_seq < seq:
+            while self._subscriber.status.state != "exact" or self._subscriber.status.applied_seq < seq:
                 await asyncio.sleep(0.001)
 
-    async def close(self) -> None:
-        """Stop following."""
-        closing = self._followed.detach()
-        assert closing is not None
-        await closing
+
+def _ignore(_: object) -> None:
+    pass
 
 
 async def measure_stream(rank: RankProcess, work: Work) -> Stream:

@@ -130,7 +130,7 @@ class Dispatcher:
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
         digests = hashing.chain(request.prompt_token_ids, self._block_size, hashing.seed(request.cache_salt))
-        block_hashes = [hashing.wire_hash(digest) for digest in digests]
+        block_hashes = hashing.wire_hashes(digests)
         stream = None
         try:
             stream = await self._start_somewhere(request, block_hashes, pinned_rank)

@@ -197,13 +197,12 @@ class PrefixCache:
     def _store(self, table: BlockTable, token_ids: Sequence[int], start: int, stop: int) -> None:
         """Make blocks start..stop-1 of `table` findable, with one event for all of them."""
         parent = hashing.wire_hash(table.digests[start - 1]) if start else None
-        names = [hashing.wire_hash(digest) for digest in table.digests[start:stop]]
-        parents = [parent, *names]
-        for index, name in zip(range(start, stop), names, strict=True):
-            digest, block = table.digests[index], table.block_ids[index]
-            self._block_of[digest] = block
+        digests, blocks = table.digests[start:stop], table.block_ids[start:stop]
+        names = hashing.wire_hashes(digests)
+        self._block_of.update(zip(digests, blocks, strict=True))
+        self._named.update(zip(digests, map(CachedBlock, names, [parent, *names]), strict=False))
+        for digest, block in zip(digests, blocks, strict=True):
             self._digest_of[block] = digest
-            self._named[digest] = CachedBlock(name, parents[index - start])
         stored = list(token_ids[start * self.block_size : stop * self.block_size])
         self._events.append(BlockStored(names, parent, stored, self.block_size, medium=MEDIUM))
 

@@ -49,8 +49,6 @@ SyncState = Literal["exact", "syncing", "stale"]
 _BURST = 256
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 5.0
-_MAX_BATCHES_REPLAYED = 100_000
-"""Where more are missing, a snapshot is taken at once."""
 
 
 class CacheSink(Protocol):
@@ -107,6 +105,7 @@ class RankSubscriber:
         replay_timeout_s: float = 1.0,
         unseen_timeout_s: float = 0.4,
         probe_interval_s: float = 0.8,
+        max_replayed_batches: int = 10_000,
         curve_keys: KeyPair | None = None,
         context: zmq.asyncio.Context | None = None,
     ) -> None:
@@ -123,6 +122,7 @@ class RankSubscriber:
             replay_timeout_s: how long to wait for each message of a replay.
             unseen_timeout_s: how long a batch that exists may be on its way before it counts as lost.
             probe_interval_s: how long nothing may be heard before the replay is asked for later batches.
+            max_replayed_batches: where more are missing a snapshot is faster, and taken at once.
             curve_keys: our own, for a publisher that encrypts.
             context: ZMQ's; by default one for all subscribers of the process.
         """
@@ -136,6 +136,7 @@ class RankSubscriber:
         self._snapshot_timeout_s = snapshot_timeout_s
         self._unseen_timeout_s = unseen_timeout_s
         self._probe_interval_s = probe_interval_s
+        self._max_replayed_batches = max_replayed_batches
         self._context = context or subscriber_context()
         self._curve = _curve_client(info, curve_keys)
         self._lacks_keys = info.curve_public_key is not None and curve_keys is None
@@ -366,8 +367,8 @@ class RankSubscriber:
         if self._recovery is None or self._observed_epoch != self._epoch:
             self._need_snapshot(gap)
             return
-        if last - first >= _MAX_BATCHES_REPLAYED:
-            self._need_snapshot(f"{gap}; at most {_MAX_BATCHES_REPLAYED} are replayed")
+        if last - first >= self._max_replayed_batches:
+            self._need_snapshot(f"{gap}; at most {self._max_replayed_batches} are replayed")
             return
         self._set("syncing", gap)
         try:

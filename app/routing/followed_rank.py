@@ -10,19 +10,17 @@ import msgspec
 
 from app.events.curve import KeyPair
 from app.events.endpoints import PublisherInfo
-from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, LoadStat
+from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import RankSubscriber, SyncStatus
 from app.routing.description import RankDescription
 from app.routing.index import PrefixIndex
+from app.routing.index_sink import IndexSink
 from app.routing.load import LoadBook
-
-ROUTED_MEDIA = (None, MEDIUM)
-"""Blocks elsewhere must be loaded back first, so they aren't credited."""
 
 
 class FollowedRank:
-    """Its last description and, if it publishes, its subscriber, whose sink this is.
+    """Its last description and, if it publishes, its subscriber.
 
     Once detached it changes nothing any more, whatever its subscriber still had in hand: the rank's number
     may be somebody else's by then.
@@ -42,7 +40,7 @@ class FollowedRank:
     ) -> None:
         self.description = description
         self.missed_looks = 0
-        self._index = index
+        self._sink = IndexSink(index, description.rank)
         self._load = load
         self._since = time.time()
         self._is_detached = False
@@ -54,7 +52,7 @@ class FollowedRank:
         if publisher is not None and publisher.state == "publishing":
             self._subscriber = RankSubscriber(
                 publisher,
-                self,
+                self._sink,
                 fetch_snapshot=fetch_snapshot,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
@@ -93,26 +91,8 @@ class FollowedRank:
     def detach(self) -> asyncio.Task[None] | None:
         """Stop writing at once; returns the subscriber's closing, if there is one."""
         self._is_detached = True
+        self._sink.detach()
         return asyncio.create_task(self._subscriber.close()) if self._subscriber is not None else None
-
-    def apply(self, events: Sequence[CacheEvent]) -> None:
-        """Change the rank's blocks by one batch."""
-        if self._is_detached:
-            return
-        rank = self.description.rank
-        for event in events:
-            match event:
-                case BlockStored(medium=medium) if medium in ROUTED_MEDIA:
-                    self._index.store(rank, event.block_hashes, event.parent_block_hash)
-                case BlockRemoved(medium=medium) if medium in ROUTED_MEDIA:
-                    self._index.remove(rank, event.block_hashes)
-                case AllBlocksCleared():
-                    self._index.clear(rank)
-
-    def clear(self) -> None:
-        """Hold no blocks."""
-        if not self._is_detached:
-            self._index.clear(self.description.rank)
 
     def _on_load(self, stat: LoadStat) -> None:
         if not self._is_detached:
