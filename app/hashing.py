@@ -65,7 +65,9 @@ def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT
 
 def wire_hash(digest: bytes) -> int:
     """A digest's name on the wire: its first 8 bytes as a big-endian signed int64."""
-    return _INT64.unpack_from(digest)[0]
+    name: int
+    (name,) = _INT64.unpack_from(digest)
+    return name
 
 
 def wire_hashes(digests: Iterable[bytes]) -> list[int]:
