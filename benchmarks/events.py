@@ -22,7 +22,7 @@ from app.errors import KvbeaconError
 from app.model_store import resolve_model
 from benchmarks.events_engine import PROMPT_BLOCKS, measure_blocks, measure_steps
 from benchmarks.events_rank import RankProcess, Work
-from benchmarks.events_router import measure_gap, measure_load, measure_stream
+from benchmarks.events_router import measure_gap, measure_load, measure_memory, measure_stream
 
 Measured = TypeVar("Measured")
 
@@ -71,6 +71,7 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     steps = rounds(lambda number: measure_steps(port, model_dir, 2, cost, number))
     os.sched_setaffinity(0, {own_core})
     with RankProcess(port, rank_core, buffer_steps=200_000) as rank:
+        memory = asyncio.run(measure_memory(rank, options.blocks // 4))
         loads = rounds(lambda _: asyncio.run(measure_load(rank, options.blocks)))
         streams = {
             name: rounds(lambda _, work=work: asyncio.run(measure_stream(rank, work)))  # type: ignore[misc]
@@ -87,12 +88,10 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         }
     progress.close()
     figures = {
-        "engine_us_per_block": median(each.total_us for each in chunk),
-        "engine_us_per_block_cache": median(each.cache_us for each in chunk),
-        "engine_us_per_block_publish": median(each.publish_us for each in chunk),
-        "engine_us_per_block_publisher": median(each.publisher_us for each in chunk),
-        "engine_us_per_single_block": median(each.total_us for each in single),
-        "engine_us_per_single_block_publisher": median(each.publisher_us for each in single),
+        "engine_us_per_block": median(each.engine_us for each in chunk),
+        "publisher_us_per_block": median(each.publisher_us for each in chunk),
+        "engine_us_per_single_block": median(each.engine_us for each in single),
+        "publisher_us_per_single_block": median(each.publisher_us for each in single),
         "step_share_prefill": median(each.prefill for each in steps),
         "step_share_decode": median(each.decode for each in steps),
         "step_share_highest": max(each.highest for each in steps),
@@ -107,9 +106,8 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         }
     figures |= {name: median(seconds) for name, seconds in gaps.items()}
     return figures | {
-        "snapshot_load_s": median(each.wall_s for each in loads),
-        # Later rounds find memory that the first has given back to the process only.
-        "router_bytes_per_block": loads[0].bytes_per_block,
+        "snapshot_load_s": median(loads),
+        "router_bytes_per_block": memory,
     }
 
 

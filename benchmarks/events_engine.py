@@ -47,9 +47,9 @@ class BlockCost:
     publisher_us: float
 
     @property
-    def total_us(self) -> float:
-        """All of it."""
-        return self.cache_us + self.publish_us + self.publisher_us
+    def engine_us(self) -> float:
+        """On the engine's thread."""
+        return self.cache_us + self.publish_us
 
 
 @dataclass(frozen=True)

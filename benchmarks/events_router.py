@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import msgspec
 import zmq.asyncio
@@ -49,14 +48,6 @@ class Stream:
     def num_events(self) -> int:
         """Of both kinds."""
         return self.published.num_events
-
-
-@dataclass(frozen=True)
-class Load:
-    """A snapshot over ZMQ, from the question to the last block in the index."""
-
-    wall_s: float
-    bytes_per_block: float
 
 
 class _Router:
@@ -128,26 +119,33 @@ async def measure_gap(rank: RankProcess, work: Work, num_batches: int, *, replay
         return seconds
 
 
-async def measure_load(rank: RankProcess, num_blocks: int) -> Load:
-    """A snapshot of `num_blocks` blocks, and what the index needs for them."""
+async def measure_load(rank: RankProcess, num_blocks: int) -> float:
+    """Seconds from asking for a snapshot of `num_blocks` blocks over ZMQ until the index has the last one."""
     rank.fill(num_blocks)
-    gc.collect()
-    rss = resident_bytes()
     async with _recovery(rank) as client:
         started = time.perf_counter()
         router = _Router(rank.info(), client.snapshot)
         await router.until(rank.info().last_seq)
-        wall = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         assert router.index.num_blocks_of(0) == num_blocks
-        gc.collect()
-        bytes_per_block = (resident_bytes() - rss) / num_blocks
         await router.close()
-        return Load(wall, bytes_per_block)
+        return seconds
 
 
-def resident_bytes() -> int:
-    """What this process has in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+async def measure_memory(rank: RankProcess, num_blocks: int) -> float:
+    """Bytes per block that a router keeps, all of its subscriber and index counted."""
+    rank.fill(num_blocks)
+    async with _recovery(rank) as client:
+        gc.collect()
+        tracemalloc.start()
+        router = _Router(rank.info(), client.snapshot)
+        await router.until(rank.info().last_seq)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert router.index.num_blocks_of(0) == num_blocks
+        await router.close()
+        return kept / num_blocks
 
 
 @asynccontextmanager
