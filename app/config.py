@@ -131,6 +131,11 @@ class RoutingConfig(Settings):
     initial_prefill_tokens_per_s: PositiveFloat = Field(
         1000.0, description="A rank's prefill rate until one has been measured anywhere."
     )
+    remembered_decisions: PositiveInt = Field(
+        1000,
+        description="Requests whose decisions each router keeps for `/router/decisions`: some 200 bytes for "
+        "each of them and each rank.",
+    )
 
 
 class IngressConfig(Settings):

@@ -13,6 +13,7 @@ KvbeaconError
     ├── InvalidRequestError     400: a field of the request is wrong
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
     ├── ModelNameError          404: the request names a model that isn't served here
+    ├── UnknownDecisionError    404: no router remembers the request
     ├── RequestTooLargeError    413: the body is larger than this server reads
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
@@ -99,6 +100,17 @@ class ModelNameError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, param="model", code="model_not_found")
+
+
+class UnknownDecisionError(RequestError):
+    """No router remembers a decision for this request."""
+
+    status = 404
+
+    def __init__(self, request_id: str) -> None:
+        shown = request_id if len(request_id) <= 64 else request_id[:61] + "..."
+        message = f"request_id = {shown!r}: no router remembers it; known are the ids of the last answers"
+        super().__init__(message, param="request_id", code="decision_not_found")
 
 
 class RequestTooLargeError(RequestError):

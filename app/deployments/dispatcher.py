@@ -13,6 +13,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -30,11 +32,12 @@ from app.deployments.messages import (
     TokenChunk,
     Unroutable,
 )
-from app.errors import EngineFailedError, NoRankError, RankDiedError
+from app.deployments.outcomes import Attempt, OutcomeReporter
+from app.deployments.router_client import ROUTER_TIMEOUT_S
+from app.errors import EngineFailedError, NoRankError, RankDiedError, RequestError
 
 logger = logging.getLogger("ray.serve")
 
-ROUTER_TIMEOUT_S = 2.0
 _ROUTER_PATIENCE_S = 12.0
 """Longer than Ray takes to replace a router that died: 7 s were seen."""
 _ROUTER_RETRY_S = 0.2
@@ -56,23 +59,32 @@ class RankStream:
         first: TokenChunk,
         rest: AsyncIterator[RankMessage],
         cancel: Callable[[], object],
+        on_end: Callable[[str], object],
         num_samples: int = 1,
     ) -> None:
         self.rank = rank
         self._first = first
         self._rest = rest
         self._cancel = cancel
+        self._on_end = on_end
+        self._result = "aborted"
         self._num_samples = num_samples
 
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
-        chunk = self._first
-        yield chunk
-        unfinished = self._num_samples - (chunk.finish_reason is not None)
-        # What happens to the rank after the last token is of no concern to this request.
-        while unfinished > 0:
-            chunk = await self._next()
+        chunk, unfinished = self._first, self._num_samples
+        while True:
             unfinished -= chunk.finish_reason is not None
+            # What happens to the rank after the last token is of no concern to this request.
+            if not unfinished:
+                self._result = "finished"
             yield chunk
+            if not unfinished:
+                return
+            try:
+                chunk = await self._next()
+            except RequestError as error:
+                self._result = error.code or "failed"
+                raise
 
     async def _next(self) -> TokenChunk:
         try:
@@ -95,6 +107,7 @@ class RankStream:
         given up ends only when it is collected.
         """
         self._cancel()
+        self._on_end(self._result)
 
 
 class Dispatcher:
@@ -120,6 +133,7 @@ class Dispatcher:
         self._ranks: DeploymentHandle[Any] = ranks.options(stream=True, _by_reference=False)
         self._block_size = block_size
         self._max_retries = max_retries
+        self._outcomes = OutcomeReporter(partial(self._tell_routers, "learn"))
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
@@ -129,30 +143,42 @@ class Dispatcher:
         Raises:
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
-        digests = hashing.chain(request.prompt_token_ids, self._block_size, hashing.seed(request.cache_salt))
-        block_hashes = hashing.wire_hashes(digests)
+        choose = self._choose_request(request, pinned_rank)
         stream = None
         try:
-            stream = await self._start_somewhere(request, block_hashes, pinned_rank)
+            stream = await self._start_somewhere(request, choose)
             return stream
         finally:
             if stream is None:
                 # Even a caller who gave up while the router was asked may have had its work reserved.
                 self._release(request.request_id)
 
-    async def _start_somewhere(
-        self, request: GenerateRequest, block_hashes: list[int], pinned_rank: int | None
-    ) -> RankStream:
+    async def explain(self, request: GenerateRequest, pinned_rank: int | None) -> dict[str, Any]:
+        """The receipt of what a router would decide for `request` now; nothing is started or reserved.
+
+        Raises:
+            RequestError: the router refuses the request, or no rank could take it.
+        """
+        receipt: dict[str, Any] = await self._ask_router(
+            "explain", self._choose_request(request, pinned_rank)
+        )
+        return receipt
+
+    def _choose_request(self, request: GenerateRequest, pinned_rank: int | None) -> ChooseRequest:
+        digests = hashing.chain(request.prompt_token_ids, self._block_size, hashing.seed(request.cache_salt))
+        return ChooseRequest(
+            request_id=request.request_id,
+            block_hashes=hashing.wire_hashes(digests),
+            num_tokens=len(request.prompt_token_ids),
+            pinned_rank=pinned_rank,
+        )
+
+    async def _start_somewhere(self, request: GenerateRequest, choose: ChooseRequest) -> RankStream:
         failed: set[int] = set()
         for _ in range(1 + self._max_retries):
-            choose = ChooseRequest(
-                request_id=request.request_id,
-                block_hashes=block_hashes,
-                num_tokens=len(request.prompt_token_ids),
-                pinned_rank=pinned_rank,
-                exclude=frozenset(failed),
+            assignment: Assignment = await self._ask_router(
+                "choose", replace(choose, exclude=frozenset(failed))
             )
-            assignment = await self._choose(choose)
             stream = await self._begin(request, assignment)
             if stream is not None:
                 return stream
@@ -161,13 +187,13 @@ class Dispatcher:
             await self._tell_routers("mark_failed", assignment.rank, assignment.replica_id)
         raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
 
-    async def _choose(self, request: ChooseRequest) -> Assignment:
+    async def _ask_router(self, method: str, request: ChooseRequest) -> Any:
         deadline = time.monotonic() + _ROUTER_PATIENCE_S
         while time.monotonic() < deadline:
             try:
                 # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
                 async with asyncio.timeout(ROUTER_TIMEOUT_S):
-                    answer = await self._router.choose.remote(request)
+                    answer = await getattr(self._router, method).remote(request)
             except (RayActorError, TimeoutError, DeploymentUnavailableError):
                 logger.warning("no router for request %s yet", request.request_id)
                 await asyncio.sleep(_ROUTER_RETRY_S)
@@ -180,23 +206,29 @@ class Dispatcher:
     async def _begin(self, request: GenerateRequest, assignment: Assignment) -> RankStream | None:
         """The stream once its first token is there; None if the replica is gone or broken."""
         stream: Any = self._ranks.generate.remote(request, replica_id=assignment.replica_id)
-        begun = False
+        attempt = Attempt(self._outcomes.note, request.request_id, assignment.rank)
+        begun, result = False, "aborted"
         try:
             messages = aiter(stream)
             first = await anext(messages)
             if isinstance(first, NotAddressed) or _is_broken(first):
+                result = "died"
                 return None
             if isinstance(first, Refusal):
+                result = first.error.code or "refused"
                 raise first.error
             begun = True
-            return RankStream(assignment.rank, first, messages, stream.cancel, request.n)
+            attempt.answers()
+            return RankStream(assignment.rank, first, messages, stream.cancel, attempt.end, request.n)
         except (RayActorError, DeploymentUnavailableError, StopAsyncIteration) as error:
+            result = "died"
             rank, request_id = assignment.rank, request.request_id
             logger.warning("rank %d died before request %s began: %s", rank, request_id, error)
             return None
         finally:
             if not begun:
                 stream.cancel()
+                attempt.end(result)
 
     async def _tell_routers(self, method: str, *arguments: Any) -> None:
         """Calls every router; one that can't be reached is starting anew and knows nothing anyway."""

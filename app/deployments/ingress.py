@@ -9,14 +9,12 @@ import asyncio
 import logging
 import sys
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,11 +22,20 @@ from starlette.requests import ClientDisconnect
 from app import hashing
 from app.config import AppConfig
 from app.deployments.answer import AnswerEvents, whole_answer
-from app.deployments.dispatcher import ROUTER_TIMEOUT_S, Dispatcher
+from app.deployments.dispatcher import Dispatcher
 from app.deployments.messages import GenerateRequest
-from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank, shown
+from app.deployments.openai_requests import (
+    ChatRequest,
+    TextRequest,
+    is_chat,
+    parse_body,
+    pinned_rank,
+    shown,
+)
 from app.deployments.openai_responses import AnswerShape, error_headers, error_json
 from app.deployments.ranks import RankDirectory
+from app.deployments.receipts import audit_answer, decisions_answer, named_request
+from app.deployments.router_client import RouterClient
 from app.deployments.server_info import Json, model_info, server_info
 from app.deployments.tenants import named_tenant
 from app.engine.architecture import read_architecture
@@ -36,7 +43,6 @@ from app.engine.limits import resolve_max_model_len
 from app.errors import (
     InvalidRequestError,
     ModelNameError,
-    NoRankError,
     PromptTooLongError,
     RequestError,
     RequestTooLargeError,
@@ -52,9 +58,13 @@ UNLIMITED = sys.maxsize
 LOOK_TIMEOUT_S = 0.75
 """Seconds that a rank gets to describe itself; SGLang's router waits 2 s in all for `/server_info`."""
 
+AUDIT_TIMEOUT_S = 60.0
+"""Seconds that the routers get to compare all ranks; one that doesn't answer takes 5 of them."""
+
 LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
 
+Dispatched = TypeVar("Dispatched")
 Prepared = tuple[ChatRequest | TextRequest, list[int]]
 """A request's body, and its prompt's token ids."""
 
@@ -100,7 +110,7 @@ class Ingress:
         self, config: AppConfig, router: DeploymentHandle[Any], ranks: DeploymentHandle[Any]
     ) -> None:
         self._config = config
-        self._router = router
+        self._routers = RouterClient(router)
         self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)
         self._model_name = served_name(config.model)
         model_dir = resolve_model(config.model)
@@ -118,12 +128,12 @@ class Ingress:
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
         """A conversation's next message."""
-        return await self._complete(request, self._prepare_chat, "messages")
+        return await self._complete(request, self._prepare_chat)
 
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """A text's continuation."""
-        return await self._complete(request, self._prepare_text, "prompt")
+        return await self._complete(request, self._prepare_text)
 
     @api.get("/v1/models")
     async def models(self) -> Json:
@@ -139,7 +149,7 @@ class Ingress:
     @api.get("/health")
     async def health(self) -> Response:
         """200 when some rank can take a request, else 503."""
-        routable = await self._ask_router()
+        routable = await self._routers.ask_one("view")
         status = {"status": "ok" if routable else "no rank can take requests", "ranks": len(routable)}
         return JSONResponse(status, status_code=200 if routable else 503)
 
@@ -158,7 +168,31 @@ class Ingress:
     @api.get("/router/ranks")
     async def router_ranks(self) -> list[Json]:
         """What a router believes of every rank: trust, blocks, load."""
-        return await self._ask_router()
+        ranks: list[Json] = await self._routers.ask_one("view")
+        return ranks
+
+    @api.get("/router/stats")
+    async def router_stats(self) -> list[Json]:
+        """How good every router's decisions have been since its start."""
+        return await self._routers.ask_all("stats")
+
+    @api.get("/router/audit")
+    async def router_audit(self) -> Response:
+        """Every router's index beside every rank's cache; 503 when some rank couldn't be compared."""
+        answer, status = audit_answer(await self._routers.ask_all("audit", timeout_s=AUDIT_TIMEOUT_S))
+        return JSONResponse(answer, status_code=status)
+
+    @api.get("/router/decisions/{answer_id}")
+    async def router_decisions(self, answer_id: str) -> Json:
+        """Which rank a request went to, why, and what came of it."""
+        request_id = named_request(answer_id)
+        return decisions_answer(request_id, await self._routers.ask_all("decisions", request_id))
+
+    @api.post("/router/explain")
+    async def router_explain(self, request: Request) -> Json:
+        """Which rank a completion or a chat completion with this body would go to now, and why."""
+        body, generate, pinned = await self._read_prompt(request, self._prepare_either)
+        return await self._dispatched(body, self._dispatcher.explain(generate, pinned))
 
     async def _read(self, request: Request) -> bytes:
         limit = self._config.ingress.max_request_bytes
@@ -185,6 +219,9 @@ class Ingress:
         # A chat template writes its own beginning of the text; here the tokenizer puts it there.
         return body, self._tokenizer.encode(body.prompt, add_special_tokens=True)
 
+    def _prepare_either(self, raw: bytes) -> Prepared:
+        return self._prepare_chat(raw) if is_chat(raw) else self._prepare_text(raw)
+
     @property
     def _model(self) -> Json:
         """The model in OpenAI's shape."""
@@ -200,51 +237,54 @@ class Ingress:
         if name != self._model_name:
             raise ModelNameError(f"model = {shown(name)}; served here: {self._model_name!r}")
 
-    async def _ask_router(self) -> list[Json]:
-        """What a router believes of the ranks. Raises `NoRankError` when none answers."""
-        try:
-            async with asyncio.timeout(ROUTER_TIMEOUT_S):
-                ranks: list[Json] = await self._router.view.remote()
-        except (TimeoutError, RayActorError, DeploymentUnavailableError):
-            raise NoRankError("no router answers") from None
-        return ranks
-
-    def _check_prompt(self, body: ChatRequest | TextRequest, token_ids: list[int], prompt_field: str) -> None:
+    def _check_prompt(self, body: ChatRequest | TextRequest, token_ids: list[int]) -> None:
         if body.model is not None:
             self._check_model_name(body.model)
         if not token_ids:
-            message = f"{prompt_field}: no tokens; at least one is needed"
-            raise InvalidRequestError(message, param=prompt_field)
+            message = f"{body.prompt_field}: no tokens; at least one is needed"
+            raise InvalidRequestError(message, param=body.prompt_field)
         if len(token_ids) > self._max_model_len:
             # The ranks would only say the same, after all of it was hashed.
             message = f"the prompt has {len(token_ids)} tokens; the context is {self._max_model_len}"
-            raise PromptTooLongError(message, param=prompt_field)
+            raise PromptTooLongError(message, param=body.prompt_field)
 
-    async def _complete(
-        self, request: Request, prepare: Callable[[bytes], Prepared], prompt_field: str
-    ) -> Response:
-        """The one way in for prompts."""
+    async def _read_prompt(
+        self, request: Request, prepare: Callable[[bytes], Prepared]
+    ) -> tuple[ChatRequest | TextRequest, GenerateRequest, int | None]:
+        """The one way in for prompts: the body, what a rank is to do, and the rank that the client named."""
         # Before the body is read: nothing is done for nobody.
         tenant = named_tenant(request.headers, self._config.ingress.tenant_header)
         body, token_ids = await self._prepare(prepare, await self._read(request))
-        self._check_prompt(body, token_ids, prompt_field)
-        cache_salt = body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt)
-        params = body.sampling_params(body.max_output_tokens or UNLIMITED)
+        self._check_prompt(body, token_ids)
+        generate = GenerateRequest(
+            uuid.uuid4().hex,
+            token_ids,
+            body.sampling_params(body.max_output_tokens or UNLIMITED),
+            cache_salt=body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt),
+            n=body.n,
+            priority=body.priority,
+        )
+        return body, generate, pinned_rank(request.headers, body)
+
+    async def _dispatched(self, body: ChatRequest | TextRequest, answer: Awaitable[Dispatched]) -> Dispatched:
+        """The dispatcher's answer; that no rank takes so long a prompt is said of the body's field."""
+        try:
+            return await answer
+        except PromptTooLongError as error:
+            error.param = body.prompt_field
+            raise
+
+    async def _complete(self, request: Request, prepare: Callable[[bytes], Prepared]) -> Response:
+        body, generate, pinned = await self._read_prompt(request, prepare)
+        params = generate.params
         shape = AnswerShape(
             kind="chat" if isinstance(body, ChatRequest) else "text",
-            request_id=uuid.uuid4().hex,
+            request_id=generate.request_id,
             model=self._model_name,
             spell=None if params.logprobs is None else self._tokenizer.spell,
         )
         texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
-        generate = GenerateRequest(
-            shape.request_id, token_ids, params, cache_salt, n=body.n, priority=body.priority
-        )
-        try:
-            stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))
-        except PromptTooLongError as error:
-            error.param = prompt_field
-            raise
+        stream = await self._dispatched(body, self._dispatcher.start(generate, pinned))
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             return AnswerEvents(shape, stream, *texts, with_usage=with_usage)

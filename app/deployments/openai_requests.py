@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from app.deployments.fields import Fields
 from app.deployments.structured_fields import StructuredFields
@@ -175,6 +176,8 @@ class Message(Fields):
 class ChatRequest(CompletionFields):
     """The body of POST /v1/chat/completions."""
 
+    prompt_field: ClassVar[str] = "messages"
+
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -208,6 +211,8 @@ class ChatRequest(CompletionFields):
 
 class TextRequest(CompletionFields):
     """The body of POST /v1/completions: one prompt, as text or token ids."""
+
+    prompt_field: ClassVar[str] = "prompt"
 
     prompt: str | Annotated[list[TokenId], Field(min_length=1)]
     max_tokens: int = Field(16, ge=1)
@@ -250,6 +255,15 @@ def parse_body(model: type[Body], body: bytes) -> Body:
         return model.model_validate_json(body)
     except ValidationError as error:
         raise _invalid(error) from None
+
+
+def is_chat(body: bytes) -> bool:
+    """Whether `body` is meant for the chat endpoint: a JSON object with messages."""
+    try:
+        fields = from_json(body)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and "messages" in fields
 
 
 def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
@@ -17,7 +20,10 @@ from app.errors import KvbeaconError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import parse
 from app.events.snapshot import CacheSnapshot
+from app.routing.audit import Auditor
 from app.routing.chooser import Chooser, Prompt
+from app.routing.decision_log import DecisionLog, Outcome
+from app.routing.explanation import explanation, record_json
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
 from app.routing.tracker import Tracker
@@ -53,19 +59,17 @@ class Router:
         self._tracker = Tracker(index, load, self._fetch_snapshot, _curve_keys(config))
         self._load = load
         self._chooser = Chooser(index, load, routing.policy, config.dp_size)
+        self._dp_size = config.dp_size
+        self._decisions = DecisionLog(routing.remembered_decisions)
+        self._auditor = Auditor(self._tracker, index, self._fetch_snapshot)
+        self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._discovery = asyncio.create_task(self._discover_forever())
 
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
-        limit = self._tracker.max_prompt_tokens()
-        if limit is not None and request.num_tokens > limit:
-            # Refused before anything is reserved: the ranks would only say the same.
-            message = f"the prompt has {request.num_tokens} tokens; at most {limit} fit context and KV cache"
-            return Unroutable(PromptTooLongError(message))
-        prompt = Prompt(request.request_id, request.block_hashes, request.num_tokens, self._block_size)
         try:
             decision = self._chooser.choose(
-                prompt,
+                self._prompt(request),
                 self._tracker.alive(),
                 time.monotonic(),
                 exclude=request.exclude,
@@ -73,7 +77,53 @@ class Router:
             )
         except RequestError as error:
             return Unroutable(error)
+        self._decisions.note(request.request_id, decision)
         return Assignment(decision.rank, self._tracker.replica_id(decision.rank))
+
+    async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
+        """What `choose` would do now, and why; nothing is reserved or remembered."""
+        try:
+            decision = self._chooser.consider(
+                self._prompt(request),
+                self._tracker.alive(),
+                time.monotonic(),
+                exclude=request.exclude,
+                pinned_rank=request.pinned_rank,
+            )
+        except RequestError as error:
+            return Unroutable(error)
+        return {"router": self._replica_id, **explanation(decision, self._dp_size)}
+
+    def _prompt(self, request: ChooseRequest) -> Prompt:
+        """The request's prompt. Raises `PromptTooLongError` when it fits no rank."""
+        limit = self._tracker.max_prompt_tokens()
+        if limit is not None and request.num_tokens > limit:
+            # Refused before anything is reserved: the ranks would only say the same.
+            message = f"the prompt has {request.num_tokens} tokens; at most {limit} fit context and KV cache"
+            raise PromptTooLongError(message)
+        return Prompt(request.request_id, request.block_hashes, request.num_tokens, self._block_size)
+
+    async def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """What became of requests, of other routers' too."""
+        for outcome in outcomes:
+            self._decisions.learn(outcome)
+
+    async def decisions(self, request_id: str) -> list[dict[str, Any]]:
+        """The receipts of what this router decided for a request; none when it doesn't know it."""
+        return [
+            {"router": self._replica_id, **record_json(record, self._dp_size)}
+            for record in self._decisions.of(request_id)
+        ]
+
+    async def stats(self) -> dict[str, Any]:
+        """How good this router's decisions have been since its start."""
+        return {"router": self._replica_id, **self._decisions.stats.as_json()}
+
+    async def audit(self) -> dict[str, Any]:
+        """This router's index beside every rank's own cache."""
+        audits = await self._auditor.audit(range(self._dp_size))
+        ranks = [{**asdict(audit), "equal": audit.equal} for audit in audits]
+        return {"router": self._replica_id, "ranks": ranks}
 
     async def release(self, request_id: str) -> None:
         """The request will not reach its rank, or is no longer wanted there."""

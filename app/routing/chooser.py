@@ -7,7 +7,7 @@ requests and to arriving events alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from app.config import PolicyName
@@ -47,17 +47,23 @@ class Receipt:
     cost: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """Where a request goes, and why.
+    """Where a request goes, and why. Made for every request, so it only refers to what was looked at.
 
     Attributes:
-        rank: the chosen rank; the request's work is reserved there.
+        rank: the chosen rank.
         cached_tokens: prompt tokens that it is believed to hold.
         uncached_tokens: the rest, at least 1.
         predicted_ttft_s: seconds until it will have computed the prompt.
         policy: the policy's name, or "pinned" when the client named the rank.
-        considered: a receipt for every rank that could have been chosen, by rank.
+        trust: in what is known of the chosen rank's cache.
+        num_blocks: full blocks of the prompt.
+        views: every rank that was alive, by rank.
+        candidates: those of them that could have been chosen.
+        costs: the candidates' costs in the policy's own unit.
+        exclude: ranks that the request had failed on already.
+        pinned_rank: the only rank that the client allowed.
     """
 
     rank: int
@@ -65,7 +71,23 @@ class Decision:
     uncached_tokens: int
     predicted_ttft_s: float
     policy: str
-    considered: tuple[Receipt, ...]
+    trust: Trust
+    num_blocks: int
+    views: Sequence[RankView]
+    candidates: Sequence[RankView]
+    costs: Sequence[float]
+    exclude: frozenset[int] = frozenset()
+    pinned_rank: int | None = None
+
+    @property
+    def considered(self) -> tuple[Receipt, ...]:
+        """A receipt for every rank that could have been chosen, by rank."""
+        return tuple(map(Receipt, self.candidates, self.costs))
+
+    @property
+    def missed_tokens(self) -> int:
+        """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one."""
+        return max([view.cached_tokens for view in self.candidates]) - self.cached_tokens
 
 
 class Chooser:
@@ -94,7 +116,22 @@ class Chooser:
         exclude: frozenset[int] = frozenset(),
         pinned_rank: int | None = None,
     ) -> Decision:
-        """Choose a rank for `prompt` and reserve its work there.
+        """Choose a rank for `prompt` and reserve its work there; else as `consider`."""
+        self._load.release(prompt.request_id)
+        decision = self.consider(prompt, alive, now, exclude=exclude, pinned_rank=pinned_rank)
+        self._load.reserve(decision.rank, prompt.request_id, decision.uncached_tokens, now)
+        return decision
+
+    def consider(
+        self,
+        prompt: Prompt,
+        alive: Mapping[int, Trust],
+        now: float,
+        *,
+        exclude: frozenset[int] = frozenset(),
+        pinned_rank: int | None = None,
+    ) -> Decision:
+        """What `choose` would decide now; nothing is reserved.
 
         Args:
             prompt: the request.
@@ -109,33 +146,38 @@ class Chooser:
             NoRankError: no rank that is allowed is alive.
         """
         self._load.expire(now)
-        self._load.release(prompt.request_id)
-        views = self._views(prompt, self._candidates(alive, exclude, pinned_rank))
-        choice = self._policy(views, prompt.num_tokens, self._load.mean_uncached_tokens)
-        chosen = next(view for view in views if view.rank == choice.rank)
-        uncached_tokens = prompt.num_tokens - chosen.cached_tokens
-        self._load.reserve(choice.rank, prompt.request_id, uncached_tokens, now)
+        allowed = self._allowed(alive, exclude, pinned_rank)
+        views = self._views(prompt, alive)
+        candidates = views if len(allowed) == len(views) else [each for each in views if each.rank in allowed]
+        choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens)
+        chosen = next(view for view in candidates if view.rank == choice.rank)
         return Decision(
             rank=choice.rank,
             cached_tokens=chosen.cached_tokens,
-            uncached_tokens=uncached_tokens,
+            uncached_tokens=prompt.num_tokens - chosen.cached_tokens,
             predicted_ttft_s=choice.predicted_ttft_s,
             policy=self._policy_name if pinned_rank is None else "pinned",
-            considered=tuple(map(Receipt, views, choice.costs)),
+            trust=chosen.trust,
+            num_blocks=len(prompt.block_hashes),
+            views=views,
+            candidates=candidates,
+            costs=choice.costs,
+            exclude=exclude,
+            pinned_rank=pinned_rank,
         )
 
     def release(self, request_id: str) -> None:
         """End the request's reservation, if it still has one."""
         self._load.release(request_id)
 
-    def _candidates(
+    def _allowed(
         self, alive: Mapping[int, Trust], exclude: frozenset[int], pinned_rank: int | None
-    ) -> dict[int, Trust]:
+    ) -> Set[int]:
         if pinned_rank is None:
-            candidates = {rank: alive[rank] for rank in sorted(alive) if rank not in exclude}
-            if not candidates:
+            allowed = alive.keys() - exclude if exclude else alive.keys()
+            if not allowed:
                 raise NoRankError(_no_rank_message(alive, exclude))
-            return candidates
+            return allowed
         if not 0 <= pinned_rank < self._dp_size:
             raise InvalidRequestError(
                 f"routed_dp_rank = {pinned_rank!r}: allowed are 0 to {self._dp_size - 1}",
@@ -145,13 +187,13 @@ class Chooser:
             raise NoRankError(
                 f"routed_dp_rank = {pinned_rank} can't take requests now; alive: {sorted(alive)}"
             )
-        return {pinned_rank: alive[pinned_rank]}
+        return {pinned_rank}
 
-    def _views(self, prompt: Prompt, candidates: Mapping[int, Trust]) -> list[RankView]:
+    def _views(self, prompt: Prompt, alive: Mapping[int, Trust]) -> list[RankView]:
         depths = self._index.depth_by_rank(prompt.block_hashes[: prompt.num_reusable_blocks])
-        rates = self._load.prefill_rates(candidates)
+        rates = self._load.prefill_rates(alive)
         views = []
-        for rank, trust in candidates.items():
+        for rank, trust in sorted(alive.items()):
             assigned_tokens, assigned_requests = self._load.assigned(rank)
             views.append(
                 RankView(

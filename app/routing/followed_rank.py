@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 
 import msgspec
 
@@ -15,7 +16,7 @@ from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import RankSubscriber, SyncStatus
 from app.routing.description import RankDescription
 from app.routing.index import PrefixIndex
-from app.routing.index_sink import IndexSink
+from app.routing.index_sink import IndexSink, Journal
 from app.routing.load import LoadBook
 
 
@@ -67,6 +68,15 @@ class FollowedRank:
         if self._subscriber is None:
             return SyncStatus("stale", "no events published", self._since, -1, 0, 0, 0)
         return self._subscriber.status
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether there is anything to follow."""
+        return self._subscriber is not None
+
+    def journal(self) -> AbstractContextManager[Journal]:
+        """The batches that are applied from here on, until the context's end."""
+        return self._sink.journal()
 
     def is_same(self, description: RankDescription) -> bool:
         """Whether `description` is of the replica and publisher that are followed here."""

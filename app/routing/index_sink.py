@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
 from app.routing.index import PrefixIndex
 
 ROUTED_MEDIA = (None, MEDIUM)
 """Blocks elsewhere must be loaded back first, so they aren't credited."""
+
+
+class Journal:
+    """What a sink took in while somebody listened.
+
+    Attributes:
+        batches: the events of each batch, in order.
+        is_void: the sink was cleared or detached meanwhile, so the batches aren't all there was.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[Sequence[CacheEvent]] = []
+        self.is_void = False
 
 
 class IndexSink:
@@ -22,15 +36,29 @@ class IndexSink:
         self._index = index
         self._rank = rank
         self._is_detached = False
+        self._journals: list[Journal] = []
+
+    @contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """Everything that is taken in from here on, until the context's end."""
+        journal = Journal()
+        self._journals.append(journal)
+        try:
+            yield journal
+        finally:
+            self._journals.remove(journal)
 
     def detach(self) -> None:
         """Stop writing, for good."""
         self._is_detached = True
+        self._void_journals()
 
     def apply(self, events: Sequence[CacheEvent]) -> None:
         """Change the rank's blocks by one batch."""
         if self._is_detached:
             return
+        for journal in self._journals:
+            journal.batches.append(events)
         for event in events:
             match event:
                 case BlockStored(medium=medium) if medium in ROUTED_MEDIA:
@@ -44,3 +72,8 @@ class IndexSink:
         """Hold no blocks."""
         if not self._is_detached:
             self._index.clear(self._rank)
+            self._void_journals()
+
+    def _void_journals(self) -> None:
+        for journal in self._journals:
+            journal.is_void = True

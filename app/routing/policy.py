@@ -21,7 +21,7 @@ TIE = 1e-6
 """Costs this close to the lowest, relative to it, are equal: they differ by floating point alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RankView:
     """What a router knows of one rank when it chooses.
 

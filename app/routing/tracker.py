@@ -84,6 +84,10 @@ class Tracker:
         """The replica that answers for `rank`, which must be alive."""
         return self._followed[rank].description.replica_id
 
+    def followed(self, rank: int) -> FollowedRank | None:
+        """Who is followed under this number now."""
+        return self._followed.get(rank)
+
     def members(self) -> list[Member]:
         """Every rank that can take requests, by number."""
         return [

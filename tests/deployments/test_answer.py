@@ -34,6 +34,7 @@ class Messages:
     def __init__(self, messages: Sequence[RankMessage]) -> None:
         self._messages = messages
         self.num_cancelled = 0
+        self.results: list[str] = []
 
     async def __aiter__(self) -> AsyncIterator[RankMessage]:
         for message in self._messages:
@@ -58,7 +59,8 @@ def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> tuple[RankSt
     first, *rest = messages
     assert isinstance(first, TokenChunk)
     transport = Messages(rest)
-    return RankStream(1, first, aiter(transport), transport.cancel, num_samples), transport
+    stream = RankStream(1, first, aiter(transport), transport.cancel, transport.results.append, num_samples)
+    return stream, transport
 
 
 async def events_of(stream: RankStream, tokenizer: Tokenizer, **options: Any) -> list[Any]:

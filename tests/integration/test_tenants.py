@@ -53,7 +53,7 @@ def cached_tokens(response: httpx.Response) -> int:
 
 
 def test_everything_that_takes_a_prompt_is_known() -> None:
-    assert PROMPT_PATHS == ["/v1/chat/completions", "/v1/completions"]
+    assert PROMPT_PATHS == ["/router/explain", "/v1/chat/completions", "/v1/completions"]
 
 
 @pytest.mark.parametrize("path", PROMPT_PATHS)

@@ -1,0 +1,117 @@
+"""A decision in words and numbers, for whoever asks "why that rank?"."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from app.routing.chooser import Decision
+from app.routing.decision_log import Record
+from app.routing.policy import TIE, RankView, predicted_ttft
+
+Json = dict[str, Any]
+
+
+def explanation(decision: Decision, dp_size: int) -> Json:
+    """The receipt of one decision, with a row for every rank of the deployment, alive or not."""
+    num_tokens = decision.cached_tokens + decision.uncached_tokens
+    views = {view.rank: view for view in decision.views}
+    return {
+        "policy": decision.policy,
+        "prompt_tokens": num_tokens,
+        "prompt_blocks": decision.num_blocks,
+        "winner": decision.rank,
+        "why": _why(decision),
+        "cached_tokens": decision.cached_tokens,
+        "missed_cached_tokens": decision.missed_tokens,
+        "predicted_ttft_s": decision.predicted_ttft_s,
+        "pinned_rank": decision.pinned_rank,
+        "failed_ranks": sorted(decision.exclude),
+        "ranks": [_row(decision, rank, views.get(rank), num_tokens) for rank in range(dp_size)],
+    }
+
+
+def record_json(record: Record, dp_size: int) -> Json:
+    """The receipt of a decision that was acted upon, and what came of it."""
+    return {
+        "decided_at": record.decided_at,
+        "outcome": record.result,
+        "actual_ttft_s": record.ttft_s,
+        **explanation(record.decision, dp_size),
+    }
+
+
+def _row(decision: Decision, rank: int, view: RankView | None, num_tokens: int) -> Json:
+    obstacle = _obstacle(decision, rank, view)
+    if view is None:
+        return {"rank": rank, "eligible": False, "why_not": obstacle}
+    cost = next((each.cost for each in decision.considered if each.view.rank == rank), math.inf)
+    chosen = rank == decision.rank
+    return {
+        "rank": rank,
+        "eligible": obstacle is None,
+        "why_not": obstacle,
+        "trust": view.trust,
+        "cached_tokens": view.cached_tokens,
+        "uncached_tokens": num_tokens - view.cached_tokens,
+        "waiting_tokens": view.waiting_tokens,
+        "num_requests": view.num_requests,
+        "prefill_tokens_per_s": view.prefill_rate,
+        "predicted_ttft_s": decision.predicted_ttft_s if chosen else _predicted_ttft_s(view, num_tokens),
+        "cost": cost if math.isfinite(cost) else None,
+    }
+
+
+def _obstacle(decision: Decision, rank: int, view: RankView | None) -> str | None:
+    """Why the rank couldn't be chosen; None if it could."""
+    if rank in decision.exclude:
+        return "the request has failed there already"
+    if view is None:
+        return "not alive"
+    if decision.pinned_rank not in (None, rank):
+        return f"the client named rank {decision.pinned_rank}"
+    return None
+
+
+def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:
+    """As if `view` were the only rank: the prediction is of one rank, whatever policy chooses."""
+    return predicted_ttft([view], num_tokens).predicted_ttft_s
+
+
+def _why(decision: Decision) -> str:
+    if decision.pinned_rank is not None:
+        return f"the client named rank {decision.rank}"
+    if len(decision.candidates) == 1:
+        return f"rank {decision.rank} is the only one that could be chosen"
+    return "; ".join(filter(None, (_by_cost(decision), _by_cache(decision), _by_trust(decision))))
+
+
+def _by_cost(decision: Decision) -> str:
+    rank, name = decision.rank, decision.policy
+    by_cost = sorted(decision.considered, key=lambda each: each.cost)
+    own = next(each.cost for each in by_cost if each.view.rank == rank)
+    limit = by_cost[0].cost * (1 + TIE)
+    tied = sorted(each.view.rank for each in by_cost if each.cost <= limit)
+    if rank not in tied:
+        return f"{name} chose rank {rank}; its cost is {own:.4g}"
+    if len(tied) > 1:
+        return f"ranks {tied} have the lowest cost of {name}, {own:.4g}, and its tie-break took rank {rank}"
+    second = by_cost[1]
+    return (
+        f"rank {rank} has the lowest cost of {name}, {own:.4g}; "
+        f"next is rank {second.view.rank} with {second.cost:.4g}"
+    )
+
+
+def _by_cache(decision: Decision) -> str:
+    best = max(decision.candidates, key=lambda view: view.cached_tokens)
+    num_tokens = decision.cached_tokens + decision.uncached_tokens
+    held = f"it holds {decision.cached_tokens} of the prompt's {num_tokens} tokens"
+    if not decision.missed_tokens:
+        return held
+    return f"{held}, rank {best.rank} holds {best.cached_tokens} but has {best.waiting_tokens} waiting"
+
+
+def _by_trust(decision: Decision) -> str:
+    unknown = [view.rank for view in decision.candidates if view.trust != "exact"]
+    return f"ranks {unknown} aren't exact and are credited nothing" if unknown else ""
