@@ -9,22 +9,26 @@ from collections.abc import Awaitable, Callable
 
 from app.routing.decision_log import Outcome
 
-INTERVAL_S = 0.2
-"""Seconds for which news is collected: so a router hears of a request that much later."""
-MAX_WAITING = 10_000
-"""While no router answers, the oldest news beyond these is given up: receipts are no ledger."""
-
 
 class OutcomeReporter:
     """Collects outcomes and sends them every now and then, while there are any.
 
     Args:
         send: takes a list of them to all routers.
+        interval_s: for how long news is collected: so a router hears of a request that much later.
+        max_waiting: while no router answers, the oldest news beyond these is given up.
     """
 
-    def __init__(self, send: Callable[[list[Outcome]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        send: Callable[[list[Outcome]], Awaitable[None]],
+        *,
+        interval_s: float = 0.2,
+        max_waiting: int = 10_000,
+    ) -> None:
         self._send = send
-        self._waiting: deque[Outcome] = deque(maxlen=MAX_WAITING)
+        self._interval_s = interval_s
+        self._waiting: deque[Outcome] = deque(maxlen=max_waiting)
         self._sending: asyncio.Task[None] | None = None
 
     def note(self, outcome: Outcome) -> None:
@@ -35,7 +39,7 @@ class OutcomeReporter:
 
     async def _send_all(self) -> None:
         while self._waiting:
-            await asyncio.sleep(INTERVAL_S)
+            await asyncio.sleep(self._interval_s)
             outcomes = list(self._waiting)
             self._waiting.clear()
             await self._send(outcomes)

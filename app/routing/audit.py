@@ -6,8 +6,9 @@
 
 A cache moves while its snapshot travels. So the batches that the router applies meanwhile are written down;
 those after the snapshot's number are applied to the snapshot too, and both sides are compared at one number,
-in one step of the event loop. Only a router that loads the rank anew meanwhile has no such number: that is
-tried again, and in the end called moving, never different.
+in one step of the event loop. (Of these last batches only the bookkeeping is audited; the next snapshot has
+them.) Only a router that loads the rank anew meanwhile has no such number: that is tried again, and in the
+end called moving, never different.
 
 The snapshot's blocks are kept as a plain set: the audit shares no bookkeeping with the index that it audits.
 """
@@ -33,8 +34,6 @@ from app.routing.tracker import SnapshotFetcher, Tracker
 MAX_EXAMPLES = 10
 """Hashes shown of each kind of difference."""
 _MAX_ATTEMPTS = 5
-_PAUSE_S = 0.5
-_SNAPSHOT_TIMEOUT_S = 5.0
 _SETTLE_TIMEOUT_S = 2.0
 """Longer than a router takes to find that the last batches before a pause were lost."""
 _POLL_S = 0.01
@@ -98,12 +97,24 @@ class Auditor:
         tracker: whom to compare.
         index: what is compared.
         fetch_snapshot: asks a replica for its cache's content; may fail.
+        snapshot_timeout_s: how long a snapshot may take.
+        pause_s: between two attempts.
     """
 
-    def __init__(self, tracker: Tracker, index: PrefixIndex, fetch_snapshot: SnapshotFetcher) -> None:
+    def __init__(
+        self,
+        tracker: Tracker,
+        index: PrefixIndex,
+        fetch_snapshot: SnapshotFetcher,
+        *,
+        snapshot_timeout_s: float = 5.0,
+        pause_s: float = 0.5,
+    ) -> None:
         self._tracker = tracker
         self._index = index
         self._fetch_snapshot = fetch_snapshot
+        self._snapshot_timeout_s = snapshot_timeout_s
+        self._pause_s = pause_s
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def audit(self, ranks: Iterable[int]) -> list[RankAudit]:
@@ -116,7 +127,7 @@ class Auditor:
             for _ in range(_MAX_ATTEMPTS - 1):
                 if audit.verdict != "moving":
                     break
-                await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(self._pause_s)
                 audit = await self._attempt(rank)
             return audit
 
@@ -163,10 +174,10 @@ class Auditor:
 
     async def _snapshot(self, followed: FollowedRank) -> CacheSnapshot:
         try:
-            async with asyncio.timeout(_SNAPSHOT_TIMEOUT_S):
+            async with asyncio.timeout(self._snapshot_timeout_s):
                 return await self._fetch_snapshot(followed.description.replica_id)
         except TimeoutError:
-            raise _NoSnapshotError(f"no snapshot within {_SNAPSHOT_TIMEOUT_S:g} s") from None
+            raise _NoSnapshotError(f"no snapshot within {self._snapshot_timeout_s:g} s") from None
         except Exception as error:  # whatever the rank or its transport raises
             # Of a failure elsewhere Ray makes a whole traceback: what happened is its last line.
             *_, last_line = ["", *str(error).strip().splitlines()]

@@ -84,6 +84,7 @@ async def test_whole_and_streamed_are_the_same_text(tokenizer: Tokenizer) -> Non
     assert whole["choices"][0]["text"] == text_of(events) == TEXT
     assert whole["choices"][0]["finish_reason"] == events[-2]["choices"][0]["finish_reason"] == "length"
     assert events[-1] == "[DONE]"
+    assert transport.results == ["finished"]
     assert not any("\ufffd" in json.dumps(event, ensure_ascii=False) for event in events)
     assert transport.num_cancelled == 1
 
@@ -128,9 +129,10 @@ async def test_a_stream_that_breaks_off_ends_with_the_error_and_not_with_done(to
 
 
 async def test_an_answer_in_one_piece_that_breaks_off_is_an_error(tokenizer: Tokenizer) -> None:
-    stream, _ = begun([*chunks(tokenizer.encode("Hello"), None), Refusal(EngineFailedError("broke"))])
+    stream, transport = begun([*chunks(tokenizer.encode("Hello"), None), Refusal(EngineFailedError("broke"))])
     with pytest.raises(EngineFailedError, match="broke"):
         await whole_answer(SHAPE, stream, tokenizer.text_stream())
+    assert transport.results == ["engine_failed"]
 
 
 async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenizer) -> None:
@@ -180,6 +182,7 @@ async def test_hanging_up_on_a_stream_cancels_the_rank(tokenizer: Tokenizer, num
     await answer({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
     assert len(sent) == num_sent
     assert transport.num_cancelled == 1
+    assert transport.results == ["aborted"]
 
 
 async def test_only_the_first_chunk_of_a_chat_says_who_speaks(tokenizer: Tokenizer) -> None:
