@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from app.deployments.apart import apart
 from app.routing.decision_log import Outcome
 
 
@@ -35,7 +36,7 @@ class OutcomeReporter:
         """Have `outcome` sent soon; returns at once."""
         self._waiting.append(outcome)
         if self._sending is None or self._sending.done():
-            self._sending = asyncio.create_task(self._send_all())
+            self._sending = apart(self._send_all())
 
     async def _send_all(self) -> None:
         while self._waiting:

@@ -8,6 +8,7 @@ from typing import Any
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from app.deployments.apart import apart
 from app.deployments.messages import RankInfo
 
 
@@ -34,7 +35,8 @@ class RankDirectory:
             answers = []
         except TimeoutError:
             # One replica that hangs spoils the whole broadcast: the others are asked by name.
-            answers = await asyncio.gather(*map(self._ask, self._known), return_exceptions=True)
+            asked = [apart(self._ask(replica_id)) for replica_id in self._known]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
         infos = [answer for answer in answers if isinstance(answer, RankInfo)]
         self._known = frozenset(info.replica_id for info in infos)
         return sorted(infos, key=lambda info: info.rank)

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
+from app.deployments.apart import apart
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, Unroutable
 from app.deployments.ranks import RankDirectory
@@ -121,7 +122,7 @@ class Router:
 
     async def audit(self) -> dict[str, Any]:
         """This router's index beside every rank's own cache."""
-        audits = await self._auditor.audit(range(self._dp_size))
+        audits = await apart(self._auditor.audit(range(self._dp_size)))
         ranks = [{**asdict(audit), "equal": audit.equal} for audit in audits]
         return {"router": self._replica_id, "ranks": ranks}
 

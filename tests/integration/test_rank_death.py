@@ -45,6 +45,7 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
         answers = await asyncio.gather(*streams.asked)
         assert [answer.status_code for answer in answers] == [200] * len(answers)
         assert {answer.headers["x-dp-rank"] for answer in answers[:12]} == {"0"}, "retried where ranks live"
+        await says_where_they_failed(streams, answers[:12])
         await until(lambda: all(stream.ended is not None for stream in survivors), "the others' end", 60)
         assert [stream.ended for stream in survivors] == ["[DONE]"] * 3
 
@@ -72,6 +73,20 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
 async def all_wait(streams: Streams) -> bool:
     waiting = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
     return sum(waiting) == len(streams.asked) and waiting[1] > 0
+
+
+async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]) -> None:
+    """The receipts of those that waited on rank 1 have an attempt there and one on rank 0."""
+    paths = [f"/router/decisions/{answer.json()['id']}" for answer in answers]
+    receipts = [(await streams.http.get(path)).json() for path in paths]
+    retried = [receipt for receipt in receipts if receipt["failed_ranks"]]
+    assert retried
+    for receipt in retried:
+        failed, served = receipt["attempts"]
+        assert (receipt["failed_ranks"], receipt["rank"]) == ([1], 0)
+        assert (failed["winner"], failed["outcome"], failed["actual_ttft_s"]) == (1, "died", None)
+        assert (served["winner"], served["failed_ranks"]) == (0, [1])
+        assert served["ranks"][1]["why_not"] == "the request has failed there already"
 
 
 async def arrive_until_cancelled(streams: Streams) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -303,34 +301,3 @@ def test_one_request_id_of_two_tenants_has_two_decisions(tenants_graph: ServeGra
         assert receipt["rank"] == int(answer.headers["x-dp-rank"])
         assert len(receipt["attempts"]) == 1
     refused(tenants_graph.http.get("/router/decisions/same"), 404, code="decision_not_found")
-
-
-async def test_a_retried_request_says_where_it_failed_and_an_audit_who_is_gone(
-    new_tiny_graph: ServeGraph,
-) -> None:
-    pid = new_tiny_graph.get("/server_info")["internal_states"][1]["pid"]
-    async with Streams(new_tiny_graph) as streams:
-        await streams.open(3, rank=0, max_tokens=1000)
-        await streams.open(3, rank=1, max_tokens=1000)
-        streams.ask(12)
-        await streams.until_load(1, num_running_reqs=3, num_waiting_reqs=6)
-        os.kill(pid, signal.SIGKILL)
-        audit = await streams.http.get("/router/audit")
-        answers = await asyncio.gather(*streams.asked)
-        receipts = [
-            (await streams.http.get(f"/router/decisions/{answer.json()['id']}")).json() for answer in answers
-        ]
-    retried = [receipt for receipt in receipts if receipt["failed_ranks"]]
-    assert len(retried) == 6
-    for receipt in retried:
-        assert receipt["failed_ranks"] == [1]
-        failed, served = receipt["attempts"]
-        assert (failed["winner"], failed["outcome"], failed["actual_ttft_s"]) == (1, "died", None)
-        assert (served["winner"], served["failed_ranks"], receipt["rank"]) == (0, [1], 0)
-        assert served["ranks"][1] == {
-            "rank": 1,
-            "eligible": False,
-            "why_not": "the request has failed there already",
-        }
-    if audit.status_code == 503:  # unless Ray had replaced the rank already
-        assert audit.json()["complete"] is False
