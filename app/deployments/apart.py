@@ -14,7 +14,7 @@ def apart(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
     """A task for `work` that knows nothing of the request on whose behalf this is called.
 
     Needed wherever a request makes several calls to chosen replicas at once. Ray Serve gives all calls of one
-    request the same internal id, and (in 2.60) its request router finds a waiting call by that id: of two that
-    wait at the same time one is never sent, and the router's event loop spins.
+    request the same internal id, and its request router (2.60) finds a waiting call by that id: of two that
+    wait at the same time one is never sent, and later calls stall.
     """
     return asyncio.create_task(work, context=Context())

@@ -207,7 +207,7 @@ class Dispatcher:
         """The stream once its first token is there; None if the replica is gone or broken."""
         stream: Any = self._ranks.generate.remote(request, replica_id=assignment.replica_id)
         attempt = Attempt(self._outcomes.note, request.request_id, assignment.rank)
-        begun, result = False, "aborted"
+        begun, result = False, "failed"
         try:
             messages = aiter(stream)
             first = await anext(messages)
@@ -215,7 +215,7 @@ class Dispatcher:
                 result = "died"
                 return None
             if isinstance(first, Refusal):
-                result = first.error.code or "refused"
+                result = first.error.code or result
                 raise first.error
             begun = True
             attempt.answers()
@@ -225,6 +225,9 @@ class Dispatcher:
             rank, request_id = assignment.rank, request.request_id
             logger.warning("rank %d died before request %s began: %s", rank, request_id, error)
             return None
+        except asyncio.CancelledError:
+            result = "aborted"
+            raise
         finally:
             if not begun:
                 stream.cancel()

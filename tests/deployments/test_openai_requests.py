@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank
+from app.deployments.openai_requests import ChatRequest, TextRequest, is_chat, parse_body, pinned_rank
 from app.engine.request import SamplingParams
 from app.errors import InvalidRequestError
 from app.structured_output import StructuredOutput
@@ -496,3 +496,19 @@ def test_a_salt_is_in_no_description_of_its_body(parse: Any) -> None:
     body = parse(cache_salt="secret")
     assert body.cache_salt == "secret"
     assert "secret" not in f"{body!r} {body}"
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"messages": []}', True),
+        (b'{"messages": [], "prompt": "a"}', True),
+        (b'{"prompt": "messages"}', False),
+        (b'["messages"]', False),
+        (b'{"messages": ', False),
+        (b"\xff", False),
+        (b"[" * 100_000, False),
+    ],
+)
+def test_a_body_with_messages_is_a_chats(body: bytes, expected: bool) -> None:
+    assert is_chat(body) == expected

@@ -66,11 +66,17 @@ def test_a_request_is_named_by_its_answers_id(answer_id: str) -> None:
 
 
 def test_attempts_at_different_routers_are_one_request() -> None:
-    def attempt(rank: int, decided_at: float, outcome: str) -> dict[str, object]:
+    def attempt(rank: int, decided_at: float, outcome: str, failed_ranks: list[int]) -> dict[str, object]:
         times = {"predicted_ttft_s": 0.1, "actual_ttft_s": 0.2 if outcome == "finished" else None}
-        return {"winner": rank, "decided_at": decided_at, "outcome": outcome, **times}
+        return {
+            "winner": rank,
+            "decided_at": decided_at,
+            "outcome": outcome,
+            "failed_ranks": failed_ranks,
+            **times,
+        }
 
-    died, finished = attempt(0, 1.0, "died"), attempt(1, 2.0, "finished")
+    died, finished = attempt(0, 2.0, "died", []), attempt(1, 1.9, "finished", [0])
     answer = decisions_answer("r", [[finished], [], [died]])
     assert answer == {
         "request_id": "r",
