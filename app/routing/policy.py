@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from app.config import PolicyName
-from app.routing.rendezvous import rendezvous_weight
+from app.routing.rendezvous import rendezvous_weights
 
 Trust = Literal["exact", "syncing", "stale"]
 """Whether a router knows a rank's cache, is finding out, or can't know."""
@@ -220,8 +220,9 @@ def session(
     if hints.session_id is None:
         choice = predicted_ttft(views, num_tokens, mean_uncached_tokens)
         return replace(choice, deferred_to="predicted_ttft")
+    weights = rendezvous_weights(hints.session_id, 1 + max(view.rank for view in views))
     costs = tuple(
-        1 - rendezvous_weight(hints.session_id, view.rank) + overloaded
+        1 - weights[view.rank] / 2**64 + overloaded
         for view, overloaded in zip(views, _overloaded(views), strict=True)
     )
     # No ties here: taking close costs for equal would let another rank's death move the session.

@@ -9,10 +9,14 @@ weight).
 
 from __future__ import annotations
 
-from hashlib import blake2b
+import struct
+from hashlib import shake_128
 
 
-def rendezvous_weight(key: str, rank: int) -> float:
-    """The weight of `rank` for `key`: from 0 to 1, the same in every process and on every machine."""
-    digest = blake2b(key.encode(), digest_size=8, salt=rank.to_bytes(8, "big")).digest()
-    return int.from_bytes(digest, "big") / 2**64
+def rendezvous_weights(key: str, num_ranks: int) -> tuple[int, ...]:
+    """The weights of ranks 0 to `num_ranks` - 1 for `key`, of 64 bits, the same in every process.
+
+    Rank r's is the r-th word of a stream that the key alone decides, so more ranks change none of the others,
+    and a thousand cost one hash.
+    """
+    return struct.unpack(f">{num_ranks}Q", shake_128(key.encode()).digest(8 * num_ranks))

@@ -24,7 +24,7 @@ from app.routing.policy import (
     round_robin,
     session,
 )
-from app.routing.rendezvous import rendezvous_weight
+from app.routing.rendezvous import rendezvous_weights
 
 IDLE = RankView(
     rank=0,
@@ -155,9 +155,10 @@ def session_rank(views: Sequence[RankView], session_id: str) -> int:
 
 
 def test_a_sessions_place_is_the_same_in_every_process() -> None:
-    assert rendezvous_weight("user-7", 3) == pytest.approx(0.7808796343186264)
+    assert rendezvous_weights("user-7", 4)[3] == 0x6C3E8AB5CE5CABC6
+    assert rendezvous_weights("user-7", 1024)[:4] == rendezvous_weights("user-7", 4)
     views = [view(rank) for rank in range(8)]
-    assert [session_rank(views, f"user-{i}") for i in range(8)] == [6, 2, 6, 0, 7, 7, 4, 6]
+    assert [session_rank(views, f"user-{i}") for i in range(8)] == [3, 0, 0, 1, 2, 2, 5, 7]
 
 
 def test_a_session_stays_whatever_the_others_hold() -> None:
