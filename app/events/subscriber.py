@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 SyncState = Literal["exact", "syncing", "stale"]
 
 _BURST = 256
+_SLICE_S = 0.01
+"""How long batches that wait may hold up the event loop, if a single one doesn't."""
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 5.0
 
@@ -259,10 +261,14 @@ class RankSubscriber:
             messages = self._connection.receive(_BURST)
             if self._connection.broke():
                 self._need_snapshot("connection lost")
+            until = time.monotonic() + _SLICE_S
             for frames in messages:
                 if self._distrust is not None:
                     return
                 await self._on_message(frames)
+                if time.monotonic() > until:
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + _SLICE_S
             if len(messages) == _BURST:
                 self._wake.set()
                 await asyncio.sleep(0)

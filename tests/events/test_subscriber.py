@@ -498,6 +498,28 @@ async def test_a_burst_leaves_the_event_loop_to_others(lossy_rank: Any, follow: 
     assert max(after - before for before, after in itertools.pairwise(applied_at_turns)) <= 256
 
 
+async def test_a_burst_of_big_batches_leaves_the_event_loop_to_others(
+    lossy_rank: Any, follow: Any, rigs: Any
+) -> None:
+    class Slow(rigs.Blocks):  # type: ignore[misc, name-defined]
+        def apply(self, events: Sequence[CacheEvent]) -> None:
+            super().apply(events)
+            until = time.monotonic() + 0.004
+            while time.monotonic() < until:
+                pass
+
+    rank, sink = lossy_rank(), Slow()
+    subscriber = follow(rank.info(), rank, sink)
+    await rank.hear(subscriber)
+    for number in range(100):
+        rank.step(rigs.stored(number))
+    applied_at_turns: list[int] = []
+    while subscriber.status.applied_seq < rank.seq:
+        applied_at_turns.append(subscriber.status.applied_seq)
+        await asyncio.sleep(0)
+    assert max(after - before for before, after in itertools.pairwise(applied_at_turns)) <= 4
+
+
 async def test_closing_ends_the_tasks_and_can_be_repeated(make_rank: Any, follow: Any, rigs: Any) -> None:
     rank, sink = make_rank(), rigs.Blocks()
     subscriber = follow(rank.publisher.info(""), rank, sink)
