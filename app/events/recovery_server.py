@@ -32,7 +32,7 @@ _MAX_TRANSFERS = 64
 _MAX_REQUESTS_OF_PEER = 8
 _SLICE = 64
 _SLICE_S = 0.002
-"""A snapshot's payloads take milliseconds to make: whoever asks for a replay shouldn't wait for 64 of them."""
+"""A snapshot's payloads take milliseconds to make: a replay shouldn't wait for 64 of them."""
 _STALLED_POLL_MS = 2
 _PEER_HWM = 256
 _MAX_REQUEST_BYTES = 1_024
