@@ -312,6 +312,12 @@ class RankSubscriber:
             self._bad.add(error)
             await self._recover(seq)
 
+    def _apply_replayed(self, seq: int, payload: bytes) -> None:
+        if seq != self._applied_seq:
+            self._apply(seq, payload)
+        elif self._recent.knows(seq) and not self._recent.has(seq, payload):
+            raise WireError(f"publisher restarted: it has another batch {seq}")
+
     def _apply(self, seq: int, payload: bytes) -> None:
         """Apply the batch after the last one. Raises `WireError` if it isn't, or can't be read."""
         if seq != self._applied_seq + 1:
@@ -381,7 +387,8 @@ class RankSubscriber:
         self._end_probe()  # a question at a time, and this is the better one
         try:
             async with asyncio.timeout(self._snapshot_timeout_s):
-                await self._recovery.replay(first, self._apply)
+                # From the last batch that is here already: it tells whose batches these are.
+                await self._recovery.replay(max(0, first - 1), self._apply_replayed)
             if self._applied_seq < last:
                 raise WireError(f"it has nothing after batch {self._applied_seq}")
         except (WireError, TimeoutError, zmq.ZMQError) as error:

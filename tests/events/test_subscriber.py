@@ -320,6 +320,23 @@ async def test_a_restart_before_the_first_batch_after_the_snapshot_is_noticed(
     assert sink.hashes == rank.truth.hashes
 
 
+async def test_a_replay_by_another_publisher_is_not_applied(lossy_rank: Any, follow: Any, rigs: Any) -> None:
+    """Its first batches are lost, and the first that comes has a number beyond the old one's last."""
+    rank, sink = lossy_rank(replay=True), rigs.Blocks()
+    subscriber = follow(rank.info(), rank, sink)
+    rank.step(rigs.stored(1, 2, 3))
+    await rank.hear(subscriber)
+    last = rank.seq
+    rank.restart()
+    while rank.seq < last + 3:
+        rank.step(rigs.stored(100 + rank.seq), lost=True)
+    rank.step(rigs.stored(7))
+    assert await rigs.holds(lambda: subscriber.status.resyncs > 0)
+    assert "it has another batch" in subscriber.status.reason
+    await agree(rigs, subscriber, rank, sink)
+    assert 1 not in sink.hashes
+
+
 async def test_a_new_epoch_is_believed_before_any_batch_of_it(
     lossy_rank: Any, follow: Any, rigs: Any
 ) -> None:
