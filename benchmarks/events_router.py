@@ -62,6 +62,7 @@ class _Router:
             on_load=_ignore,
             on_acknowledged=_ignore,
             max_replayed_batches=2**30,
+            snapshot_timeout_s=_TIMEOUT_S,
         )
         self._subscriber.start()
         self.close = self._subscriber.close
