@@ -137,13 +137,20 @@ class Dispatcher:
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
-    async def start(self, request: GenerateRequest, pinned_rank: int | None) -> RankStream:
+    async def start(
+        self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None
+    ) -> RankStream:
         """The stream of a request that has produced its first token.
+
+        Args:
+            request: what is wanted.
+            pinned_rank: the only rank that the client allows.
+            session_id: the session that the client named, if it did.
 
         Raises:
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
-        choose = self._choose_request(request, pinned_rank)
+        choose = self._choose_request(request, pinned_rank, session_id)
         stream = None
         try:
             stream = await self._start_somewhere(request, choose)
@@ -153,24 +160,29 @@ class Dispatcher:
                 # Even a caller who gave up while the router was asked may have had its work reserved.
                 self._release(request.request_id)
 
-    async def explain(self, request: GenerateRequest, pinned_rank: int | None) -> dict[str, Any]:
-        """The receipt of what a router would decide for `request` now; nothing is started or reserved.
+    async def explain(
+        self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None
+    ) -> dict[str, Any]:
+        """The receipt of what a router would decide on the same arguments to `start`; nothing is reserved.
 
         Raises:
             RequestError: the router refuses the request, or no rank could take it.
         """
         receipt: dict[str, Any] = await self._ask_router(
-            "explain", self._choose_request(request, pinned_rank)
+            "explain", self._choose_request(request, pinned_rank, session_id)
         )
         return receipt
 
-    def _choose_request(self, request: GenerateRequest, pinned_rank: int | None) -> ChooseRequest:
+    def _choose_request(
+        self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None
+    ) -> ChooseRequest:
         digests = hashing.chain(request.prompt_token_ids, self._block_size, hashing.seed(request.cache_salt))
         return ChooseRequest(
             request_id=request.request_id,
             block_hashes=hashing.wire_hashes(digests),
             num_tokens=len(request.prompt_token_ids),
             pinned_rank=pinned_rank,
+            session_id=session_id,
         )
 
     async def _start_somewhere(self, request: GenerateRequest, choose: ChooseRequest) -> RankStream:

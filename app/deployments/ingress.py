@@ -23,6 +23,7 @@ from app import hashing
 from app.config import AppConfig
 from app.deployments.answer import AnswerEvents, whole_answer
 from app.deployments.dispatcher import Dispatcher
+from app.deployments.headers import named_session
 from app.deployments.messages import GenerateRequest
 from app.deployments.openai_requests import (
     ChatRequest,
@@ -191,8 +192,8 @@ class Ingress:
     @api.post("/router/explain")
     async def router_explain(self, request: Request) -> Json:
         """Which rank a completion or a chat completion with this body would go to now, and why."""
-        body, generate, pinned = await self._read_prompt(request, self._prepare_either)
-        return await self._dispatched(body, self._dispatcher.explain(generate, pinned))
+        body, generate, pinned, session_id = await self._read_prompt(request, self._prepare_either)
+        return await self._dispatched(body, self._dispatcher.explain(generate, pinned, session_id))
 
     async def _read(self, request: Request) -> bytes:
         limit = self._config.ingress.max_request_bytes
@@ -250,10 +251,11 @@ class Ingress:
 
     async def _read_prompt(
         self, request: Request, prepare: Callable[[bytes], Prepared]
-    ) -> tuple[ChatRequest | TextRequest, GenerateRequest, int | None]:
-        """The one way in for prompts: the body, what a rank is to do, and the rank that the client named."""
+    ) -> tuple[ChatRequest | TextRequest, GenerateRequest, int | None, str | None]:
+        """The one way in for prompts: the body, what a rank is to do, and the rank and the session named."""
         # Before the body is read: nothing is done for nobody.
         tenant = named_tenant(request.headers, self._config.ingress.tenant_header)
+        session_id = named_session(request.headers)
         body, token_ids = await self._prepare(prepare, await self._read(request))
         self._check_prompt(body, token_ids)
         generate = GenerateRequest(
@@ -264,7 +266,7 @@ class Ingress:
             n=body.n,
             priority=body.priority,
         )
-        return body, generate, pinned_rank(request.headers, body)
+        return body, generate, pinned_rank(request.headers, body, self._config.dp_size), session_id
 
     async def _dispatched(self, body: ChatRequest | TextRequest, answer: Awaitable[Dispatched]) -> Dispatched:
         """The dispatcher's answer; that no rank takes so long a prompt is said of the body's field."""
@@ -275,7 +277,7 @@ class Ingress:
             raise
 
     async def _complete(self, request: Request, prepare: Callable[[bytes], Prepared]) -> Response:
-        body, generate, pinned = await self._read_prompt(request, prepare)
+        body, generate, pinned, session_id = await self._read_prompt(request, prepare)
         params = generate.params
         shape = AnswerShape(
             kind="chat" if isinstance(body, ChatRequest) else "text",
@@ -284,7 +286,7 @@ class Ingress:
             spell=None if params.logprobs is None else self._tokenizer.spell,
         )
         texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
-        stream = await self._dispatched(body, self._dispatcher.start(generate, pinned))
+        stream = await self._dispatched(body, self._dispatcher.start(generate, pinned, session_id))
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             return AnswerEvents(shape, stream, *texts, with_usage=with_usage)

@@ -8,11 +8,12 @@ dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 
 from app.deployments.fields import Fields
 from app.deployments.structured_fields import StructuredFields
@@ -51,6 +52,8 @@ _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 
 MAX_SAMPLES = 128
 """Answers to one prompt at most, as OpenAI has it."""
+
+RANK_HEADER = "X-Data-Parallel-Rank"
 
 MAX_SHOWN = 80
 """Characters of a client's value in a message."""
@@ -115,6 +118,14 @@ class CompletionFields(StructuredFields):
         if self.stream_options is not None and not self.stream:
             message = "stream_options: allowed only with stream: true"
             raise InvalidRequestError(message, param="stream_options")
+        return self
+
+    @model_validator(mode="after")
+    def _one_rank(self) -> Self:
+        new, old = self.routed_dp_rank, self.data_parallel_rank
+        if None not in (new, old) and new != old:
+            message = f"data_parallel_rank = {old}: the old name of routed_dp_rank, which is {new}; send one"
+            raise InvalidRequestError(message, param="data_parallel_rank")
         return self
 
     @property
@@ -266,19 +277,36 @@ def is_chat(body: bytes) -> bool:
     return isinstance(fields, dict) and "messages" in fields
 
 
-def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | None:
-    """The rank that the client asks for: the header, else the body's field, else that field's old name.
+def pinned_rank(headers: Headers, body: CompletionFields, dp_size: int) -> int | None:
+    """The rank that the client asks for: the header, else the body's field, by its new name or its old one.
+
 
     Raises:
-        InvalidRequestError: the header isn't an integer.
+        InvalidRequestError: the header isn't an integer, or comes more than once, or the deployment has no
+            such rank; named is what the client sent.
     """
-    header = headers.get("x-data-parallel-rank")
-    if header is None:
-        return body.data_parallel_rank if body.routed_dp_rank is None else body.routed_dp_rank
-    if not re.fullmatch(r"-?[0-9]{1,18}", header):
-        message = f"X-Data-Parallel-Rank = {shown(header)}; an integer is needed"
-        raise InvalidRequestError(message, param="X-Data-Parallel-Rank")
-    return int(header)
+    values = headers.getlist(RANK_HEADER)
+    if values:
+        field, rank = RANK_HEADER, _rank_in(values)
+    elif body.routed_dp_rank is not None:
+        field, rank = "routed_dp_rank", body.routed_dp_rank
+    elif body.data_parallel_rank is not None:
+        field, rank = "data_parallel_rank", body.data_parallel_rank
+    else:
+        return None
+    if not 0 <= rank < dp_size:
+        raise InvalidRequestError(f"{field} = {shown(rank)}: allowed are 0 to {dp_size - 1}", param=field)
+    return rank
+
+
+def _rank_in(values: Sequence[str]) -> int:
+    if len(values) > 1:
+        message = f"{RANK_HEADER}: {len(values)} headers; one is allowed"
+        raise InvalidRequestError(message, param=RANK_HEADER)
+    if not re.fullmatch(r"-?[0-9]{1,18}", values[0]):
+        message = f"{RANK_HEADER} = {shown(values[0])}; an integer is needed"
+        raise InvalidRequestError(message, param=RANK_HEADER)
+    return int(values[0])
 
 
 def shown(value: Any) -> str:

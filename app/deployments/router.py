@@ -102,7 +102,13 @@ class Router:
             # Refused before anything is reserved: the ranks would only say the same.
             message = f"the prompt has {request.num_tokens} tokens; at most {limit} fit context and KV cache"
             raise PromptTooLongError(message)
-        return Prompt(request.request_id, request.block_hashes, request.num_tokens, self._block_size)
+        return Prompt(
+            request.request_id,
+            request.block_hashes,
+            request.num_tokens,
+            self._block_size,
+            request.session_id,
+        )
 
     async def learn(self, outcomes: Sequence[Outcome]) -> None:
         """What became of requests, of other routers' too."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from random import Random
 
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import POLICIES, RankView, Trust
+from app.routing.policy import POLICIES, Hints, RankView, Trust
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Prompt:
         block_hashes: wire hashes of the prompt's full blocks, from its start.
         num_tokens: the prompt's length, at least 1.
         block_size: tokens per block.
+        session_id: the session that the client named, if it did.
     """
 
     request_id: str
     block_hashes: Sequence[int]
     num_tokens: int
     block_size: int
+    session_id: str | None = None
 
     @property
     def num_reusable_blocks(self) -> int:
@@ -56,7 +59,7 @@ class Decision:
         cached_tokens: prompt tokens that it is believed to hold.
         uncached_tokens: the rest, at least 1.
         predicted_ttft_s: seconds until it will have computed the prompt.
-        policy: the policy's name, or "pinned" when the client named the rank.
+        policy: the name of the policy that chose, or "pinned" when the client named the rank.
         trust: in what is known of the chosen rank's cache.
         num_blocks: full blocks of the prompt.
         views: every rank that was alive, by rank.
@@ -64,6 +67,7 @@ class Decision:
         costs: the candidates' costs in the policy's own unit.
         exclude: ranks that the request had failed on already.
         pinned_rank: the only rank that the client allowed.
+        deferred_by: the configured policy, if it left the choice to `policy`.
     """
 
     rank: int
@@ -78,6 +82,7 @@ class Decision:
     costs: Sequence[float]
     exclude: frozenset[int] = frozenset()
     pinned_rank: int | None = None
+    deferred_by: PolicyName | None = None
 
     @property
     def considered(self) -> tuple[Receipt, ...]:
@@ -98,14 +103,24 @@ class Chooser:
         load: how busy each rank is; reservations go there.
         policy: the policy's config name.
         dp_size: ranks of the deployment, alive or not: 0 to dp_size - 1.
+        rng: where policies that leave something to chance draw from; a new one, seeded by the system, if
+            none is given.
     """
 
-    def __init__(self, index: PrefixIndex, load: LoadBook, policy: PolicyName, dp_size: int) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        load: LoadBook,
+        policy: PolicyName,
+        dp_size: int,
+        rng: Random | None = None,
+    ) -> None:
         self._index = index
         self._load = load
         self._policy_name = policy
         self._policy = POLICIES[policy]
         self._dp_size = dp_size
+        self._rng = rng or Random()
 
     def choose(
         self,
@@ -131,7 +146,7 @@ class Chooser:
         exclude: frozenset[int] = frozenset(),
         pinned_rank: int | None = None,
     ) -> Decision:
-        """What `choose` would decide now; nothing is reserved.
+        """What `choose` would decide now; nothing is reserved. A policy that draws may draw otherwise then.
 
         Args:
             prompt: the request.
@@ -149,14 +164,16 @@ class Chooser:
         allowed = self._allowed(alive, exclude, pinned_rank)
         views = self._views(prompt, alive)
         candidates = views if len(allowed) == len(views) else [each for each in views if each.rank in allowed]
-        choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens)
+        hints = Hints(prompt.session_id, self._rng.random())
+        choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
         chosen = next(view for view in candidates if view.rank == choice.rank)
+        deferred_to = choice.deferred_to if pinned_rank is None else None
         return Decision(
             rank=choice.rank,
             cached_tokens=chosen.cached_tokens,
             uncached_tokens=prompt.num_tokens - chosen.cached_tokens,
             predicted_ttft_s=choice.predicted_ttft_s,
-            policy=self._policy_name if pinned_rank is None else "pinned",
+            policy=(deferred_to or self._policy_name) if pinned_rank is None else "pinned",
             trust=chosen.trust,
             num_blocks=len(prompt.block_hashes),
             views=views,
@@ -164,6 +181,7 @@ class Chooser:
             costs=choice.costs,
             exclude=exclude,
             pinned_rank=pinned_rank,
+            deferred_by=self._policy_name if deferred_to is not None else None,
         )
 
     def release(self, request_id: str) -> None:
@@ -185,7 +203,7 @@ class Chooser:
             )
         if pinned_rank not in alive or pinned_rank in exclude:
             raise NoRankError(
-                f"routed_dp_rank = {pinned_rank} can't take requests now; alive: {sorted(alive)}"
+                f"rank {pinned_rank}, which the client named, can't take requests now; alive: {sorted(alive)}"
             )
         return {pinned_rank}
 

@@ -1,4 +1,4 @@
-"""A decision in words and numbers, for whoever asks "why that rank?"."""
+"""A decision as JSON, for whoever asks "why that rank?"."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from app.routing.chooser import Decision
 from app.routing.decision_log import Record
-from app.routing.policy import TIE, RankView, predicted_ttft
+from app.routing.policy import RankView, predicted_ttft
+from app.routing.reasons import reasons
 
 Json = dict[str, Any]
 
@@ -18,10 +19,11 @@ def explanation(decision: Decision, dp_size: int) -> Json:
     views = {view.rank: view for view in decision.views}
     return {
         "policy": decision.policy,
+        "deferred_by": decision.deferred_by,
         "prompt_tokens": num_tokens,
         "prompt_blocks": decision.num_blocks,
         "winner": decision.rank,
-        "why": _why(decision),
+        "why": reasons(decision, dp_size),
         "cached_tokens": decision.cached_tokens,
         "missed_cached_tokens": decision.missed_tokens,
         "predicted_ttft_s": decision.predicted_ttft_s,
@@ -76,42 +78,3 @@ def _obstacle(decision: Decision, rank: int, view: RankView | None) -> str | Non
 def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:
     """As if `view` were the only rank: the prediction is of one rank, whatever policy chooses."""
     return predicted_ttft([view], num_tokens).predicted_ttft_s
-
-
-def _why(decision: Decision) -> str:
-    if decision.pinned_rank is not None:
-        return f"the client named rank {decision.rank}"
-    if len(decision.candidates) == 1:
-        return f"rank {decision.rank} is the only one that could be chosen"
-    return "; ".join(filter(None, (_by_cost(decision), _by_cache(decision), _by_trust(decision))))
-
-
-def _by_cost(decision: Decision) -> str:
-    rank, name = decision.rank, decision.policy
-    by_cost = sorted(decision.considered, key=lambda each: each.cost)
-    own = next(each.cost for each in by_cost if each.view.rank == rank)
-    limit = by_cost[0].cost * (1 + TIE)
-    tied = sorted(each.view.rank for each in by_cost if each.cost <= limit)
-    if rank not in tied:
-        return f"{name} chose rank {rank}; its cost is {own:.4g}"
-    if len(tied) > 1:
-        return f"ranks {tied} have the lowest cost of {name}, {own:.4g}, and its tie-break took rank {rank}"
-    second = by_cost[1]
-    return (
-        f"rank {rank} has the lowest cost of {name}, {own:.4g}; "
-        f"next is rank {second.view.rank} with {second.cost:.4g}"
-    )
-
-
-def _by_cache(decision: Decision) -> str:
-    best = max(decision.candidates, key=lambda view: view.cached_tokens)
-    num_tokens = decision.cached_tokens + decision.uncached_tokens
-    held = f"it holds {decision.cached_tokens} of the prompt's {num_tokens} tokens"
-    if not decision.missed_tokens:
-        return held
-    return f"{held}, rank {best.rank} holds {best.cached_tokens} but has {best.waiting_tokens} waiting"
-
-
-def _by_trust(decision: Decision) -> str:
-    unknown = [view.rank for view in decision.candidates if view.trust != "exact"]
-    return f"ranks {unknown} aren't exact and are credited nothing" if unknown else ""

@@ -85,5 +85,6 @@ def tiny_args(model: str) -> dict[str, Any]:
             "cache": {"num_blocks": 256},
             "scheduler": {"max_running_requests": 3, "max_waiting_requests": 24},
         },
+        "routing": {"policy": "session"},  # predicted_ttft for every request without a session
         "ingress": {"max_request_bytes": 100_000},
     }

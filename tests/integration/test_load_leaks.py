@@ -12,7 +12,7 @@ import httpx
 from tests.integration.serve_graph import Json, ServeGraph
 from tests.integration.streams import until
 
-NUM_REQUESTS = 500
+NUM_REQUESTS = 150
 NUM_CLIENTS = 16
 ABORTING = 0.3
 """Share of the requests whose client hangs up, unless it was answered before."""

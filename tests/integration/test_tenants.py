@@ -175,6 +175,22 @@ def test_the_router_looks_for_the_hashes_that_the_tenants_rank_publishes(graph: 
             assert cached_tokens(response) == NUM_HITS
 
 
+def test_a_dry_run_sees_its_tenants_blocks_and_no_others(graph: ServeGraph) -> None:
+    prompt = new_prompt()
+    ask(graph, "a", prompt, rank=1)
+    ask(graph, "b", prompt, rank=0, cache_salt="own")
+    graph.wait_until_followed()
+
+    def cached(tenant: str, **fields: Any) -> list[int]:
+        body = {"prompt": prompt, **fields}
+        receipt = graph.http.post("/router/explain", json=body, headers={HEADER: tenant}).json()
+        return [row["cached_tokens"] for row in receipt["ranks"]]
+
+    assert cached("a") == [0, NUM_HITS]
+    assert cached("b") == cached("c") == cached("a", cache_salt="own") == [0, 0]
+    assert cached("b", cache_salt="own") == [NUM_HITS, 0]
+
+
 def test_one_request_id_for_two_tenants_mixes_nothing_up(graph: ServeGraph) -> None:
     prompt = new_prompt()
 
@@ -188,7 +204,11 @@ def test_one_request_id_for_two_tenants_mixes_nothing_up(graph: ServeGraph) -> N
         ours, theirs = clients.map(send, ("a", "b"))
     assert ours["id"] != theirs["id"]
     assert ours["choices"] == theirs["choices"]
+    refused(graph.http.get("/router/decisions/same"), 404, code="decision_not_found")
     for answer in (ours, theirs):
+        receipt = graph.get(f"/router/decisions/{answer['id']}")
+        assert answer["id"].endswith(receipt["request_id"])
+        assert [attempt["winner"] for attempt in receipt["attempts"]] == [0]
         assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
