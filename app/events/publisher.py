@@ -14,61 +14,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Literal
 
-import msgspec
 import zmq
 
-from app.errors import ConfigError, EndpointInUseError
-from app.events.batch_codec import encode_batch
 from app.events.curve_server import CurveServer
-from app.events.endpoints import Endpoint, KvEventsConfig, PublisherInfo, rank_endpoints
+from app.events.endpoints import KvEventsConfig, PublisherInfo, rank_endpoints
 from app.events.ports import dial_host
+from app.events.publishing_thread import Batch, LoadReport, PublisherCounters, PublishingThread
+from app.events.rank_sockets import SocketOpener
 from app.events.recovery_server import RecoveryServer, TakeContent
 from app.events.replay import Framing, ReplayBuffer
-from app.events.schema import (
-    ACK_TOPIC,
-    Acknowledged,
-    AllBlocksCleared,
-    BlockStored,
-    CacheEvent,
-    EventBatch,
-    LoadStat,
-    encode_acknowledged,
-    encode_load,
-    encode_seq,
-)
+from app.events.schema import AllBlocksCleared, CacheEvent, LoadStat
 from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
 
 logger = logging.getLogger(__name__)
-
-_BIND_RETRY_S = 0.05
-_LOG_EVERY_S = 10.0
-
-
-@dataclass(slots=True)
-class PublisherCounters:
-    """What a publisher has done since its start. Each field is written by one thread.
-
-    Attributes:
-        dropped_batches: not sent, because the queue was full.
-        failed_batches: not sent, because they couldn't be encoded.
-        overflows: times that a subscriber's queue was found full. From then on ZMQ drops batches for that
-            subscriber, without saying how many, until it has read some.
-    """
-
-    published_batches: int = 0
-    published_events: int = 0
-    dropped_batches: int = 0
-    failed_batches: int = 0
-    overflows: int = 0
-    published_loads: int = 0
-    dropped_loads: int = 0
 
 
 class EventPublisher:
@@ -99,21 +61,15 @@ class EventPublisher:
         self._dp_rank = dp_rank
         self._block_size = block_size
         self._endpoints = rank_endpoints(config, dp_rank, dp_size)
-        self._bind_timeout_s = bind_timeout_s
         self._linger_s = linger_s
         self._context = context or zmq.Context.instance()
         self._curve = CurveServer(config.curve, f"rank {dp_rank}") if config.curve else None
-        self._topic = config.topic.encode()
-        self._load_topic = config.load_topic.encode()
+        self._opener = SocketOpener(dp_rank, config.hwm, bind_timeout_s, self._curve)
         self._last_seq = -1
-        self._load_seq = 0
-        self._ack_seq = 0
-        self._queue: SimpleQueue[_Batch | _Load | None] = SimpleQueue()
-        self._buffer: ReplayBuffer | None = None
+        self._buffer = ReplayBuffer(config.buffer_steps) if self._endpoints.replay else None
         self._recovery: RecoveryServer | None = None
-        self._thread: threading.Thread | None = None
-        self._drain_until: float | None = None
-        self._overflow_logged_at = -_LOG_EVERY_S
+        self._thread = PublishingThread(config, dp_rank, self.counters, self._buffer)
+        self._state: Literal["new", "running", "closed"] = "new"
 
     @property
     def last_seq(self) -> int:
@@ -123,7 +79,7 @@ class EventPublisher:
     @property
     def is_running(self) -> bool:
         """Between `start` and `close`."""
-        return self._thread is not None and self._drain_until is None
+        return self._state == "running"
 
     def info(self, node_host: str) -> PublisherInfo:
         """This publisher as others see it; `node_host` stands in for a wildcard host."""
@@ -156,33 +112,23 @@ class EventPublisher:
             EndpointInUseError: a port was still taken then.
             ConfigError: an address can't be bound on this machine at all.
         """
-        assert self._thread is None, "started twice"
-        opened: list[zmq.Socket[bytes]] = []
-        deadline = time.monotonic() + self._bind_timeout_s
+        assert self._state == "new", "started twice"
         if self._dp_rank == 0 and not self._curve:
             self._warn_if_exposed()
         try:
             if self._curve:
                 self._context = self._curve.start()
-            events = self._open(self._endpoints.events, zmq.PUB, deadline, opened)
-            load = self._endpoints.load and self._open(self._endpoints.load, zmq.PUB, deadline, opened)
-            recovery = self._endpoints.replay and self._open(
-                self._endpoints.replay, zmq.ROUTER, deadline, opened
-            )
+            sockets = self._opener.open(self._context, self._endpoints)
         except Exception:
-            for socket in opened:
-                socket.close(linger=0)
             if self._curve:
                 self._curve.close()
             raise
         if self._curve:
             self._curve.watch()
-        if recovery:
-            self._start_recovery(recovery)
-        self._thread = threading.Thread(
-            target=self._run, args=(events, load), name="kv-publisher", daemon=True
-        )
-        self._thread.start()
+        if sockets.recovery:
+            self._start_recovery(sockets.recovery)
+        self._thread.start(sockets)
+        self._state = "running"
         self.publish([AllBlocksCleared()])
 
     def publish(self, events: Sequence[CacheEvent]) -> None:
@@ -190,12 +136,14 @@ class EventPublisher:
         if not events:
             return
         self._last_seq += 1
-        if not self._enqueue(_Batch(self._last_seq, time.time(), events)):
+        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
             self.counters.dropped_batches += 1
 
     def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
         """Publish a load report, then the ids of the requests that it is the first to count."""
-        if self._endpoints.load and not self._enqueue(_Load(stat, acknowledged)):
+        if not self._endpoints.load:
+            return
+        if not (self.is_running and self._thread.put(LoadReport(stat, acknowledged))):
             self.counters.dropped_loads += 1
 
     def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
@@ -213,22 +161,14 @@ class EventPublisher:
 
     def close(self) -> None:
         """Send what is queued, for `linger_s` seconds at most, and close. A second call does nothing."""
-        if self._thread is None or not self.is_running:
+        if not self.is_running:
             return
-        self._drain_until = time.monotonic() + self._linger_s
-        self._queue.put(None)
-        self._thread.join()
+        self._state = "closed"
+        self._thread.close(self._linger_s)
         if self._recovery:
             self._recovery.close()
         if self._curve:
             self._curve.close()
-
-    def _enqueue(self, item: _Batch | _Load) -> bool:
-        # Only this thread puts, so the size can but shrink in between.
-        if not self.is_running or self._queue.qsize() >= self._config.max_queue_size:
-            return False
-        self._queue.put(item)
-        return True
 
     def _payloads(self, blocks: Sequence[CachedBlock]) -> Iterator[bytes]:
         return snapshot_payloads(
@@ -236,8 +176,9 @@ class EventPublisher:
         )
 
     def _start_recovery(self, socket: zmq.Socket[bytes]) -> None:
-        self._buffer = ReplayBuffer(self._config.buffer_steps)
-        framing = Framing(self._topic if self._config.replay_framing == "topic" else None)
+        assert self._buffer is not None
+        topic = self._config.topic.encode() if self._config.replay_framing == "topic" else None
+        framing = Framing(topic)
         self._recovery = RecoveryServer(socket, self._buffer, framing, self._payloads)
         self._recovery.start()
 
@@ -249,114 +190,3 @@ class EventPublisher:
                 ", ".join(addresses),
                 "prompts' token ids" if self._config.token_ids else "the hashes of prompts' blocks",
             )
-
-    def _open(
-        self, endpoint: Endpoint, kind: int, deadline: float, opened: list[zmq.Socket[bytes]]
-    ) -> zmq.Socket[bytes]:
-        socket = self._context.socket(kind)
-        opened.append(socket)
-        socket.setsockopt(zmq.IPV6, "[" in endpoint.address)
-        if kind == zmq.ROUTER:
-            RecoveryServer.prepare(socket)
-        else:
-            socket.setsockopt(zmq.SNDHWM, self._config.hwm)
-            # Without this a full queue of some subscriber would go unnoticed; see `_send`.
-            socket.setsockopt(zmq.XPUB_NODROP, 1)
-        if self._curve:
-            self._curve.secure(socket, endpoint.address)
-        if endpoint.binds:
-            self._bind(socket, endpoint.address, deadline)
-        else:
-            socket.connect(endpoint.address)
-        return socket
-
-    def _bind(self, socket: zmq.Socket[bytes], address: str, deadline: float) -> None:
-        while True:
-            try:
-                socket.bind(address)
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EADDRINUSE:
-                    raise ConfigError(f"rank {self._dp_rank} can't bind {address}: {error}") from None
-                if time.monotonic() > deadline:
-                    raise EndpointInUseError(
-                        f"rank {self._dp_rank} can't bind {address}: in use by another process "
-                        f"for {self._bind_timeout_s:g} s; free the port or choose another"
-                    ) from None
-                time.sleep(_BIND_RETRY_S)
-            else:
-                return
-
-    # From here on: the publisher's thread, which alone touches the PUB sockets.
-
-    def _run(self, events: zmq.Socket[bytes], load: zmq.Socket[bytes] | None) -> None:
-        while (item := self._queue.get()) is not None and not self._is_too_late():
-            try:
-                if isinstance(item, _Batch):
-                    self._send_batch(events, item)
-                elif load is not None:
-                    self._send_load(load, item)
-            except Exception:
-                # One batch that can't be sent must not end all publishing; its gap tells subscribers.
-                self.counters.failed_batches += isinstance(item, _Batch)
-                logger.exception("rank %d: a message could not be published", self._dp_rank)
-        events.close(linger=int(self._linger_s * 1000))
-        if load is not None:
-            load.close(linger=0)
-
-    def _is_too_late(self) -> bool:
-        return self._drain_until is not None and time.monotonic() > self._drain_until
-
-    def _send_batch(self, socket: zmq.Socket[bytes], batch: _Batch) -> None:
-        events = list(batch.events) if self._config.token_ids else [_without_tokens(e) for e in batch.events]
-        payload = encode_batch(EventBatch(batch.ts, events, self._dp_rank), self._config.format)
-        if self._buffer is not None:
-            # First into the buffer: whoever sees a later batch can ask for this one.
-            self._buffer.append(batch.seq, payload)
-        self._send(socket, [self._topic, encode_seq(batch.seq), payload])
-        self.counters.published_batches += 1
-        self.counters.published_events += len(events)
-
-    def _send_load(self, socket: zmq.Socket[bytes], load: _Load) -> None:
-        self._send(socket, [self._load_topic, encode_seq(self._load_seq), encode_load(load.stat)])
-        self._load_seq += 1
-        self.counters.published_loads += 1
-        if load.acknowledged:
-            message = Acknowledged(self._dp_rank, list(load.acknowledged))
-            self._send(socket, [ACK_TOPIC, encode_seq(self._ack_seq), encode_acknowledged(message)])
-            self._ack_seq += 1
-
-    def _send(self, socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
-        """Send to all whose queue has place. ZMQ says once that some queue has none, then drops for it."""
-        try:
-            socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
-            self.counters.overflows += 1
-            self._log_overflow()
-            socket.setsockopt(zmq.XPUB_NODROP, 0)
-            socket.send_multipart(frames, zmq.NOBLOCK)
-            socket.setsockopt(zmq.XPUB_NODROP, 1)
-
-    def _log_overflow(self) -> None:
-        now = time.monotonic()
-        if now - self._overflow_logged_at >= _LOG_EVERY_S:
-            self._overflow_logged_at = now
-            logger.warning(
-                "rank %d: a subscriber reads too slowly; what its queue of %d can't take is dropped for it",
-                self._dp_rank,
-                self._config.hwm,
-            )
-
-
-class _Batch(NamedTuple):
-    seq: int
-    ts: float
-    events: Sequence[CacheEvent]
-
-
-class _Load(NamedTuple):
-    stat: LoadStat
-    acknowledged: Sequence[str]
-
-
-def _without_tokens(event: CacheEvent) -> CacheEvent:
-    return msgspec.structs.replace(event, token_ids=[]) if isinstance(event, BlockStored) else event

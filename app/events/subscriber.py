@@ -25,8 +25,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
@@ -37,14 +36,14 @@ from app.events.connection import BadMessages, Connection, subscriber_context
 from app.events.curve import CurveClient, KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.load_subscriber import LoadSubscriber
+from app.events.loss_watch import LossWatch
 from app.events.recent_batches import RecentBatches
 from app.events.recovery_client import RecoveryClient
 from app.events.schema import CacheEvent, EventBatch, LoadStat, split_message
 from app.events.snapshot import CacheSnapshot
+from app.events.sync_status import SyncRecord, SyncStatus
 
 logger = logging.getLogger(__name__)
-
-SyncState = Literal["exact", "syncing", "stale"]
 
 _BURST = 256
 _SLICE_S = 0.01
@@ -61,30 +60,6 @@ class CacheSink(Protocol):
 
     def clear(self) -> None:
         """Hold no blocks."""
-
-
-@dataclass(frozen=True, slots=True)
-class SyncStatus:
-    """How well a rank's cache is known.
-
-    Attributes:
-        state: `exact`: the sink holds what the rank's cache held after batch `applied_seq`. `syncing`: it
-            will soon. `stale`: it holds nothing, and the last attempt to change that failed.
-        reason: why the state isn't exact, or why it last was not.
-        since: when this state began, Unix time in seconds.
-        applied_seq: the last batch that the sink holds, -1 for none.
-        gaps: times that batches were missing.
-        resyncs: snapshots loaded after the first.
-        bad_messages: messages that could not be read.
-    """
-
-    state: SyncState
-    reason: str
-    since: float
-    applied_seq: int
-    gaps: int
-    resyncs: int
-    bad_messages: int
 
 
 class RankSubscriber:
@@ -136,8 +111,6 @@ class RankSubscriber:
         self._on_acknowledged = on_acknowledged
         self._connect_timeout_s = connect_timeout_s
         self._snapshot_timeout_s = snapshot_timeout_s
-        self._unseen_timeout_s = unseen_timeout_s
-        self._probe_interval_s = probe_interval_s
         self._max_replayed_batches = max_replayed_batches
         self._context = context or subscriber_context()
         self._curve = _curve_client(info, curve_keys)
@@ -160,21 +133,15 @@ class RankSubscriber:
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
 
-        self._state: SyncState = "syncing"
-        self._reason = ""
-        self._since = time.time()
-        self._gaps = 0
-        self._snapshots = 0
-
+        self._record = SyncRecord(info.rank)
         self._epoch = info.epoch  # of what the sink holds
         self._applied_seq = -1  # last batch in the sink
         self._live_seq = -1  # last batch received over this connection
         self._distrust: str | None = "first snapshot"  # why a snapshot is needed
         self._observed_epoch = info.epoch
-        self._unseen: tuple[int, float] | None = None  # (batch not here yet, lost from this time on)
+        self._losses = LossWatch(unseen_timeout_s, probe_interval_s if self._recovery else None)
         self._recent = RecentBatches()
         self._probe: asyncio.Task[None] | None = None
-        self._probe_due = 0.0
         self._backoff_s = _MIN_BACKOFF_S
         self._next_attempt = 0.0
         self._synced_at = 0.0
@@ -182,15 +149,8 @@ class RankSubscriber:
     @property
     def status(self) -> SyncStatus:
         """How well the rank's cache is known now."""
-        return SyncStatus(
-            state=self._state,
-            reason=self._reason,
-            since=self._since,
-            applied_seq=self._applied_seq,
-            gaps=self._gaps,
-            resyncs=max(0, self._snapshots - 1),
-            bad_messages=self._bad.count + (self._load.bad_messages if self._load else 0),
-        )
+        bad_messages = self._bad.count + (self._load.bad_messages if self._load else 0)
+        return self._record.status(self._applied_seq, bad_messages)
 
     def start(self) -> None:
         """Follow the rank until `close`."""
@@ -229,13 +189,13 @@ class RankSubscriber:
         """
         is_new_epoch = epoch != self._observed_epoch
         self._observed_epoch = epoch
-        if self._state != "exact":
+        if self._record.state != "exact":
             if is_new_epoch:
                 self._wake.set()
         elif epoch != self._epoch:
             self._need_snapshot("publisher restarted: new epoch")
         elif last_seq <= self._applied_seq:
-            self._put_off_probe()
+            self._losses.note_heard()
         else:
             self._note_exists(last_seq)
 
@@ -257,7 +217,7 @@ class RankSubscriber:
         assert self._connection is not None
         while self._distrust is None:
             self._connection.notify(self._wake.set)
-            await self._wait(self._next_look())
+            await self._wait(self._losses.next_look())
             messages = self._connection.receive(_BURST)
             if self._connection.broke():
                 self._need_snapshot("connection lost")
@@ -297,7 +257,7 @@ class RankSubscriber:
             self._need_snapshot(f"publisher restarted: another batch {seq} came after {self._applied_seq}")
             return
         self._live_seq = seq
-        self._put_off_probe()
+        self._losses.note_heard()
         if seq <= self._applied_seq:
             return  # replayed, too long ago to be remembered
         if seq > self._applied_seq + 1:
@@ -335,32 +295,18 @@ class RankSubscriber:
     # ---- batches that don't come
 
     def _note_exists(self, seq: int) -> None:
-        """Batch `seq` was published: it is lost if it isn't here in a while."""
-        if seq > self._applied_seq and (self._unseen is None or self._unseen[0] <= self._applied_seq):
-            self._unseen = (seq, time.monotonic() + self._unseen_timeout_s)
+        if self._losses.note_exists(seq, self._applied_seq):
             self._wake.set()
 
-    def _put_off_probe(self) -> None:
-        self._probe_due = time.monotonic() + self._probe_interval_s
-
-    def _next_look(self) -> float | None:
-        """When to look for lost batches, unless something comes before."""
-        if self._unseen is not None:
-            return self._unseen[1]
-        return self._probe_due if self._recovery is not None else None
-
     async def _look_for_lost(self) -> None:
-        now = time.monotonic()
-        if self._unseen is not None and self._unseen[0] <= self._applied_seq:
-            self._unseen = None
-        if self._unseen is not None:
-            if now >= self._unseen[1]:
-                await self._recover(self._unseen[0])
-                self._unseen = None
-        elif self._recovery is not None and now >= self._probe_due:
-            self._put_off_probe()
-            if self._probe is None or self._probe.done():
-                self._probe = asyncio.create_task(self._ask_for_later(self._recovery))
+        lost = self._losses.lost(self._applied_seq)
+        if lost is not None:
+            await self._recover(lost)
+        elif self._recovery is not None and self._losses.take_probe() and not self._is_probing():
+            self._probe = asyncio.create_task(self._ask_for_later(self._recovery))
+
+    def _is_probing(self) -> bool:
+        return self._probe is not None and not self._probe.done()
 
     async def _ask_for_later(self, recovery: RecoveryClient) -> None:
         """Find out whether there are batches after the last one. No answer says nothing."""
@@ -375,7 +321,7 @@ class RankSubscriber:
     async def _recover(self, last: int) -> None:
         """Apply the missing batches up to `last` from the replay, or else ask for a snapshot."""
         first = self._applied_seq + 1
-        self._gaps += 1
+        self._record.gaps += 1
         gap = f"batches {first} to {last} missing"
         if self._recovery is None or self._observed_epoch != self._epoch:
             self._need_snapshot(gap)
@@ -383,7 +329,7 @@ class RankSubscriber:
         if last - first >= self._max_replayed_batches:
             self._need_snapshot(f"{gap}; at most {self._max_replayed_batches} are replayed")
             return
-        self._set("syncing", gap)
+        self._record.set("syncing", gap)
         self._end_probe()  # a question at a time, and this is the better one
         try:
             async with asyncio.timeout(self._snapshot_timeout_s):
@@ -398,23 +344,22 @@ class RankSubscriber:
         if self._connection is None or self._connection.broke() or self._observed_epoch != self._epoch:
             self._need_snapshot(f"{gap}; connection lost")
         else:
-            self._set("exact", f"{gap}; replayed")
+            self._record.set("exact", f"{gap}; replayed")
 
     # ---- getting a snapshot
 
     def _need_snapshot(self, reason: str) -> None:
         if self._distrust is None:
             self._distrust = reason
-        self._set("syncing", reason)
+        self._record.set("syncing", reason)
         self._wake.set()
 
     async def _resync(self, reason: str) -> None:
         """Clear the sink and load a snapshot; tried until it succeeds, less and less often."""
-        self._set("syncing", reason)
+        self._record.set("syncing", reason)
         self._disconnect()
         self._sink.clear()
         self._applied_seq = -1
-        self._unseen = None
         if time.monotonic() - self._synced_at > _MAX_BACKOFF_S:
             self._backoff_s = _MIN_BACKOFF_S
         while True:
@@ -427,14 +372,14 @@ class RankSubscriber:
                 if snapshot.epoch == epoch:
                     await self._apply_snapshot(snapshot)
             except Exception as error:
-                self._set("stale", f"{reason}; snapshot: {_why(error)}")
+                self._record.set("stale", f"{reason}; snapshot: {_why(error)}")
                 continue
             if connection.broke():
-                self._set("stale", f"{reason}; connection lost while waiting for the snapshot")
+                self._record.set("stale", f"{reason}; connection lost while waiting for the snapshot")
             elif snapshot.epoch != epoch:
                 # The connection may still reach the old publisher: only one made from now on can't.
                 self._observed_epoch = snapshot.epoch
-                self._set("syncing", f"{reason}; the snapshot is of a new epoch")
+                self._record.set("syncing", f"{reason}; the snapshot is of a new epoch")
             else:
                 self._trust(snapshot, reason)
                 return
@@ -485,17 +430,11 @@ class RankSubscriber:
         self._epoch = snapshot.epoch
         self._applied_seq = snapshot.seq
         self._distrust = None
-        self._snapshots += 1
+        self._record.snapshots += 1
         # The first probe is due at once: the subscription may have taken effect after a batch or two.
-        self._synced_at = self._probe_due = time.monotonic()
-        self._set("exact", reason)
-
-    def _set(self, state: SyncState, reason: str) -> None:
-        if state != self._state:
-            self._since = time.time()
-            level = logging.WARNING if state == "stale" else logging.INFO
-            logger.log(level, "rank %d's cache: %s (%s)", self._info.rank, state, reason)
-        self._state, self._reason = state, reason
+        self._losses.begin()
+        self._synced_at = time.monotonic()
+        self._record.set("exact", reason)
 
 
 def _curve_client(info: PublisherInfo, keys: KeyPair | None) -> CurveClient | None:

@@ -13,7 +13,8 @@ from app.events.curve import KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
-from app.events.subscriber import RankSubscriber, SyncStatus
+from app.events.subscriber import RankSubscriber
+from app.events.sync_status import SyncStatus
 from app.routing.description import RankDescription
 from app.routing.index import PrefixIndex
 from app.routing.index_sink import IndexSink, Journal

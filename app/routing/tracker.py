@@ -19,7 +19,7 @@ from functools import partial
 
 from app.events.curve import KeyPair
 from app.events.snapshot import CacheSnapshot
-from app.events.subscriber import SyncStatus
+from app.events.sync_status import SyncStatus
 from app.routing.description import RankDescription
 from app.routing.followed_rank import FollowedRank
 from app.routing.index import PrefixIndex

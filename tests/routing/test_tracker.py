@@ -18,7 +18,7 @@ from app.events.endpoints import KvEventsConfig, PublisherInfo
 from app.events.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored, LoadStat
 from app.events.snapshot import CachedBlock, CacheSnapshot
-from app.events.subscriber import SyncStatus
+from app.events.sync_status import SyncStatus
 from app.hashing import chain, wire_hash
 from app.routing.chooser import Chooser, Prompt
 from app.routing.description import RankDescription

@@ -1,0 +1,73 @@
+"""How well a rank's cache is known: what a subscriber says of itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+logger = logging.getLogger(__name__)
+
+SyncState = Literal["exact", "syncing", "stale"]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncStatus:
+    """How well a rank's cache is known.
+
+    Attributes:
+        state: `exact`: the sink holds what the rank's cache held after batch `applied_seq`. `syncing`: it
+            will soon. `stale`: it holds nothing, and the last attempt to change that failed.
+        reason: why the state isn't exact, or why it last was not.
+        since: when this state began, Unix time in seconds.
+        applied_seq: the last batch that the sink holds, -1 for none.
+        gaps: times that batches were missing.
+        resyncs: snapshots loaded after the first.
+        bad_messages: messages that could not be read.
+    """
+
+    state: SyncState
+    reason: str
+    since: float
+    applied_seq: int
+    gaps: int
+    resyncs: int
+    bad_messages: int
+
+
+class SyncRecord:
+    """The part of a status that a subscriber writes down as it goes; changes of state are logged.
+
+    Attributes:
+        gaps: times that batches were missing.
+        snapshots: how many were loaded.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.state: SyncState = "syncing"
+        self.gaps = 0
+        self.snapshots = 0
+        self._rank = rank
+        self._reason = ""
+        self._since = time.time()
+
+    def set(self, state: SyncState, reason: str) -> None:
+        """From now on `state`, because of `reason`."""
+        if state != self.state:
+            self._since = time.time()
+            level = logging.WARNING if state == "stale" else logging.INFO
+            logger.log(level, "rank %d's cache: %s (%s)", self._rank, state, reason)
+        self.state, self._reason = state, reason
+
+    def status(self, applied_seq: int, bad_messages: int) -> SyncStatus:
+        """The whole status."""
+        return SyncStatus(
+            state=self.state,
+            reason=self._reason,
+            since=self._since,
+            applied_seq=applied_seq,
+            gaps=self.gaps,
+            resyncs=max(0, self.snapshots - 1),
+            bad_messages=bad_messages,
+        )
