@@ -19,6 +19,10 @@ Trust = Literal["exact", "syncing", "stale"]
 
 TIE = 1e-6
 """Costs this close to the lowest, relative to it, are equal: they differ by floating point alone."""
+NEAR_TIE = 0.005
+"""Predicted times this close to the lowest, relative to it, are equal: no prediction is better than that."""
+QUEUE_GROWTH = 2.0
+"""Requests that a second of work delays in the end, for each that waits now: see `predicted_ttft`."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,21 @@ def predicted_ttft(
     """The rank that answers soonest, with the delay that the request causes to others; cost in seconds.
 
         cost_r = wait_r + (1 + q) * uncached_r / rate_r        wait_r = waiting tokens_r / rate_r
-        q      = harmonic mean of wait_r over the ranks / mean service time of a request
+        q      = 2 * harmonic mean of wait_r over the ranks / mean service time of a request
 
-    Without q, this is the predicted time to first token. By Little's law q requests wait on a rank, and each
-    second of work delays all of them; so q grows with overload, where computing a prefix again costs
-    everybody. The harmonic mean is 0 as soon as one rank is idle, since work can then go where it delays
-    nobody; with the arithmetic mean, one rank's queue alone would tie every request to the prefix that made
-    it queue. The mean service time is that of past requests; before the first, this prompt stands for them.
+    Without q, this is the predicted time to first token. By Little's law wait / service time requests wait on
+    a rank, and a second of work delays all of them, and those that come before the queue is gone: u / (1 - u)
+    times as many at utilisation u, as many again where the ranks are half busy, hence the 2. So q grows with
+    overload, where computing a prefix again costs everybody. The harmonic mean is 0 as soon as one rank is
+    idle, since work can then go where it delays nobody; with the arithmetic mean, one rank's queue alone
+    would tie every request to the prefix that made it queue. The mean service time is that of past requests;
+    before the first, this prompt stands for them.
 
-    Ties go to the rank with fewer requests (its decode steps compete with this prefill), then to the one
-    with the least tokens assigned so far, then to the lowest number.
+    Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
+    then to the one with the least tokens assigned so far, then to the lowest number.
 
     Source: replays of a real trace and of bursts on one hot prefix,
-    `docs/decisions/0001-harmonic-mean-wait.md`.
+    `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
     """
     waits = [view.waiting_tokens / view.prefill_rate for view in views]
     services = [(num_tokens - view.cached_tokens) / view.prefill_rate for view in views]
@@ -91,9 +97,9 @@ def predicted_ttft(
         mean_service = sum(services) / len(views)
     else:
         mean_service = sum(mean_uncached_tokens / view.prefill_rate for view in views) / len(views)
-    q = _harmonic_mean(waits) / mean_service
+    q = QUEUE_GROWTH * _harmonic_mean(waits) / mean_service
     costs = tuple(wait + (1 + q) * service for wait, service in zip(waits, services, strict=True))
-    best = _best(views, costs, lambda view: (view.num_requests, view.assigned_tokens, view.rank))
+    best = _best(views, costs, lambda view: (view.num_requests, view.assigned_tokens, view.rank), NEAR_TIE)
     return Choice(views[best].rank, waits[best] + services[best], costs)
 
 
@@ -131,8 +137,13 @@ def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:
     return (view.waiting_tokens + num_tokens - view.cached_tokens) / view.prefill_rate
 
 
-def _best(views: Sequence[RankView], costs: Sequence[float], tie_break: Callable[[RankView], Any]) -> int:
-    """The position of the lowest cost; among equal costs, of the lowest `tie_break`."""
-    limit = min(costs) * (1 + TIE)
+def _best(
+    views: Sequence[RankView],
+    costs: Sequence[float],
+    tie_break: Callable[[RankView], Any],
+    tie: float = TIE,
+) -> int:
+    """The position of the lowest cost; among those equal to it but for `tie`, of the lowest `tie_break`."""
+    limit = min(costs) * (1 + tie)
     tied = [position for position, cost in enumerate(costs) if cost <= limit]
     return min(tied, key=lambda position: tie_break(views[position]))
