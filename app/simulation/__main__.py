@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m app.simulation", description=__doc__)
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="default: the preset `mooncake`"
-    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default: the preset `mooncake`")
     parser.add_argument("--trace", type=Path, metavar="FILE", required=True)
     parser.add_argument("--p99", type=float, metavar="SECONDS", required=True, help="wanted, to first token")
     parser.add_argument("--policy", choices=get_args(PolicyName), default="predicted_ttft")
