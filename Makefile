@@ -22,8 +22,11 @@ serve: setup
 	$(BIN)/python -m app.check $(CONFIG)
 	$(BIN)/serve run $(CONFIG)
 
+# Graphs need the machine for themselves; the rest takes as many processes as there are cores, one thread each.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration \
+		--numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest tests/integration
 
 lint: setup
 	$(BIN)/ruff check

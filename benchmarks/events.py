@@ -67,8 +67,8 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
     port = options.port
     chunk = rounds(lambda number: measure_blocks(port, PROMPT_BLOCKS, number))
     single = rounds(lambda number: measure_blocks(port, 1, number))
-    model_dir, cost = resolve_model(ModelConfig(path=options.model)), chunk[0]
-    steps = rounds(lambda number: measure_steps(port, model_dir, 2, cost, number))
+    model_dir = resolve_model(ModelConfig(path=options.model))
+    steps = rounds(lambda number: measure_steps(port, model_dir, 2, chunk[0], single[0], number))
     os.sched_setaffinity(0, {own_core})
     with RankProcess(port, rank_core, buffer_steps=200_000) as rank:
         memory = asyncio.run(measure_memory(rank, options.blocks // 4))

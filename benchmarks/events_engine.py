@@ -118,8 +118,10 @@ def measure_blocks(port: int, blocks_per_batch: int, seed: int) -> BlockCost:
     return BlockCost(cache_s * per_block, publish_s * per_block, publisher_s * per_block)
 
 
-def measure_steps(port: int, model_dir: Path, threads: int, cost: BlockCost, seed: int) -> StepShares:
-    """Steps of a real engine: prompts in chunks, then decoding together."""
+def measure_steps(
+    port: int, model_dir: Path, threads: int, chunk: BlockCost, single: BlockCost, seed: int
+) -> StepShares:
+    """Steps of a real engine: prompts in chunks, then decoding. The cost of the cache's part is given."""
     torch.set_num_threads(threads)
     config = EngineConfig.model_validate({"cache": {"num_blocks": 1024}})
     engine = Engine.load(model_dir, config, device="cpu", dtype="auto")
@@ -141,5 +143,6 @@ def measure_steps(port: int, model_dir: Path, threads: int, cost: BlockCost, see
             stored = [each for each in result.events if isinstance(each, BlockStored)]
             num_stored = sum(len(each.block_hashes) for each in stored)
             is_prefill = num_stored > _STEP_REQUESTS
-            shares[is_prefill].append((publish_s + num_stored * cost.cache_us / 1e6) / step_s)
+            cache_us = (chunk if is_prefill else single).cache_us
+            shares[is_prefill].append((publish_s + num_stored * cache_us / 1e6) / step_s)
     return StepShares(median(shares[True]), median(shares[False]), max(shares[True] + shares[False]))

@@ -33,6 +33,8 @@ from app.simulation.simulator import simulate
 from app.simulation.trace import read_trace
 
 PRESETS: Final = {"mooncake": MOONCAKE}
+DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]
+"""Traces name no sessions; without one, `session` does what `predicted_ttft` does."""
 Item = TypeVar("Item")
 Number = TypeVar("Number", int, float)
 _HEAD = (
@@ -139,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     ranks.add_argument("--config", type=Path, metavar="FILE", help="YAML with the fields of ClusterConfig")
     parser.add_argument("--ranks", type=_list_of(_positive(int)), default=[MOONCAKE.ranks])
     parser.add_argument("--speeds", type=_list_of(_positive(float)), default=[1.0])
-    parser.add_argument("--policies", type=_list_of(_policy), default=list(get_args(PolicyName)))
+    parser.add_argument("--policies", type=_list_of(_policy), default=DEFAULT_POLICIES)
     parser.add_argument("--rate", type=_positive(float), default=2.0, help="made-up requests/s for each rank")
     parser.add_argument("--groups", type=_positive(int), default=200, help="prefixes of what is made up")
     parser.add_argument("--seed", type=int, default=0, help="of what is made up")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import socket
 from contextlib import ExitStack
 
-# Below the ports that outgoing connections take; never the same one twice.
-_candidates = itertools.cycle(range(20_000, 32_000, 8))
-for _ in range(random.SystemRandom().randrange(1500)):
+# Below the ports that outgoing connections take; never the same one twice, and workers of pytest-xdist (gw0,
+# gw1, …) keep out of each other's way.
+_SLICES = 8
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SLICES
+_ports = range(20_000 + 8 * _worker, 32_000, 8 * _SLICES)
+_candidates = itertools.cycle(_ports)
+for _ in range(random.SystemRandom().randrange(len(_ports))):
     next(_candidates)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from app.config import AppConfig, load_config
+from app.config import AppConfig, PolicyName, RoutingConfig, load_config
 from app.errors import ConfigError
 
 
@@ -36,7 +36,11 @@ def test_nothing_given_is_the_default_model_on_two_ranks() -> None:
         ({"engine": {"scheduler": {"max_batch_tokens": 0}}}, "args.engine.scheduler.max_batch_tokens = 0"),
         ({"engine": {"kernels": "cuda"}}, "args.engine.kernels = 'cuda'"),
         ({"resources": {"num_gpus": -1}}, "args.resources.num_gpus = -1"),
-        ({"routing": {"policy": "random"}}, "args.routing.policy = 'random'"),
+        (
+            {"routing": {"policy": "fastest"}},
+            "args.routing.policy = 'fastest': Input should be 'predicted_ttft', 'least_loaded', "
+            "'round_robin', 'random', 'power_of_two', 'prefix_affinity' or 'session'",
+        ),
         ({"routing": {"discovery_interval_s": 0}}, "args.routing.discovery_interval_s = 0"),
         ({"routing": {"discovery_interval_s": math.inf}}, "args.routing.discovery_interval_s = inf"),
         ({"resources": {"num_gpus": math.inf}}, "args.resources.num_gpus = inf"),
@@ -49,6 +53,12 @@ def test_a_wrong_value_is_named_with_its_path(args: dict[str, Any], message: str
     with pytest.raises(ConfigError) as caught:
         load_config(args)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", get_args(PolicyName))
+def test_every_policy_can_be_configured(name: PolicyName) -> None:
+    assert load_config({"routing": {"policy": name}}).routing.policy == name
+    assert f"`{name}`" in (RoutingConfig.model_fields["policy"].description or "")
 
 
 @pytest.mark.parametrize("name", ["X-Tenant", "x-tenant-id", "X_Org", "tenant", "x-forwarded-user", "T" * 64])

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -123,36 +124,40 @@ class Dispatcher:
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
-    async def start(self, request: GenerateRequest, pinned_rank: int | None) -> RankStream:
+    async def start(
+        self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None
+    ) -> RankStream:
         """The stream of a request that has produced its first token.
+
+        Args:
+            request: what is wanted.
+            pinned_rank: the only rank that the client allows.
+            session_id: the session that the client named, if it did.
 
         Raises:
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
         digests = hashing.chain(request.prompt_token_ids, self._block_size, hashing.seed(request.cache_salt))
-        block_hashes = hashing.wire_hashes(digests)
         stream = None
         try:
-            stream = await self._start_somewhere(request, block_hashes, pinned_rank)
+            choose = ChooseRequest(
+                request_id=request.request_id,
+                block_hashes=hashing.wire_hashes(digests),
+                num_tokens=len(request.prompt_token_ids),
+                pinned_rank=pinned_rank,
+                session_id=session_id,
+            )
+            stream = await self._start_somewhere(request, choose)
             return stream
         finally:
             if stream is None:
                 # Even a caller who gave up while the router was asked may have had its work reserved.
                 self._release(request.request_id)
 
-    async def _start_somewhere(
-        self, request: GenerateRequest, block_hashes: list[int], pinned_rank: int | None
-    ) -> RankStream:
+    async def _start_somewhere(self, request: GenerateRequest, choose: ChooseRequest) -> RankStream:
         failed: set[int] = set()
         for _ in range(1 + self._max_retries):
-            choose = ChooseRequest(
-                request_id=request.request_id,
-                block_hashes=block_hashes,
-                num_tokens=len(request.prompt_token_ids),
-                pinned_rank=pinned_rank,
-                exclude=frozenset(failed),
-            )
-            assignment = await self._choose(choose)
+            assignment = await self._choose(replace(choose, exclude=frozenset(failed)))
             stream = await self._begin(request, assignment)
             if stream is not None:
                 return stream

@@ -25,6 +25,7 @@ from app import hashing
 from app.config import AppConfig
 from app.deployments.answer import AnswerEvents, whole_answer
 from app.deployments.dispatcher import ROUTER_TIMEOUT_S, Dispatcher
+from app.deployments.headers import named_session
 from app.deployments.messages import GenerateRequest
 from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank, shown
 from app.deployments.openai_responses import AnswerShape, error_headers, error_json
@@ -226,6 +227,7 @@ class Ingress:
         """The one way in for prompts."""
         # Before the body is read: nothing is done for nobody.
         tenant = named_tenant(request.headers, self._config.ingress.tenant_header)
+        session_id = named_session(request.headers)
         body, token_ids = await self._prepare(prepare, await self._read(request))
         self._check_prompt(body, token_ids, prompt_field)
         cache_salt = body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt)
@@ -241,7 +243,7 @@ class Ingress:
             shape.request_id, token_ids, params, cache_salt, n=body.n, priority=body.priority
         )
         try:
-            stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body))
+            stream = await self._dispatcher.start(generate, pinned_rank(request.headers, body), session_id)
         except PromptTooLongError as error:
             error.param = prompt_field
             raise

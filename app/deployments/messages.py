@@ -78,7 +78,8 @@ class RankInfo(RankDescription):
 class ChooseRequest:
     """What a router must know of a request: the prompt's length and the wire hashes of its full blocks.
 
-    `exclude` holds the ranks that the request has failed on already.
+    `exclude` holds the ranks that the request has failed on already; `session_id` is what the client calls
+    its session.
     """
 
     request_id: str
@@ -86,6 +87,7 @@ class ChooseRequest:
     num_tokens: int
     pinned_rank: int | None = None
     exclude: frozenset[int] = frozenset()
+    session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
 
 
 @dataclass(frozen=True)

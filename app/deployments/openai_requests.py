@@ -8,10 +8,10 @@ dropped.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from starlette.datastructures import Headers
 
 from app.deployments.fields import Fields
 from app.deployments.structured_fields import StructuredFields
@@ -50,6 +50,8 @@ _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 
 MAX_SAMPLES = 128
 """Answers to one prompt at most, as OpenAI has it."""
+
+RANK_HEADER = "X-Data-Parallel-Rank"
 
 MAX_SHOWN = 80
 """Characters of a client's value in a message."""
@@ -114,6 +116,14 @@ class CompletionFields(StructuredFields):
         if self.stream_options is not None and not self.stream:
             message = "stream_options: allowed only with stream: true"
             raise InvalidRequestError(message, param="stream_options")
+        return self
+
+    @model_validator(mode="after")
+    def _one_rank(self) -> Self:
+        new, old = self.routed_dp_rank, self.data_parallel_rank
+        if None not in (new, old) and new != old:
+            message = f"data_parallel_rank = {old}: the old name of routed_dp_rank, which is {new}; send one"
+            raise InvalidRequestError(message, param="data_parallel_rank")
         return self
 
     @property
@@ -252,19 +262,24 @@ def parse_body(model: type[Body], body: bytes) -> Body:
         raise _invalid(error) from None
 
 
-def pinned_rank(headers: Mapping[str, str], body: CompletionFields) -> int | None:
-    """The rank that the client asks for: the header, else the body's field, else that field's old name.
+def pinned_rank(headers: Headers, body: CompletionFields) -> int | None:
+    """The rank that the client asks for: the header, else the body's field, by its new name or its old one.
+
+    Whether there is such a rank, the router says.
 
     Raises:
-        InvalidRequestError: the header isn't an integer.
+        InvalidRequestError: the header isn't an integer, or comes more than once.
     """
-    header = headers.get("x-data-parallel-rank")
-    if header is None:
+    values = headers.getlist(RANK_HEADER)
+    if not values:
         return body.data_parallel_rank if body.routed_dp_rank is None else body.routed_dp_rank
-    if not re.fullmatch(r"-?[0-9]{1,18}", header):
-        message = f"X-Data-Parallel-Rank = {shown(header)}; an integer is needed"
-        raise InvalidRequestError(message, param="X-Data-Parallel-Rank")
-    return int(header)
+    if len(values) > 1:
+        message = f"{RANK_HEADER}: {len(values)} headers; one is allowed"
+        raise InvalidRequestError(message, param=RANK_HEADER)
+    if not re.fullmatch(r"-?[0-9]{1,18}", values[0]):
+        message = f"{RANK_HEADER} = {shown(values[0])}; an integer is needed"
+        raise InvalidRequestError(message, param=RANK_HEADER)
+    return int(values[0])
 
 
 def shown(value: Any) -> str:

@@ -62,7 +62,13 @@ class Router:
             # Refused before anything is reserved: the ranks would only say the same.
             message = f"the prompt has {request.num_tokens} tokens; at most {limit} fit context and KV cache"
             return Unroutable(PromptTooLongError(message))
-        prompt = Prompt(request.request_id, request.block_hashes, request.num_tokens, self._block_size)
+        prompt = Prompt(
+            request.request_id,
+            request.block_hashes,
+            request.num_tokens,
+            self._block_size,
+            request.session_id,
+        )
         try:
             decision = self._chooser.choose(
                 prompt,

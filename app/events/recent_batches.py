@@ -31,6 +31,10 @@ class RecentBatches:
         self._digests[seq] = hash(payload)
         self._digests.pop(seq - _NUM_REMEMBERED, None)
 
+    def knows(self, seq: int) -> bool:
+        """Whether `has` is sure: a batch of this number that it doesn't have is of somebody else."""
+        return seq <= self._snapshot_seq or seq in self._digests
+
     def has(self, seq: int, payload: bytes) -> bool:
         """Whether this very batch was applied, or is in the snapshot."""
         if seq > self._snapshot_seq:

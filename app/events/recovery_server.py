@@ -29,7 +29,10 @@ TakeContent = Callable[[], "Future[CacheContent]"]
 Payloads = Callable[[Sequence[CachedBlock]], Iterator[bytes]]
 
 _MAX_TRANSFERS = 64
+_MAX_REQUESTS_OF_PEER = 8
 _SLICE = 64
+_SLICE_S = 0.002
+"""A snapshot's payloads take milliseconds to make: a replay shouldn't wait for 64 of them."""
 _STALLED_POLL_MS = 2
 _PEER_HWM = 256
 _MAX_REQUEST_BYTES = 1_024
@@ -70,7 +73,7 @@ class RecoveryServer:
 
     @property
     def refused(self) -> int:
-        """Requests of a shape that is not allowed."""
+        """Requests of a shape that is not allowed, or of a peer that has too many unanswered ones."""
         return self._bad.count
 
     @staticmethod
@@ -115,6 +118,10 @@ class RecoveryServer:
             request = parse_request(request_frames)
         except WireError as error:
             self._bad.add(error)
+            return
+        # Otherwise one peer that asks and doesn't read would take all transfers.
+        if sum(transfer.identity == identity for transfer in self._transfers) == _MAX_REQUESTS_OF_PEER:
+            self._bad.add(f"a peer's {_MAX_REQUESTS_OF_PEER} last requests are still unanswered")
             return
         messages = self._replay(request) if isinstance(request, ReplayRequest) else self._snapshot()
         self._transfers.append(_Transfer(identity, messages, time.monotonic() + self._stall_timeout_s))
@@ -164,7 +171,10 @@ class RecoveryServer:
         return progressed
 
     def _send_slice(self, transfer: _Transfer) -> int:
+        until = time.monotonic() + _SLICE_S
         for num_sent in range(_SLICE):
+            if num_sent and time.monotonic() > until:
+                return num_sent
             frames = transfer.next_frames()
             if frames is None:
                 return num_sent

@@ -13,7 +13,7 @@ import msgspec
 
 from app.errors import WireError
 
-MAX_FRAME_BYTES = 32 * 2**20
+MAX_FRAME_BYTES = 8 * 2**20
 MAX_EVENTS_PER_BATCH = 65_536
 MAX_HASHES_PER_EVENT = 65_536
 MAX_ACKNOWLEDGED = 65_536

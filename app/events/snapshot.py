@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -27,6 +28,8 @@ from app.events.schema import (
 
 BLOCKS_PER_PAYLOAD = 8_192
 """So few that applying one payload holds up nothing else for long."""
+_CHAINED_BLOCKS = 16_384
+"""So few that sorting them into chains holds up no other answer for long."""
 
 
 class CachedBlock(msgspec.Struct, frozen=True, gc=False):
@@ -59,7 +62,7 @@ def snapshot_payloads(
     ts = time.time()
     events: list[CacheEvent] = [AllBlocksCleared()]
     num_blocks = 0
-    for chain in _chains(blocks, block_size):
+    for chain in _all_chains(blocks, block_size):
         events.append(chain)
         num_blocks += len(chain.block_hashes)
         if num_blocks >= BLOCKS_PER_PAYLOAD:
@@ -67,6 +70,12 @@ def snapshot_payloads(
             events, num_blocks = [], 0
     if events:
         yield encode_batch(EventBatch(ts, events, dp_rank), format)
+
+
+def _all_chains(blocks: Iterable[CachedBlock], block_size: int) -> Iterator[BlockStored]:
+    rest = iter(blocks)
+    while some := list(islice(rest, _CHAINED_BLOCKS)):
+        yield from _chains(some, block_size)
 
 
 def _chains(blocks: Iterable[CachedBlock], block_size: int) -> Iterator[BlockStored]:

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 SyncState = Literal["exact", "syncing", "stale"]
 
 _BURST = 256
+_SLICE_S = 0.01
+"""How long batches that wait may hold up the event loop, if a single one doesn't."""
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 5.0
 
@@ -118,7 +120,7 @@ class RankSubscriber:
             on_load: called with each load report.
             on_acknowledged: called with the ids of requests that the rank's load counts from now on.
             connect_timeout_s: how long a connection may take.
-            snapshot_timeout_s: how long a snapshot may take.
+            snapshot_timeout_s: how long a snapshot may take, or a whole replay.
             replay_timeout_s: how long to wait for each message of a replay.
             unseen_timeout_s: how long a batch that exists may be on its way before it counts as lost.
             probe_interval_s: how long nothing may be heard before the replay is asked for later batches.
@@ -259,10 +261,14 @@ class RankSubscriber:
             messages = self._connection.receive(_BURST)
             if self._connection.broke():
                 self._need_snapshot("connection lost")
+            until = time.monotonic() + _SLICE_S
             for frames in messages:
                 if self._distrust is not None:
                     return
                 await self._on_message(frames)
+                if time.monotonic() > until:
+                    await asyncio.sleep(0)
+                    until = time.monotonic() + _SLICE_S
             if len(messages) == _BURST:
                 self._wake.set()
                 await asyncio.sleep(0)
@@ -287,8 +293,8 @@ class RankSubscriber:
         if seq <= self._applied_seq and self._recent.has(seq, payload):
             self._live_seq = max(self._live_seq, seq)
             return  # late or twice
-        if seq <= self._live_seq:
-            self._need_snapshot(f"publisher restarted: batch {seq} came after {self._live_seq}")
+        if seq <= self._live_seq or self._recent.knows(seq):
+            self._need_snapshot(f"publisher restarted: another batch {seq} came after {self._applied_seq}")
             return
         self._live_seq = seq
         self._put_off_probe()
@@ -305,6 +311,12 @@ class RankSubscriber:
         except WireError as error:
             self._bad.add(error)
             await self._recover(seq)
+
+    def _apply_replayed(self, seq: int, payload: bytes) -> None:
+        if seq != self._applied_seq:
+            self._apply(seq, payload)
+        elif self._recent.knows(seq) and not self._recent.has(seq, payload):
+            raise WireError(f"publisher restarted: it has another batch {seq}")
 
     def _apply(self, seq: int, payload: bytes) -> None:
         """Apply the batch after the last one. Raises `WireError` if it isn't, or can't be read."""
@@ -357,7 +369,8 @@ class RankSubscriber:
             self._note_exists(seq)
 
         with suppress(WireError, TimeoutError, zmq.ZMQError):
-            await recovery.replay(self._applied_seq + 1, note)
+            async with asyncio.timeout(self._snapshot_timeout_s):
+                await recovery.replay(self._applied_seq + 1, note)
 
     async def _recover(self, last: int) -> None:
         """Apply the missing batches up to `last` from the replay, or else ask for a snapshot."""
@@ -371,8 +384,11 @@ class RankSubscriber:
             self._need_snapshot(f"{gap}; at most {self._max_replayed_batches} are replayed")
             return
         self._set("syncing", gap)
+        self._end_probe()  # a question at a time, and this is the better one
         try:
-            await self._recovery.replay(first, self._apply)
+            async with asyncio.timeout(self._snapshot_timeout_s):
+                # From the last batch that is here already: it tells whose batches these are.
+                await self._recovery.replay(max(0, first - 1), self._apply_replayed)
             if self._applied_seq < last:
                 raise WireError(f"it has nothing after batch {self._applied_seq}")
         except (WireError, TimeoutError, zmq.ZMQError) as error:
@@ -441,10 +457,13 @@ class RankSubscriber:
             raise ConnectionError(self._connection.trouble)
         return self._connection
 
-    def _disconnect(self) -> None:
+    def _end_probe(self) -> None:
         if self._probe is not None:
             self._probe.cancel()
             self._probe = None
+
+    def _disconnect(self) -> None:
+        self._end_probe()
         if self._recovery is not None:
             self._recovery.close()
         if self._connection is not None:

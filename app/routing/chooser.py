@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import POLICIES, RankView, Trust
+from app.routing.policy import POLICIES, Hints, RankView, Trust
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Prompt:
         block_hashes: wire hashes of the prompt's full blocks, from its start.
         num_tokens: the prompt's length, at least 1.
         block_size: tokens per block.
+        session_id: the session that the client named, if it did.
     """
 
     request_id: str
     block_hashes: Sequence[int]
     num_tokens: int
     block_size: int
+    session_id: str | None = None
 
     @property
     def num_reusable_blocks(self) -> int:
@@ -56,7 +59,7 @@ class Decision:
         cached_tokens: prompt tokens that it is believed to hold.
         uncached_tokens: the rest, at least 1.
         predicted_ttft_s: seconds until it will have computed the prompt.
-        policy: the policy's name, or "pinned" when the client named the rank.
+        policy: the name of the policy that chose, or "pinned" when the client named the rank.
         considered: a receipt for every rank that could have been chosen, by rank.
     """
 
@@ -76,14 +79,24 @@ class Chooser:
         load: how busy each rank is; reservations go there.
         policy: the policy's config name.
         dp_size: ranks of the deployment, alive or not: 0 to dp_size - 1.
+        rng: where policies that leave something to chance draw from; a new one, seeded by the system, if
+            none is given.
     """
 
-    def __init__(self, index: PrefixIndex, load: LoadBook, policy: PolicyName, dp_size: int) -> None:
+    def __init__(
+        self,
+        index: PrefixIndex,
+        load: LoadBook,
+        policy: PolicyName,
+        dp_size: int,
+        rng: Random | None = None,
+    ) -> None:
         self._index = index
         self._load = load
         self._policy_name = policy
         self._policy = POLICIES[policy]
         self._dp_size = dp_size
+        self._rng = rng or Random()
 
     def choose(
         self,
@@ -111,7 +124,8 @@ class Chooser:
         self._load.expire(now)
         self._load.release(prompt.request_id)
         views = self._views(prompt, self._candidates(alive, exclude, pinned_rank))
-        choice = self._policy(views, prompt.num_tokens, self._load.mean_uncached_tokens)
+        hints = Hints(prompt.session_id, self._rng.random())
+        choice = self._policy(views, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
         chosen = next(view for view in views if view.rank == choice.rank)
         uncached_tokens = prompt.num_tokens - chosen.cached_tokens
         self._load.reserve(choice.rank, prompt.request_id, uncached_tokens, now)
@@ -120,7 +134,7 @@ class Chooser:
             cached_tokens=chosen.cached_tokens,
             uncached_tokens=uncached_tokens,
             predicted_ttft_s=choice.predicted_ttft_s,
-            policy=self._policy_name if pinned_rank is None else "pinned",
+            policy=(choice.deferred_to or self._policy_name) if pinned_rank is None else "pinned",
             considered=tuple(map(Receipt, views, choice.costs)),
         )
 

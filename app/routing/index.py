@@ -62,7 +62,12 @@ class PrefixIndex:
         if blocks is None:
             blocks = self._blocks_of[rank] = RankBlocks()
         bit = 1 << rank
-        self._add_holder(bit, blocks.store_chain(block_hashes, parent))
+        if len(block_hashes) == 1:  # what every step of decoding brings
+            (block_hash,) = block_hashes
+            if blocks.store_block(block_hash, parent):
+                self._ranks_of[block_hash] = self._ranks_of.get(block_hash, 0) | bit
+        else:
+            self._add_holder(bit, blocks.store_chain(block_hashes, parent))
         if blocks.absent_parents or self._broken_ranks:
             self._note_broken(bit, blocks)
 

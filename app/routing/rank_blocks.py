@@ -30,7 +30,7 @@ class RankBlocks:
         """Held block → the parent it was stored under (None at the start of a prompt)."""
         self.absent_parents: dict[int, int] = {}
         """Parent that isn't held → how many held children it has; never zero."""
-        self._leaves: dict[int, int] = {}
+        self._leaves: dict[int | None, int] = {}
         """Held block without held children → itself, as the int object that `parents` holds already."""
         self._forks: dict[int, int] = {}
         """Held block with two or more held children → how many."""
@@ -41,20 +41,29 @@ class RankBlocks:
         """Add a copy of each block; returns those that weren't held."""
         if len(block_hashes) >= MIN_SEQUENCE and self._store_sequence(block_hashes, parent):
             return block_hashes
-        parents, added = self.parents, []
+        added = []
         for block_hash in block_hashes:
-            if block_hash in parents:
-                self._extra_copies[block_hash] = self._extra_copies.get(block_hash, 0) + 1
-            else:
-                parents[block_hash] = None if parent is None else self._add_child(parent)
-                children = self.absent_parents.pop(block_hash, 0)
-                if not children:
-                    self._leaves[block_hash] = block_hash
-                elif children > 1:
-                    self._forks[block_hash] = children
+            if self.store_block(block_hash, parent):
                 added.append(block_hash)
             parent = block_hash
         return added
+
+    def store_block(self, block_hash: int, parent: int | None) -> bool:
+        """Add a copy of one block; whether it wasn't held."""
+        if block_hash in self.parents:
+            self._extra_copies[block_hash] = self._extra_copies.get(block_hash, 0) + 1
+            return False
+        # In decoding the parent is a leaf, which this block takes the place of.
+        leaf = self._leaves.pop(parent, None)
+        if leaf is None and parent is not None:
+            leaf = self._add_child(parent)
+        self.parents[block_hash] = leaf
+        children = self.absent_parents.pop(block_hash, 0) if self.absent_parents else 0
+        if not children:
+            self._leaves[block_hash] = block_hash
+        elif children > 1:
+            self._forks[block_hash] = children
+        return True
 
     def remove(self, block_hashes: Sequence[int]) -> Sequence[int]:
         """Take away a copy of each held block; returns those of which none is left."""
@@ -98,7 +107,9 @@ class RankBlocks:
             return False
         self._leaves[block_hashes[-1]] = block_hashes[-1]
         if parent is not None:
-            parents[block_hashes[0]] = self._add_child(parent)
+            # As the object that `parents` holds already, where that is at hand.
+            leaf = self._leaves.pop(parent, None)
+            parents[block_hashes[0]] = self._add_child(parent) if leaf is None else leaf
         return True
 
     def _remove_sequence(self, block_hashes: Sequence[int]) -> bool:
@@ -140,10 +151,7 @@ class RankBlocks:
                 self.absent_parents[before_first] = children
 
     def _add_child(self, parent: int) -> int:
-        """Returns the parent, as the object that `parents` holds already where that is at hand."""
-        leaf = self._leaves.pop(parent, None)
-        if leaf is not None:
-            return leaf
+        """Count a child more of a block that is no leaf, or isn't held; returns the block."""
         if parent in self.parents:
             self._forks[parent] = self._forks.get(parent, 1) + 1
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +58,7 @@ class _Simulator:
         self._ranks = _new_ranks(config, self._note_first_token)
         routing = RoutingConfig(policy=policy, initial_prefill_tokens_per_s=config.rank.prefill_tokens_per_s)
         index, load = PrefixIndex(), LoadBook(routing)
-        self._chooser = Chooser(index, load, policy, config.ranks)
+        self._chooser = Chooser(index, load, policy, config.ranks, random.Random(config.seed))
         self._feed = Feed(config.feed, self._clock, self._ranks, index, load, config.seed)
         self._wakes = array("d", [float("inf")] * config.ranks)
         """The next moment at which each rank is to be woken."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
 from app.deployments.openai_requests import ChatRequest, TextRequest, parse_body, pinned_rank
 from app.engine.request import SamplingParams
@@ -457,19 +458,41 @@ def test_a_schema_has_a_longest_length() -> None:
     assert caught.value.param == "guided_json"
 
 
-def test_the_header_beats_the_body_and_the_new_name_the_old() -> None:
-    assert pinned_rank({}, text()) is None
-    assert pinned_rank({}, text(data_parallel_rank=1)) == 1
-    assert pinned_rank({}, text(data_parallel_rank=1, routed_dp_rank=0)) == 0
-    assert pinned_rank({"x-data-parallel-rank": "3"}, text(routed_dp_rank=0)) == 3
+def rank_headers(*values: str) -> Headers:
+    """As an ASGI server gives them: names in small letters, values as they came."""
+    return Headers(raw=[(b"x-data-parallel-rank", value.encode("latin-1")) for value in values])
 
 
-@pytest.mark.parametrize("header", ["", "one", "1.0", "0x1"])
+def test_the_header_beats_the_body() -> None:
+    assert pinned_rank(rank_headers(), text()) is None
+    assert pinned_rank(rank_headers(), text(routed_dp_rank=0)) == 0
+    assert pinned_rank(rank_headers("3"), text(routed_dp_rank=0)) == 3
+    assert pinned_rank(rank_headers("0"), text(data_parallel_rank=1)) == 0
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+def test_the_old_name_of_the_rank_may_only_say_the_same(parse: Any) -> None:
+    assert pinned_rank(rank_headers(), parse(data_parallel_rank=1)) == 1
+    assert pinned_rank(rank_headers(), parse(data_parallel_rank=1, routed_dp_rank=1)) == 1
+    assert pinned_rank(rank_headers(), parse(data_parallel_rank=1, routed_dp_rank=None)) == 1
+    error = refusal(parse, data_parallel_rank=1, routed_dp_rank=0)
+    assert error.param == "data_parallel_rank"
+    assert error.message.startswith("data_parallel_rank = 1: the old name of routed_dp_rank, which is 0")
+
+
+@pytest.mark.parametrize("header", ["", " ", "one", "1.0", "0x1", "+1", "1_0", "0,1", "\xb2", "9" * 19])
 def test_a_header_that_is_no_integer(header: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        pinned_rank({"x-data-parallel-rank": header}, text())
+        pinned_rank(rank_headers(header), text(routed_dp_rank=0))
     assert caught.value.param == "X-Data-Parallel-Rank"
     assert repr(header) in caught.value.message
+
+
+@pytest.mark.parametrize("headers", [("0", "1"), ("1", "1"), ("1", "")])
+def test_a_rank_is_named_by_one_header(headers: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequestError, match="Rank: 2 headers; one is allowed") as caught:
+        pinned_rank(rank_headers(*headers), text())
+    assert (caught.value.status, caught.value.param) == (400, "X-Data-Parallel-Rank")
 
 
 @pytest.mark.parametrize("model", [ChatRequest, TextRequest])

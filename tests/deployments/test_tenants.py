@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import Headers
 
+from app.deployments.headers import MAX_NAME_CHARS
 from app.deployments.messages import GenerateRequest
-from app.deployments.tenants import MAX_TENANT_CHARS, named_tenant
+from app.deployments.tenants import named_tenant
 from app.engine.request import SamplingParams
 from app.errors import InvalidRequestError
 
@@ -29,7 +30,7 @@ def refusal(*values: bytes, name: bytes = b"x-tenant") -> InvalidRequestError:
 
 
 @pytest.mark.parametrize(
-    "value", ["a", "A", "team-7", "urn:org:7/x?y=z#!$%&'()*+;<>@[]^_`{|}~", "0" * MAX_TENANT_CHARS]
+    "value", ["a", "A", "team-7", "urn:org:7/x?y=z#!$%&'()*+;<>@[]^_`{|}~", "0" * MAX_NAME_CHARS]
 )
 def test_it_is_taken_as_it_was_sent(value: str) -> None:
     assert named_tenant(headers(value.encode()), HEADER) == value
@@ -68,7 +69,7 @@ NOT_ALLOWED = {
     "no text at all": b"\xff\xfe",
     "a line separator to Python": b"team\x85",
     "a digit to Unicode": "team٣".encode(),
-    "too long": b"t" * (MAX_TENANT_CHARS + 1),
+    "too long": b"t" * (MAX_NAME_CHARS + 1),
 }
 
 

@@ -294,23 +294,27 @@ async def follow() -> AsyncIterator[Callable[..., RankSubscriber]]:
         await subscriber.close()
 
 
-_SECONDS = pytest.StashKey[list[str]]()
+_RECOVERY = "seconds until exact"
 
 
 @pytest.fixture
-def report_seconds(request: pytest.FixtureRequest) -> Callable[..., None]:
+def report_seconds(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Notes how long a test's recovery took, to be printed when all have run."""
 
     def report(seconds: float, remark: str = "") -> None:
-        lines = request.config.stash.setdefault(_SECONDS, [])
-        lines.append(f"{seconds:7.3f} s  {request.node.name}" + (f": {remark}" if remark else ""))
+        record_property(_RECOVERY, f"{seconds:7.3f} s{remark and f', {remark}'}")
 
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    lines = config.stash.get(_SECONDS, [])
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = [
+        f"{value}  {report.nodeid}"
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == _RECOVERY and report.when == "call"
+    ]
     if lines:
-        terminalreporter.section("seconds until the subscriber's view was the publisher's cache again")
+        terminalreporter.section("time until the subscriber's view was the publisher's cache again")
         for line in lines:
             terminalreporter.write_line(line)

@@ -173,6 +173,21 @@ def test_a_peer_that_leaves_is_forgotten(serve: Any) -> None:
     assert len(read_until(server.dealer(b"", encode_seq(899)), [b"", b"", END, b""])) == 1
 
 
+def test_a_peer_that_asks_without_reading_takes_nobodys_turn(serve: Any) -> None:
+    server = serve(count=900, size=100_000)
+    greedy = server.dealer(b"", encode_seq(0), receive_hwm=1)
+    for _ in range(200):
+        greedy.send_multipart([b"", encode_seq(0)])
+    assert greedy.poll(5000)
+    deadline = time.monotonic() + 5
+    while server.server.refused == 0:
+        assert time.monotonic() < deadline, "nothing is refused"
+    started = time.monotonic()
+    assert len(read_until(server.dealer(b"", encode_seq(899)), [b"", b"", END, b""])) == 1
+    assert time.monotonic() - started < 2
+    assert server.server.abandoned == 0
+
+
 SNAPSHOT_REQUEST = (b"", b"snapshot", b"")
 
 
@@ -239,6 +254,22 @@ def test_sequences_that_grew_side_by_side_are_told_one_after_the_other_each_afte
     (payload,) = snapshot_payloads([CachedBlock(*each) for each in blocks], dp_rank=0, block_size=16)
     told = [(each.block_hashes, each.parent_block_hash) for each in decode_batch(payload).events[1:]]
     assert told == [([1, 2, 3, 4], None), ([11, 12, 13], None), ([21, 22], 2), ([31], 30)]
+
+
+def test_a_snapshot_is_made_piece_by_piece() -> None:
+    """So that a replay needn't wait for the whole of it."""
+    num_taken = 0
+
+    def blocks() -> Iterator[CachedBlock]:
+        nonlocal num_taken
+        for block in some_chains(*[100] * 1_000):
+            num_taken += 1
+            yield block
+
+    payloads = snapshot_payloads(blocks(), dp_rank=0, block_size=16)
+    next(payloads)
+    assert num_taken <= 4 * BLOCKS_PER_PAYLOAD
+    assert len(list(payloads)) >= 100_000 // (2 * BLOCKS_PER_PAYLOAD)
 
 
 async def test_whoever_asks_while_the_engine_is_busy_shares_its_answer_and_a_replay_does_not_wait(

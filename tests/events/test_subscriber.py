@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import zmq.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -224,6 +225,35 @@ async def test_a_replay_port_that_nobody_answers_at_is_no_dead_end(
     assert "replay: no reply within 0.05 s" in subscriber.status.reason
 
 
+async def test_a_replay_that_never_ends_is_no_dead_end(lossy_rank: Any, follow: Any, rigs: Any) -> None:
+    """The question for later batches is still being answered when the one for a missing batch comes up."""
+    rank, sink, context = lossy_rank(), rigs.Blocks(), zmq.asyncio.Context()
+    server = context.socket(zmq.ROUTER)
+    server.setsockopt(zmq.LINGER, 0)
+    asked = asyncio.Event()
+
+    async def answer() -> None:
+        peer = (await server.recv_multipart())[0]
+        asked.set()
+        while True:
+            await server.send_multipart([peer, b"", b"", encode_seq(0), b"x"])
+            await asyncio.sleep(0.01)
+
+    port = server.bind_to_random_port("tcp://127.0.0.1")
+    answering = asyncio.create_task(answer())
+    subscriber = follow(rank.info(replay_port=port), rank, sink, replay_timeout_s=0.2)
+    await asyncio.wait_for(asked.wait(), 10)
+    await rank.hear(subscriber)
+    rank.step(rigs.stored(1), lost=True)
+    rank.step(rigs.stored(2))
+    await agree(rigs, subscriber, rank, sink)
+    assert sink.hashes == {1, 2}
+    answering.cancel()
+    await asyncio.wait([answering])
+    server.close()
+    context.term()
+
+
 @pytest.mark.parametrize("replay", [True, False], ids=["replay", "no replay"])
 async def test_a_lost_last_batch_is_noticed_from_what_the_rank_says_of_itself(
     lossy_rank: Any, follow: Any, rigs: Any, replay: bool
@@ -271,6 +301,40 @@ async def test_a_sequence_that_goes_back_drops_the_blocks_at_once(
     rank.snapshot_error = None
     await agree(rigs, subscriber, rank, sink)
     assert sink.hashes == {7}
+
+
+async def test_a_restart_before_the_first_batch_after_the_snapshot_is_noticed(
+    lossy_rank: Any, follow: Any, rigs: Any
+) -> None:
+    rank, sink = lossy_rank(), rigs.Blocks()
+    for number in range(10):
+        rank.step(rigs.stored(number))
+    subscriber = follow(rank.info(), rank, sink)
+    assert await rigs.holds(lambda: subscriber.status.state == "exact")
+    rank.restart()
+    while subscriber.status.resyncs == 0 and rank.seq < 8:
+        rank.step(rigs.stored(100 + rank.seq))
+        await rigs.holds(lambda: subscriber.status.resyncs > 0, timeout_s=0.1)
+    assert "restarted" in subscriber.status.reason
+    await agree(rigs, subscriber, rank, sink)
+    assert sink.hashes == rank.truth.hashes
+
+
+async def test_a_replay_by_another_publisher_is_not_applied(lossy_rank: Any, follow: Any, rigs: Any) -> None:
+    """Its first batches are lost, and the first that comes has a number beyond the old one's last."""
+    rank, sink = lossy_rank(replay=True), rigs.Blocks()
+    subscriber = follow(rank.info(), rank, sink)
+    rank.step(rigs.stored(1, 2, 3))
+    await rank.hear(subscriber)
+    last = rank.seq
+    rank.restart()
+    while rank.seq < last + 3:
+        rank.step(rigs.stored(100 + rank.seq), lost=True)
+    rank.step(rigs.stored(7))
+    assert await rigs.holds(lambda: subscriber.status.resyncs > 0)
+    assert "it has another batch" in subscriber.status.reason
+    await agree(rigs, subscriber, rank, sink)
+    assert 1 not in sink.hashes
 
 
 async def test_a_new_epoch_is_believed_before_any_batch_of_it(
@@ -449,6 +513,28 @@ async def test_a_burst_leaves_the_event_loop_to_others(lossy_rank: Any, follow: 
         await asyncio.sleep(0)
     await agree(rigs, subscriber, rank, sink)
     assert max(after - before for before, after in itertools.pairwise(applied_at_turns)) <= 256
+
+
+async def test_a_burst_of_big_batches_leaves_the_event_loop_to_others(
+    lossy_rank: Any, follow: Any, rigs: Any
+) -> None:
+    class Slow(rigs.Blocks):  # type: ignore[misc, name-defined]
+        def apply(self, events: Sequence[CacheEvent]) -> None:
+            super().apply(events)
+            until = time.monotonic() + 0.004
+            while time.monotonic() < until:
+                pass
+
+    rank, sink = lossy_rank(), Slow()
+    subscriber = follow(rank.info(), rank, sink)
+    await rank.hear(subscriber)
+    for number in range(100):
+        rank.step(rigs.stored(number))
+    applied_at_turns: list[int] = []
+    while subscriber.status.applied_seq < rank.seq:
+        applied_at_turns.append(subscriber.status.applied_seq)
+        await asyncio.sleep(0)
+    assert max(after - before for before, after in itertools.pairwise(applied_at_turns)) <= 4
 
 
 async def test_closing_ends_the_tasks_and_can_be_repeated(make_rank: Any, follow: Any, rigs: Any) -> None:

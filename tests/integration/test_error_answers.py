@@ -119,6 +119,12 @@ def test_a_rank_that_is_no_integer(tiny_graph: ServeGraph, rank: str) -> None:
     assert repr(rank) in refused(response, 400, param="X-Data-Parallel-Rank")
 
 
+@pytest.mark.parametrize("session", ["", "a,b", "s" * 257])
+def test_a_session_that_is_no_name(tiny_graph: ServeGraph, session: str) -> None:
+    response = tiny_graph.http.post("/v1/completions", json=TEXT, headers={"x-session-id": session})
+    refused(response, 400, param="x-session-id", code="invalid_session")
+
+
 async def test_a_full_queue_says_when_to_try_again(tiny_graph: ServeGraph) -> None:
     """3 run and 24 wait on rank 0; rank 1 stays free."""
     scheduler = tiny_graph.config["applications"][0]["args"]["engine"]["scheduler"]

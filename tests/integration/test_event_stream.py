@@ -44,6 +44,14 @@ class Follower:
             _, seq, payload = self._sub.recv_multipart()
             self._take(seq, payload)
 
+    def take_snapshot(self) -> tuple[int, str]:
+        """Hold what the rank holds; the sequence number and the epoch of that."""
+        self._replay.send_multipart([b"", b"snapshot", b""])
+        while (frames := self._receive(self._replay))[2] != END:
+            self.last_seq = int.from_bytes(frames[2], "big") - 1
+            self._take(frames[2], frames[3])
+        return self.last_seq, frames[3].decode()
+
     def hear(self) -> None:
         """Take the next live message."""
         _, seq, payload = self._receive(self._sub)
@@ -125,6 +133,20 @@ def test_the_url_alone_leads_to_every_ranks_exact_block_set_through_evictions(
         assert follower.num_removed > 0, "nothing was evicted, so nothing was tested"
         assert follower.gaps == 0
     assert not followers[0].blocks & followers[1].blocks, "the prompts were not the same"
+
+
+def test_anybody_gets_the_whole_cache_of_a_rank_over_zmq(
+    tiny_graph: ServeGraph, followers: list[Follower]
+) -> None:
+    for seed in range(8):
+        tiny_graph.complete(some_tokens(500 + seed, 200), rank=seed % 2)
+    truth = tiny_graph.snapshots()
+    for rank, follower in enumerate(followers):
+        seq, epoch = follower.take_snapshot()
+        publisher = tiny_graph.get("/server_info")["publishers"][rank]
+        assert epoch == publisher["epoch"]
+        assert seq == truth[rank]["seq"] == publisher["last_seq"]
+        assert follower.blocks == set(truth[rank]["block_hashes"]) != set()
 
 
 def test_an_event_arrives_live_with_the_hashes_of_the_prompts_tokens(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
+from random import Random
+from typing import get_args
 
 import pytest
 
@@ -28,10 +31,10 @@ def prompt(request_id: str, tokens: list[int]) -> Prompt:
 class Router:
     """A chooser with its own index and book."""
 
-    def __init__(self, policy: PolicyName = "predicted_ttft") -> None:
+    def __init__(self, policy: PolicyName = "predicted_ttft", dp_size: int = 4) -> None:
         self.index = PrefixIndex()
         self.load = LoadBook(RoutingConfig(reservation_timeout_s=5.0, initial_prefill_tokens_per_s=1000.0))
-        self.chooser = Chooser(self.index, self.load, policy, dp_size=4)
+        self.chooser = Chooser(self.index, self.load, policy, dp_size, Random(5))
 
 
 @pytest.fixture
@@ -78,6 +81,37 @@ def test_an_untrusted_rank_is_credited_nothing_but_still_chosen_by_load(router: 
     router.load.report(0, busy(waiting_tokens=100))
     decision = router.chooser.choose(request, {0: "exact", 1: trust}, now=0.0)
     assert (decision.rank, decision.cached_tokens) == (1, 0)
+
+
+EVERY_POLICY = pytest.mark.parametrize("policy", get_args(PolicyName))
+
+
+@EVERY_POLICY
+def test_no_policy_credits_a_stale_rank_or_leaves_it_out(policy: PolicyName) -> None:
+    router = Router(policy)
+    held = prompt("held", list(range(20)))
+    router.index.store(1, held.block_hashes)
+    alive: dict[int, Trust] = {0: "exact", 1: "stale", 2: "syncing"}
+    for i in range(30):
+        request = replace(held, request_id=f"r{i}", session_id=f"user-{i}")
+        decision = router.chooser.choose(request, alive, now=0.0)
+        assert [receipt.view.cached_tokens for receipt in decision.considered] == [0, 0, 0]
+        assert decision.cached_tokens == 0
+    assert all(router.load.num_requests(rank) > 0 for rank in alive)
+
+
+@EVERY_POLICY
+def test_every_policy_keeps_to_what_the_request_allows(policy: PolicyName) -> None:
+    router = Router(policy)
+    held = prompt("held", list(range(20)))
+    router.index.store(2, held.block_hashes)
+    for i in range(30):
+        request = replace(held, request_id=f"r{i}", session_id=f"user-{i}")
+        excluding = router.chooser.choose(request, ALL_EXACT, now=0.0, exclude=frozenset({2, 0}))
+        assert excluding.rank in (1, 3)
+        pinned = router.chooser.choose(request, ALL_EXACT, now=0.0, pinned_rank=i % 4)
+        assert (pinned.rank, pinned.policy) == (i % 4, "pinned")
+        assert router.chooser.choose(request, {3: "stale"}, now=0.0).rank == 3
 
 
 def test_excluded_ranks_are_not_chosen(router: Router) -> None:
@@ -141,7 +175,7 @@ async def choose_concurrently(router: Router, requests: list[Prompt]) -> list[De
     return await asyncio.gather(*map(one, requests))
 
 
-@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded", "round_robin"])
+@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded", "round_robin", "prefix_affinity"])
 async def test_concurrent_distinct_prompts_spread_evenly_over_idle_ranks(policy: PolicyName) -> None:
     requests = [prompt(f"r{i}", [i, *range(99)]) for i in range(100)]
     decisions = await choose_concurrently(Router(policy), requests)

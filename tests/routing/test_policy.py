@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -10,7 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.config import PolicyName
-from app.routing.policy import NEAR_TIE, POLICIES, TIE, RankView, least_loaded, predicted_ttft, round_robin
+from app.routing.policy import (
+    NEAR_TIE,
+    POLICIES,
+    TIE,
+    Hints,
+    RankView,
+    least_loaded,
+    power_of_two,
+    predicted_ttft,
+    prefix_affinity,
+    random,
+    round_robin,
+    session,
+)
+from app.routing.rendezvous import rendezvous_weights
 
 IDLE = RankView(
     rank=0,
@@ -100,6 +116,74 @@ def test_round_robin_takes_turns_whatever_the_load() -> None:
     assert turns == [0, 1, 2, 0, 1, 2]
 
 
+def test_random_draws_every_rank_for_as_large_a_part_of_the_draws() -> None:
+    views = [view(0, num_requests=9), view(1), view(2, cached_tokens=900), view(3)]
+    ranks = [random(views, 1000, hints=Hints(draw=draw)).rank for draw in (0.0, 0.24, 0.25, 0.6, 0.9999)]
+    assert ranks == [0, 0, 1, 2, 3]
+
+
+def test_power_of_two_draws_every_ordered_pair_for_as_large_a_part_of_the_draws() -> None:
+    views = [view(rank, num_requests=rank) for rank in range(5)]
+    pairs = Counter()
+    for step in range(20):
+        choice = power_of_two(views, 10, hints=Hints(draw=(step + 0.5) / 20))
+        pairs[choice.costs.index(0.0), choice.costs.index(1.0)] += 1
+    # The less loaded is the lower rank here, whichever was drawn first.
+    assert pairs == {(low, high): 2 for low in range(5) for high in range(low + 1, 5)}
+
+
+def test_power_of_two_between_equals_takes_the_one_with_less_work_so_far() -> None:
+    views = [view(0, assigned_tokens=9), view(1)]
+    assert {power_of_two(views, 10, hints=Hints(draw=draw)).rank for draw in (0.1, 0.9)} == {1}
+
+
+def test_prefix_affinity_takes_the_longest_prefix_then_the_least_loaded() -> None:
+    views = [view(0, cached_tokens=300), view(1, cached_tokens=400, num_requests=9), view(2), view(3)]
+    assert prefix_affinity(views, 1000).rank == 1
+    assert prefix_affinity(views, 1000).costs == (700.0, 600.0, 1000.0, 1000.0)
+    alike = [view(0, cached_tokens=400, num_requests=2), view(1, cached_tokens=400, num_requests=1)]
+    assert prefix_affinity(alike, 1000).rank == 1
+    assert prefix_affinity([view(0, num_requests=1), view(1)], 1000).rank == 1
+
+
+@pytest.mark.parametrize(
+    ("holder", "least", "passed_over"),
+    [(32, 0, False), (33, 0, True), (43, 10, True), (350, 320, False), (353, 320, True), (366, 333, False)],
+)
+def test_overloaded_is_over_32_requests_more_and_over_1_1_times_as_many(
+    holder: int, least: int, passed_over: bool
+) -> None:
+    views = [view(0, cached_tokens=900, num_requests=holder), view(1, num_requests=least)]
+    assert prefix_affinity(views, 1000).rank == int(passed_over)
+    home = next(str(i) for i in range(99) if session_rank([view(0), view(1)], str(i)) == 0)
+    assert session_rank(views, home) == int(passed_over)
+
+
+def session_rank(views: Sequence[RankView], session_id: str) -> int:
+    return session(views, 1000, hints=Hints(session_id=session_id)).rank
+
+
+def test_a_sessions_place_is_the_same_in_every_process() -> None:
+    assert rendezvous_weights("user-7", 4)[3] == 0x6C3E8AB5CE5CABC6
+    assert rendezvous_weights("user-7", 1024)[:4] == rendezvous_weights("user-7", 4)
+    views = [view(rank) for rank in range(8)]
+    assert [session_rank(views, f"user-{i}") for i in range(8)] == [3, 0, 0, 1, 2, 2, 5, 7]
+
+
+def test_a_session_stays_whatever_the_others_hold() -> None:
+    views = [view(rank) for rank in range(4)]
+    home = session_rank(views, "a")
+    views = [replace(each, cached_tokens=900 * (each.rank != home), num_requests=9) for each in views]
+    assert session_rank(views, "a") == home
+
+
+def test_without_a_session_it_is_the_default_policy_that_says_so() -> None:
+    views = [view(0), view(1, cached_tokens=600)]
+    choice = session(views, 1000, 400.0)
+    assert choice == replace(predicted_ttft(views, 1000, 400.0), deferred_to="predicted_ttft")
+    assert session(views, 1000, 400.0, Hints(session_id="a")).deferred_to is None
+
+
 VIEWS = st.lists(
     st.builds(
         RankView,
@@ -118,13 +202,67 @@ VIEWS = st.lists(
 )
 
 
-@given(views=VIEWS, num_tokens=st.integers(1000, 10**6), mean=st.none() | st.floats(1, 1e6))
+DRAWS = st.floats(0, 1, exclude_max=True)
+HINTS = st.builds(Hints, session_id=st.none() | st.text(max_size=8), draw=DRAWS)
+FEW_REQUESTS = st.integers(0, 80)
+"""Around what counts as overloaded."""
+
+
+@given(views=VIEWS, num_tokens=st.integers(1000, 10**6), mean=st.none() | st.floats(1, 1e6), hints=HINTS)
 def test_every_policy_chooses_a_cheapest_rank_whatever_the_order(
-    views: list[RankView], num_tokens: int, mean: float | None
+    views: list[RankView], num_tokens: int, mean: float | None, hints: Hints
 ) -> None:
     for policy in POLICIES.values():
-        choice = policy(views, num_tokens, mean)
+        choice = policy(views, num_tokens, mean, hints)
         cost = dict(zip((each.rank for each in views), choice.costs, strict=True))
-        tie = NEAR_TIE if policy is predicted_ttft else TIE
+        is_predicted = policy is predicted_ttft or choice.deferred_to == "predicted_ttft"
+        tie = NEAR_TIE if is_predicted else TIE
         assert cost[choice.rank] <= min(choice.costs) * (1 + tie)
         assert choice.predicted_ttft_s > 0
+
+
+@given(views=VIEWS, draw=DRAWS)
+def test_power_of_two_never_takes_the_worse_of_its_two(views: list[RankView], draw: float) -> None:
+    choice = power_of_two(views, 1000, hints=Hints(draw=draw))
+    assert sorted(choice.costs) == [0.0, 1.0, *[2.0] * (len(views) - 2)][: len(views)]
+    chosen = views[choice.costs.index(0.0)]
+    assert chosen.rank == choice.rank
+    if len(views) > 1:
+        other = views[choice.costs.index(1.0)]
+        assert (chosen.num_requests, chosen.assigned_tokens) <= (other.num_requests, other.assigned_tokens)
+
+
+@given(views=VIEWS, loads=st.lists(FEW_REQUESTS, min_size=8, max_size=8))
+def test_prefix_affinity_passes_over_a_longer_prefix_only_where_overloaded(
+    views: list[RankView], loads: list[int]
+) -> None:
+    views = [replace(each, num_requests=load) for each, load in zip(views, loads, strict=False)]
+    choice = prefix_affinity(views, 1000)
+    chosen = next(each for each in views if each.rank == choice.rank)
+    least = min(each.num_requests for each in views)
+    assert chosen.num_requests - least <= 32 or chosen.num_requests <= 1.1 * least
+    for each in views:
+        if (each.cached_tokens, -each.num_requests) > (chosen.cached_tokens, -chosen.num_requests):
+            assert each.num_requests - least > 32
+            assert each.num_requests > 1.1 * least
+
+
+@given(views=VIEWS, session_id=st.text(max_size=8), loads=st.lists(FEW_REQUESTS, min_size=8, max_size=8))
+def test_a_session_moves_only_when_its_own_rank_goes_or_is_overloaded(
+    views: list[RankView], session_id: str, loads: list[int]
+) -> None:
+    views = [replace(each, num_requests=5) for each in views]
+    home = session_rank(views, session_id)
+    for gone in views:
+        rest = [each for each in views if each != gone]
+        if gone.rank != home:
+            assert session_rank(rest, session_id) == home
+        elif rest:
+            # An overloaded home is as one that is gone.
+            full = [replace(each, num_requests=5 + 33 * (each == gone)) for each in views]
+            assert session_rank(full, session_id) == session_rank(rest, session_id)
+    # However the ranks are loaded, the session stays unless its own has much more than another.
+    loaded = [replace(each, num_requests=load) for each, load in zip(views, loads, strict=False)]
+    least = min(each.num_requests for each in loaded)
+    its_load = next(each.num_requests for each in loaded if each.rank == home)
+    assert (session_rank(loaded, session_id) == home) == (its_load - least <= 32 or its_load <= 1.1 * least)
