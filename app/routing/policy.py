@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+import numpy as np
 
 from app.config import PolicyName
+from app.routing.rank_view import Floats, Integers, RankView, RankViews
 from app.routing.rendezvous import rendezvous_weights
-
-Trust = Literal["exact", "syncing", "stale"]
-"""Whether a router knows a rank's cache, is finding out, or can't know."""
 
 TIE = 1e-6
 """Costs this close to the lowest, relative to it, are equal: they differ by floating point alone."""
@@ -28,31 +28,6 @@ QUEUE_GROWTH = 2.0
 BALANCE_ABS_THRESHOLD = 32
 BALANCE_REL_THRESHOLD = 1.1
 """What SGLang's `cache_aware` calls imbalance, with its defaults: see `_overloaded`."""
-
-
-@dataclass(frozen=True)
-class RankView:
-    """What a router knows of one rank when it chooses.
-
-    Attributes:
-        rank: the rank's number.
-        cached_tokens: tokens of this prompt that the rank needn't compute; less than the prompt's.
-        waiting_tokens: prompt tokens that the rank must compute before it gets to this one.
-        num_requests: requests running or waiting there, or on their way.
-        prefill_rate: uncached prompt tokens per second, above 0.
-        assigned_tokens: uncached tokens sent there so far.
-        assigned_requests: requests sent there so far.
-        trust: whether what its cache holds is known; if it isn't exact, `cached_tokens` is 0.
-    """
-
-    rank: int
-    cached_tokens: int
-    waiting_tokens: int
-    num_requests: int
-    prefill_rate: float
-    assigned_tokens: int
-    assigned_requests: int
-    trust: Trust
 
 
 @dataclass(frozen=True)
@@ -119,16 +94,18 @@ def predicted_ttft(
     Source: replays of a real trace and of bursts on one hot prefix,
     `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
     """
-    waits = [view.waiting_tokens / view.prefill_rate for view in views]
-    services = [(num_tokens - view.cached_tokens) / view.prefill_rate for view in views]
+    columns = RankViews.of(views)
+    waits = columns.waiting_tokens / columns.prefill_rate
+    services = (num_tokens - columns.cached_tokens) / columns.prefill_rate
     if mean_uncached_tokens is None:
-        mean_service = sum(services) / len(views)
+        mean_service = services.mean()
     else:
-        mean_service = sum(mean_uncached_tokens / view.prefill_rate for view in views) / len(views)
+        mean_service = (mean_uncached_tokens / columns.prefill_rate).mean()
     q = QUEUE_GROWTH * _harmonic_mean(waits) / mean_service
-    costs = tuple(wait + (1 + q) * service for wait, service in zip(waits, services, strict=True))
-    best = _best(views, costs, lambda view: (view.num_requests, view.assigned_tokens, view.rank), NEAR_TIE)
-    return Choice(views[best].rank, waits[best] + services[best], costs)
+    costs = waits + (1 + q) * services
+    tied = np.flatnonzero(costs <= costs.min() * (1 + NEAR_TIE))
+    best = _lowest(tied, columns.num_requests, columns.assigned_tokens, columns.rank)
+    return Choice(int(columns.rank[best]), float(waits[best] + services[best]), tuple(costs.tolist()))
 
 
 def least_loaded(
@@ -275,24 +252,29 @@ def _two_positions(length: int, draw: float) -> tuple[int, ...]:
     return first, (first + 1 + step) % length
 
 
-def _harmonic_mean(values: Sequence[float]) -> float:
+def _harmonic_mean(values: Floats) -> float:
     """Of values >= 0; 0 when one of them is."""
-    if min(values) == 0:
+    if values.min() == 0:
         return 0.0
-    return len(values) / sum(1 / value for value in values)
+    return float(len(values) / (1 / values).sum())
+
+
+def _lowest(positions: Integers, *keys: Integers) -> int:
+    """Of `positions`, the one with the lowest first key; among equals, with the lowest next key."""
+    for key in keys:
+        if len(positions) == 1:
+            break
+        values = key[positions]
+        positions = positions[values == values.min()]
+    return int(positions[0])
 
 
 def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:
     return (view.waiting_tokens + num_tokens - view.cached_tokens) / view.prefill_rate
 
 
-def _best(
-    views: Sequence[RankView],
-    costs: Sequence[float],
-    tie_break: Callable[[RankView], Any],
-    tie: float = TIE,
-) -> int:
-    """The position of the lowest cost; among those equal to it but for `tie`, of the lowest `tie_break`."""
-    limit = min(costs) * (1 + tie)
+def _best(views: Sequence[RankView], costs: Sequence[float], tie_break: Callable[[RankView], Any]) -> int:
+    """The position of the lowest cost; among equal costs, of the lowest `tie_break`."""
+    limit = min(costs) * (1 + TIE)
     tied = [position for position, cost in enumerate(costs) if cost <= limit]
     return min(tied, key=lambda position: tie_break(views[position]))

@@ -10,7 +10,7 @@ from app.events.schema import CacheEvent, LoadStat
 from app.routing.index import PrefixIndex
 from app.routing.index_sink import IndexSink
 from app.routing.load import LoadBook
-from app.routing.policy import Trust
+from app.routing.rank_view import Trust
 from app.simulation.clock import Clock
 from app.simulation.config import FeedConfig
 from app.simulation.rank import Rank

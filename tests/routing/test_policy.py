@@ -17,7 +17,6 @@ from app.routing.policy import (
     POLICIES,
     TIE,
     Hints,
-    RankView,
     least_loaded,
     power_of_two,
     predicted_ttft,
@@ -26,6 +25,7 @@ from app.routing.policy import (
     round_robin,
     session,
 )
+from app.routing.rank_view import RankView, RankViews, bits_to_mask
 from app.routing.rendezvous import rendezvous_weights
 
 IDLE = RankView(
@@ -200,6 +200,21 @@ VIEWS = st.lists(
     max_size=8,
     unique_by=lambda each: each.rank,
 )
+
+
+@given(views=VIEWS)
+def test_columns_are_the_same_views(views: list[RankView]) -> None:
+    columns = RankViews.of(views)
+    assert list(columns) == views
+    assert [columns[position] for position in range(len(columns))] == views
+    assert columns[1:] == views[1:]
+    assert [columns.position_of(each.rank) for each in views] == list(range(len(views)))
+
+
+@given(ranks=st.sets(st.integers(0, 80)), size=st.integers(1, 70))
+def test_a_bit_set_becomes_booleans_by_rank(ranks: set[int], size: int) -> None:
+    mask = bits_to_mask(sum(1 << rank for rank in ranks), size)
+    assert mask.tolist() == [rank in ranks for rank in range(size)]
 
 
 DRAWS = st.floats(0, 1, exclude_max=True)
