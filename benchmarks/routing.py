@@ -4,7 +4,8 @@ Reads Mooncake's JSON lines, or makes up requests that share prefixes (`--genera
 and every speed is a cell. Load per rank is alike in cells of one speed: the trace runs `speed * ranks / 8`
 times as fast as it was recorded, and what is made up comes at `speed * ranks` times `--rate`.
 
-The ranks are those of the preset `mooncake`, unless a YAML file of `ClusterConfig`'s fields says otherwise.
+The ranks are those of a preset or of a YAML file with `ClusterConfig`'s fields. `mooncake` is the simplest
+model; with `delayed` the router learns of the ranks as late as in life, which is also faster to simulate.
 Tables and progress go to stderr; the last line of stdout is one JSON object: `policies` of the first cell,
 and all `cells`.
 """
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from app.config import PolicyName
 from app.errors import KvbeaconError
 from app.simulation.bounds import Bound, lower_bound
-from app.simulation.config import MOONCAKE, ClusterConfig
+from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig
 from app.simulation.files import read_cluster
 from app.simulation.outcome import Figures
 from app.simulation.request import SimulatedRequest, speed_up
@@ -32,7 +33,7 @@ from app.simulation.shared_prefixes import SharedPrefixes
 from app.simulation.simulator import simulate
 from app.simulation.trace import read_trace
 
-PRESETS: Final = {"mooncake": MOONCAKE}
+PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]
 """Traces name no sessions; without one, `session` does what `predicted_ttft` does."""
 Item = TypeVar("Item")

@@ -64,3 +64,6 @@ class ClusterConfig(Settings):
 
 MOONCAKE: Final = ClusterConfig()
 """The simplest model, for Mooncake's traces: 8 ranks of 8,000 tokens/s and 3,000 blocks of 512 tokens."""
+
+DELAYED: Final = ClusterConfig(feed=FeedConfig(event_delay_s=0.01, load_interval_s=0.1, load_delay_s=0.01))
+"""The same ranks, of which the router learns as of real ones: events after 10 ms, load ten times a second."""
