@@ -55,7 +55,7 @@ class _Simulator:
         self.outcome = Outcome(num_ranks=config.ranks)
         self._block_size = config.rank.block_size
         self._clock = Clock()
-        self._ranks = _new_ranks(config, self._note_first_token)
+        self._ranks = _new_ranks(config, self.outcome.note_first_token)
         routing = RoutingConfig(policy=policy, initial_prefill_tokens_per_s=config.rank.prefill_tokens_per_s)
         index, load = PrefixIndex(), LoadBook(routing)
         self._chooser = Chooser(index, load, policy, config.ranks, random.Random(config.seed))
@@ -81,9 +81,6 @@ class _Simulator:
     def finish(self) -> None:
         """Let time go on until everything is done."""
         self._clock.run()
-
-    def _note_first_token(self, position: int, moment: float, cached_tokens: int) -> None:
-        self.outcome.note_first_token(position, moment, cached_tokens)
 
     def _follow(self, rank: int) -> None:
         """Send what the rank's cache has to say, and come back when something changes."""
