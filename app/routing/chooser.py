@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import POLICIES, Hints, RankView, Trust
+from app.routing.policy import POLICIES, Hints
+from app.routing.rank_view import Integers, RankView, RankViews, Trust, bits_to_mask
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Decision:
         uncached_tokens: the rest, at least 1.
         predicted_ttft_s: seconds until it will have computed the prompt.
         policy: the name of the policy that chose, or "pinned" when the client named the rank.
-        considered: a receipt for every rank that could have been chosen, by rank.
+        views: every rank that could have been chosen, by rank.
+        costs: their costs in the policy's own unit.
     """
 
     rank: int
@@ -68,7 +72,13 @@ class Decision:
     uncached_tokens: int
     predicted_ttft_s: float
     policy: str
-    considered: tuple[Receipt, ...]
+    views: RankViews
+    costs: Sequence[float]
+
+    @property
+    def considered(self) -> tuple[Receipt, ...]:
+        """A receipt for every rank that could have been chosen, by rank."""
+        return tuple(map(Receipt, self.views, self.costs))
 
 
 class Chooser:
@@ -126,7 +136,7 @@ class Chooser:
         views = self._views(prompt, self._candidates(alive, exclude, pinned_rank))
         hints = Hints(prompt.session_id, self._rng.random())
         choice = self._policy(views, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
-        chosen = next(view for view in views if view.rank == choice.rank)
+        chosen = views[views.position_of(choice.rank)]
         uncached_tokens = prompt.num_tokens - chosen.cached_tokens
         self._load.reserve(choice.rank, prompt.request_id, uncached_tokens, now)
         return Decision(
@@ -135,7 +145,8 @@ class Chooser:
             uncached_tokens=uncached_tokens,
             predicted_ttft_s=choice.predicted_ttft_s,
             policy=(choice.deferred_to or self._policy_name) if pinned_rank is None else "pinned",
-            considered=tuple(map(Receipt, views, choice.costs)),
+            views=views,
+            costs=choice.costs,
         )
 
     def release(self, request_id: str) -> None:
@@ -146,7 +157,8 @@ class Chooser:
         self, alive: Mapping[int, Trust], exclude: frozenset[int], pinned_rank: int | None
     ) -> dict[int, Trust]:
         if pinned_rank is None:
-            candidates = {rank: alive[rank] for rank in sorted(alive) if rank not in exclude}
+            allowed = alive.keys() - exclude if exclude else alive
+            candidates = {rank: alive[rank] for rank in sorted(allowed)}
             if not candidates:
                 raise NoRankError(_no_rank_message(alive, exclude))
             return candidates
@@ -161,25 +173,30 @@ class Chooser:
             )
         return {pinned_rank: alive[pinned_rank]}
 
-    def _views(self, prompt: Prompt, candidates: Mapping[int, Trust]) -> list[RankView]:
-        depths = self._index.depth_by_rank(prompt.block_hashes[: prompt.num_reusable_blocks])
-        rates = self._load.prefill_rates(candidates)
-        views = []
-        for rank, trust in candidates.items():
-            assigned_tokens, assigned_requests = self._load.assigned(rank)
-            views.append(
-                RankView(
-                    rank=rank,
-                    cached_tokens=depths.get(rank, 0) * prompt.block_size if trust == "exact" else 0,
-                    waiting_tokens=self._load.waiting_tokens(rank),
-                    num_requests=self._load.num_requests(rank),
-                    prefill_rate=rates[rank],
-                    assigned_tokens=assigned_tokens,
-                    assigned_requests=assigned_requests,
-                    trust=trust,
-                )
-            )
-        return views
+    def _views(self, prompt: Prompt, candidates: Mapping[int, Trust]) -> RankViews:
+        ranks, trust = np.fromiter(candidates, np.int64, len(candidates)), list(candidates.values())
+        cached_tokens = self._depths(prompt, ranks) * prompt.block_size
+        if set(trust) != {"exact"}:
+            cached_tokens[[each != "exact" for each in trust]] = 0
+        load = self._load.columns(ranks)
+        return RankViews(
+            rank=ranks,
+            cached_tokens=cached_tokens,
+            waiting_tokens=load.waiting_tokens,
+            num_requests=load.num_requests,
+            prefill_rate=load.prefill_rate,
+            assigned_tokens=load.assigned_tokens,
+            assigned_requests=load.assigned_requests,
+            trust=trust,
+        )
+
+    def _depths(self, prompt: Prompt, ranks: Integers) -> Integers:
+        """How many of the prompt's reusable blocks each of `ranks`, which ascend, holds."""
+        size = int(ranks[-1]) + 1
+        depths = np.zeros(size, np.int64)
+        for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
+            depths[bits_to_mask(holders, size)] = depth
+        return depths[ranks]
 
 
 def _no_rank_message(alive: Mapping[int, Trust], exclude: frozenset[int]) -> str:
