@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import POLICIES, Hints, RankView, Trust
+from app.routing.policy import POLICIES, Hints
+from app.routing.rank_view import Integers, RankView, RankViews, Trust, bits_to_mask
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ class Decision:
     policy: str
     trust: Trust
     num_blocks: int
-    views: Sequence[RankView]
-    candidates: Sequence[RankView]
+    views: RankViews
+    candidates: RankViews
     costs: Sequence[float]
     exclude: frozenset[int] = frozenset()
     pinned_rank: int | None = None
@@ -92,7 +95,7 @@ class Decision:
     @property
     def missed_tokens(self) -> int:
         """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one."""
-        return max([view.cached_tokens for view in self.candidates]) - self.cached_tokens
+        return int(self.candidates.cached_tokens.max()) - self.cached_tokens
 
 
 class Chooser:
@@ -163,10 +166,10 @@ class Chooser:
         self._load.expire(now)
         allowed = self._allowed(alive, exclude, pinned_rank)
         views = self._views(prompt, alive)
-        candidates = views if len(allowed) == len(views) else [each for each in views if each.rank in allowed]
+        candidates = views if len(allowed) == len(views) else views.of_ranks(sorted(allowed))
         hints = Hints(prompt.session_id, self._rng.random())
         choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
-        chosen = next(view for view in candidates if view.rank == choice.rank)
+        chosen = candidates[candidates.position_of(choice.rank)]
         deferred_to = choice.deferred_to if pinned_rank is None else None
         return Decision(
             rank=choice.rank,
@@ -207,25 +210,31 @@ class Chooser:
             )
         return {pinned_rank}
 
-    def _views(self, prompt: Prompt, alive: Mapping[int, Trust]) -> list[RankView]:
-        depths = self._index.depth_by_rank(prompt.block_hashes[: prompt.num_reusable_blocks])
-        rates = self._load.prefill_rates(alive)
-        views = []
-        for rank, trust in sorted(alive.items()):
-            assigned_tokens, assigned_requests = self._load.assigned(rank)
-            views.append(
-                RankView(
-                    rank=rank,
-                    cached_tokens=depths.get(rank, 0) * prompt.block_size if trust == "exact" else 0,
-                    waiting_tokens=self._load.waiting_tokens(rank),
-                    num_requests=self._load.num_requests(rank),
-                    prefill_rate=rates[rank],
-                    assigned_tokens=assigned_tokens,
-                    assigned_requests=assigned_requests,
-                    trust=trust,
-                )
-            )
-        return views
+    def _views(self, prompt: Prompt, alive: Mapping[int, Trust]) -> RankViews:
+        ranks = np.array(sorted(alive), np.int64)
+        trust = [alive[rank] for rank in ranks.tolist()]
+        cached_tokens = self._depths(prompt, ranks) * prompt.block_size
+        if set(trust) != {"exact"}:
+            cached_tokens[[each != "exact" for each in trust]] = 0
+        load = self._load.columns(ranks)
+        return RankViews(
+            rank=ranks,
+            cached_tokens=cached_tokens,
+            waiting_tokens=load.waiting_tokens,
+            num_requests=load.num_requests,
+            prefill_rate=load.prefill_rate,
+            assigned_tokens=load.assigned_tokens,
+            assigned_requests=load.assigned_requests,
+            trust=trust,
+        )
+
+    def _depths(self, prompt: Prompt, ranks: Integers) -> Integers:
+        """How many of the prompt's reusable blocks each of `ranks`, which ascend, holds."""
+        size = int(ranks[-1]) + 1
+        depths = np.zeros(size, np.int64)
+        for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
+            depths[bits_to_mask(holders, size)] = depth
+        return depths[ranks]
 
 
 def _no_rank_message(alive: Mapping[int, Trust], exclude: frozenset[int]) -> str:

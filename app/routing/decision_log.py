@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.routing.chooser import Decision
-from app.routing.policy import Trust
+from app.routing.rank_view import Trust
 
 
 @dataclass(frozen=True)

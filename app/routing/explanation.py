@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from app.routing.chooser import Decision
 from app.routing.decision_log import Record
-from app.routing.policy import RankView, predicted_ttft
+from app.routing.policy import predicted_ttft
+from app.routing.rank_view import RankView
 from app.routing.reasons import reasons
 
 Json = dict[str, Any]
@@ -17,6 +17,8 @@ def explanation(decision: Decision, dp_size: int) -> Json:
     """The receipt of one decision, with a row for every rank of the deployment, alive or not."""
     num_tokens = decision.cached_tokens + decision.uncached_tokens
     views = {view.rank: view for view in decision.views}
+    costs = {each.view.rank: each.cost for each in decision.considered}
+    ranks = range(dp_size)
     return {
         "policy": decision.policy,
         "deferred_by": decision.deferred_by,
@@ -29,7 +31,7 @@ def explanation(decision: Decision, dp_size: int) -> Json:
         "predicted_ttft_s": decision.predicted_ttft_s,
         "pinned_rank": decision.pinned_rank,
         "failed_ranks": sorted(decision.exclude),
-        "ranks": [_row(decision, rank, views.get(rank), num_tokens) for rank in range(dp_size)],
+        "ranks": [_row(decision, rank, views.get(rank), costs.get(rank)) for rank in ranks],
     }
 
 
@@ -43,11 +45,11 @@ def record_json(record: Record, dp_size: int) -> Json:
     }
 
 
-def _row(decision: Decision, rank: int, view: RankView | None, num_tokens: int) -> Json:
+def _row(decision: Decision, rank: int, view: RankView | None, cost: float | None) -> Json:
     obstacle = _obstacle(decision, rank, view)
     if view is None:
         return {"rank": rank, "eligible": False, "why_not": obstacle}
-    cost = next((each.cost for each in decision.considered if each.view.rank == rank), math.inf)
+    num_tokens = decision.cached_tokens + decision.uncached_tokens
     chosen = rank == decision.rank
     return {
         "rank": rank,
@@ -60,7 +62,7 @@ def _row(decision: Decision, rank: int, view: RankView | None, num_tokens: int) 
         "num_requests": view.num_requests,
         "prefill_tokens_per_s": view.prefill_rate,
         "predicted_ttft_s": decision.predicted_ttft_s if chosen else _predicted_ttft_s(view, num_tokens),
-        "cost": cost if math.isfinite(cost) else None,
+        "cost": cost,
     }
 
 

@@ -10,45 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+import numpy as np
 
 from app.config import PolicyName
+from app.routing.rank_view import Floats, Integers, RankView, RankViews
 from app.routing.rendezvous import rendezvous_weights
-
-Trust = Literal["exact", "syncing", "stale"]
-"""Whether a router knows a rank's cache, is finding out, or can't know."""
 
 TIE = 1e-6
 """Costs this close to the lowest, relative to it, are equal: they differ by floating point alone."""
+NEAR_TIE = 0.005
+"""Predicted times this close to the lowest, relative to it, are equal: no prediction is better than that."""
+QUEUE_GROWTH = 2.0
+"""Requests that a second of work delays in the end, for each that waits now: see `predicted_ttft`."""
 
 BALANCE_ABS_THRESHOLD = 32
 BALANCE_REL_THRESHOLD = 1.1
 """What SGLang's `cache_aware` calls imbalance, with its defaults: see `_overloaded`."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankView:
-    """What a router knows of one rank when it chooses.
-
-    Attributes:
-        rank: the rank's number.
-        cached_tokens: tokens of this prompt that the rank needn't compute; less than the prompt's.
-        waiting_tokens: prompt tokens that the rank must compute before it gets to this one.
-        num_requests: requests running or waiting there, or on their way.
-        prefill_rate: uncached prompt tokens per second, above 0.
-        assigned_tokens: uncached tokens sent there so far.
-        assigned_requests: requests sent there so far.
-        trust: whether what its cache holds is known; if it isn't exact, `cached_tokens` is 0.
-    """
-
-    rank: int
-    cached_tokens: int
-    waiting_tokens: int
-    num_requests: int
-    prefill_rate: float
-    assigned_tokens: int
-    assigned_requests: int
-    trust: Trust
 
 
 @dataclass(frozen=True)
@@ -99,30 +78,34 @@ def predicted_ttft(
     """The rank that answers soonest, with the delay that the request causes to others; cost in seconds.
 
         cost_r = wait_r + (1 + q) * uncached_r / rate_r        wait_r = waiting tokens_r / rate_r
-        q      = harmonic mean of wait_r over the ranks / mean service time of a request
+        q      = 2 * harmonic mean of wait_r over the ranks / mean service time of a request
 
-    Without q, this is the predicted time to first token. By Little's law q requests wait on a rank, and each
-    second of work delays all of them; so q grows with overload, where computing a prefix again costs
-    everybody. The harmonic mean is 0 as soon as one rank is idle, since work can then go where it delays
-    nobody; with the arithmetic mean, one rank's queue alone would tie every request to the prefix that made
-    it queue. The mean service time is that of past requests; before the first, this prompt stands for them.
+    Without q, this is the predicted time to first token. By Little's law wait / service time requests wait on
+    a rank, and a second of work delays all of them, and those that come before the queue is gone: u / (1 - u)
+    times as many at utilisation u, as many again where the ranks are half busy, hence the 2. So q grows with
+    overload, where computing a prefix again costs everybody. The harmonic mean is 0 as soon as one rank is
+    idle, since work can then go where it delays nobody; with the arithmetic mean, one rank's queue alone
+    would tie every request to the prefix that made it queue. The mean service time is that of past requests;
+    before the first, this prompt stands for them.
 
-    Ties go to the rank with fewer requests (its decode steps compete with this prefill), then to the one
-    with the least tokens assigned so far, then to the lowest number.
+    Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
+    then to the one with the least tokens assigned so far, then to the lowest number.
 
     Source: replays of a real trace and of bursts on one hot prefix,
-    `docs/decisions/0001-harmonic-mean-wait.md`.
+    `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
     """
-    waits = [view.waiting_tokens / view.prefill_rate for view in views]
-    services = [(num_tokens - view.cached_tokens) / view.prefill_rate for view in views]
+    columns = RankViews.of(views)
+    waits = columns.waiting_tokens / columns.prefill_rate
+    services = (num_tokens - columns.cached_tokens) / columns.prefill_rate
     if mean_uncached_tokens is None:
-        mean_service = sum(services) / len(views)
+        mean_service = services.mean()
     else:
-        mean_service = sum(mean_uncached_tokens / view.prefill_rate for view in views) / len(views)
-    q = _harmonic_mean(waits) / mean_service
-    costs = tuple(wait + (1 + q) * service for wait, service in zip(waits, services, strict=True))
-    best = _best(views, costs, lambda view: (view.num_requests, view.assigned_tokens, view.rank))
-    return Choice(views[best].rank, waits[best] + services[best], costs)
+        mean_service = (mean_uncached_tokens / columns.prefill_rate).mean()
+    q = QUEUE_GROWTH * _harmonic_mean(waits) / mean_service
+    costs = waits + (1 + q) * services
+    tied = np.flatnonzero(costs <= costs.min() * (1 + NEAR_TIE))
+    best = _lowest(tied, columns.num_requests, columns.assigned_tokens, columns.rank)
+    return Choice(int(columns.rank[best]), float(waits[best] + services[best]), tuple(costs.tolist()))
 
 
 def least_loaded(
@@ -269,11 +252,21 @@ def _two_positions(length: int, draw: float) -> tuple[int, ...]:
     return first, (first + 1 + step) % length
 
 
-def _harmonic_mean(values: Sequence[float]) -> float:
+def _harmonic_mean(values: Floats) -> float:
     """Of values >= 0; 0 when one of them is."""
-    if min(values) == 0:
+    if values.min() == 0:
         return 0.0
-    return len(values) / sum(1 / value for value in values)
+    return float(len(values) / (1 / values).sum())
+
+
+def _lowest(positions: Integers, *keys: Integers) -> int:
+    """Of `positions`, the one with the lowest first key; among equals, with the lowest next key."""
+    for key in keys:
+        if len(positions) == 1:
+            break
+        values = key[positions]
+        positions = positions[values == values.min()]
+    return int(positions[0])
 
 
 def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:

@@ -24,7 +24,7 @@ from app.routing.description import RankDescription
 from app.routing.followed_rank import FollowedRank
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import Trust
+from app.routing.rank_view import Trust
 
 __all__ = ["MAX_MISSED_LOOKS", "Member", "RankDescription", "SnapshotFetcher", "Tracker"]
 

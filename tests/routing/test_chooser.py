@@ -17,7 +17,7 @@ from app.hashing import chain, wire_hash
 from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import Trust
+from app.routing.rank_view import Trust
 
 BLOCK_SIZE = 4
 ALL_EXACT: dict[int, Trust] = dict.fromkeys(range(4), "exact")

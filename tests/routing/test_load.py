@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -52,6 +53,24 @@ def test_a_rank_can_only_acknowledge_its_own_reservation(book: LoadBook) -> None
     book.reserve(1, "a", 40, now=0.1)
     book.acknowledge(0, ["a", "never seen"])
     assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
+
+
+def test_columns_say_of_many_ranks_what_the_book_says_of_each(book: LoadBook) -> None:
+    book.report(3, stat(running=2, waiting=1, waiting_tokens=100, prefilled=4000, busy_us=1_000_000))
+    book.reserve(100, "a", 40, now=0.0)
+    book.reserve(3, "b", 7, now=0.0)
+    ranks = [100, 3, 5, 1000]
+    columns = book.columns(np.array(ranks))
+    assert columns.waiting_tokens.tolist() == [book.waiting_tokens(rank) for rank in ranks] == [40, 107, 0, 0]
+    assert columns.num_requests.tolist() == [book.num_requests(rank) for rank in ranks] == [1, 4, 0, 0]
+    assert columns.assigned_tokens.tolist() == [40, 7, 0, 0]
+    assert columns.assigned_requests.tolist() == [1, 1, 0, 0]
+    assert columns.prefill_rate.tolist() == [4000.0] * 4
+    book.release("a")
+    book.drop(3)
+    assert columns.waiting_tokens.tolist() == [40, 107, 0, 0], "what was handed out stays"
+    assert book.columns(np.array(ranks)).waiting_tokens.tolist() == [0, 0, 0, 0]
+    assert book.columns(np.array(ranks)).prefill_rate.tolist() == [1000.0] * 4
 
 
 def test_reservations_end_at_their_deadline(book: LoadBook) -> None:

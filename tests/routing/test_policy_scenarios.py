@@ -15,7 +15,7 @@ from app.hashing import chain, wire_hash
 from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import Trust
+from app.routing.rank_view import Trust
 
 BLOCK_SIZE = 20
 RATE = 1000.0

@@ -13,7 +13,7 @@ from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.explanation import explanation
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.policy import Trust
+from app.routing.rank_view import Trust
 from app.routing.reasons import reasons
 
 BLOCK_SIZE = 4
@@ -55,6 +55,17 @@ def test_the_lowest_cost_and_ties_are_called_so_with_what_the_cost_is() -> None:
     assert why(router.consider()).startswith(
         "rank 2 has the lowest cost of least_loaded (requests running, waiting or on their way), 2; "
         "next is rank 1 with 3; "
+    )
+
+
+def test_predictions_that_are_nearly_the_same_are_called_ties() -> None:
+    router = Router("predicted_ttft")
+    for rank, waiting_tokens in enumerate((1001, 1000, 2000, 2000)):
+        router.hold_requests(rank, rank, waiting_tokens)
+    decision = router.consider()
+    assert decision.rank == 0
+    assert why(decision).startswith(
+        "ranks [0, 1] have the lowest cost of predicted_ttft (seconds to the first"
     )
 
 

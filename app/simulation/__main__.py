@@ -1,0 +1,61 @@
+"""How many ranks does a trace need? `python -m app.simulation --config FILE --trace FILE --p99 SECONDS`.
+
+`--config` is YAML with the fields of `app.simulation.config.ClusterConfig`: a rank's prefill rate, cache and
+steps, as measured on the machine in question. The trace has Mooncake's format. Exits with 1 when no number of
+ranks that was tried is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from app.config import MAX_DP_SIZE, PolicyName
+from app.errors import KvbeaconError
+from app.simulation.config import MOONCAKE
+from app.simulation.files import read_cluster
+from app.simulation.request import speed_up
+from app.simulation.trace import read_trace
+from app.simulation.what_if import find_ranks, report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, search, print; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.p99 > 0 or not options.speed > 0 or not 1 <= options.max_ranks <= MAX_DP_SIZE:
+        parser.error(f"--p99 and --speed must be above 0, --max-ranks from 1 to {MAX_DP_SIZE}")
+    try:
+        config = read_cluster(options.config) if options.config else MOONCAKE
+        trace = list(speed_up(read_trace(options.trace, config.rank.block_size), options.speed))
+        with tqdm(unit="run", desc="simulating") as progress:
+
+            def show(ranks: int) -> None:
+                progress.set_postfix(ranks=ranks)
+                progress.update()
+
+            answer = find_ranks(config, trace, options.policy, options.p99, options.max_ranks, show)
+    except KvbeaconError as error:
+        parser.error(str(error))
+    print(report(answer))
+    return 0 if answer.ranks is not None else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app.simulation", description=__doc__)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default: the preset `mooncake`")
+    parser.add_argument("--trace", type=Path, metavar="FILE", required=True)
+    parser.add_argument("--p99", type=float, metavar="SECONDS", required=True, help="wanted, to first token")
+    parser.add_argument("--policy", choices=get_args(PolicyName), default="predicted_ttft")
+    parser.add_argument("--speed", type=float, default=1.0, help="times as fast as the trace was recorded")
+    parser.add_argument("--max-ranks", type=int, default=64, help="try no more than these")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

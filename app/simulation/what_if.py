@@ -1,0 +1,109 @@
+"""How many ranks a trace needs for a 99th percentile of the time to first token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from app.config import PolicyName
+from app.simulation.config import ClusterConfig
+from app.simulation.outcome import Figures
+from app.simulation.request import SimulatedRequest
+from app.simulation.simulator import simulate
+
+BAR_WIDTH = 50
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """What was tried, and the answer.
+
+    Attributes:
+        tried: figures by number of ranks, ascending.
+        p99_s: the wanted 99th percentile in seconds.
+        ranks: the smallest number that keeps to it, of those tried; None when the largest doesn't.
+    """
+
+    tried: Mapping[int, Figures]
+    p99_s: float
+    ranks: int | None
+
+
+def find_ranks(
+    config: ClusterConfig,
+    trace: Sequence[SimulatedRequest],
+    policy: PolicyName,
+    p99_s: float,
+    max_ranks: int,
+    on_try: Callable[[int], object] = lambda ranks: None,
+) -> WhatIf:
+    """The least number of ranks whose p99 is at most `p99_s`, found by doubling and then bisection.
+
+    That more ranks aren't slower is taken for granted; near the answer it may be off by chance.
+
+    Args:
+        config: the ranks; their number in it doesn't matter.
+        trace: requests in the order of arrival.
+        policy: the policy's config name.
+        p99_s: the wanted 99th percentile of the time to first token in seconds.
+        max_ranks: no more than these are tried.
+        on_try: called with each number before it is simulated.
+    """
+    tried: dict[int, Figures] = {}
+
+    def is_enough(ranks: int) -> bool:
+        on_try(ranks)
+        tried[ranks] = simulate(config.model_copy(update={"ranks": ranks}), trace, policy).figures()
+        return tried[ranks].ttft_p99_s <= p99_s
+
+    too_few, ranks = 0, 1
+    while not is_enough(ranks):
+        if ranks == max_ranks:
+            return WhatIf(dict(sorted(tried.items())), p99_s, None)
+        too_few, ranks = ranks, min(2 * ranks, max_ranks)
+    while ranks - too_few > 1:
+        middle = (too_few + ranks) // 2
+        if is_enough(middle):
+            ranks = middle
+        else:
+            too_few = middle
+    return WhatIf(dict(sorted(tried.items())), p99_s, ranks)
+
+
+def report(answer: WhatIf) -> str:
+    """The table, the plot and the answer, for people."""
+    return "\n".join([*_table(answer.tried), "", *_plot(answer), "", _sentence(answer)])
+
+
+def _table(tried: Mapping[int, Figures]) -> list[str]:
+    rows = [f"{'ranks':>6}{'hit rate':>10}{'mean s':>10}{'p50 s':>10}{'p90 s':>10}{'p99 s':>10}"]
+    for ranks, each in tried.items():
+        rows.append(
+            f"{ranks:>6}{each.hit_rate:>10.1%}{each.ttft_mean_s:>10.3f}{each.ttft_p50_s:>10.3f}"
+            f"{each.ttft_p90_s:>10.3f}{each.ttft_p99_s:>10.3f}"
+        )
+    return rows
+
+
+def _plot(answer: WhatIf) -> list[str]:
+    """A bar a line, three times the wanted p99 (`|`) at full width; `>` stands for what is beyond it."""
+    mark = BAR_WIDTH // 3
+    rows = []
+    for ranks, each in answer.tried.items():
+        length = round(each.ttft_p99_s / answer.p99_s * mark)
+        bar = ("#" * min(length, BAR_WIDTH)).ljust(BAR_WIDTH)
+        bar = bar[:mark] + "|" + bar[mark:] + (">" if length > BAR_WIDTH else "")
+        rows.append(f"{ranks:>6} {bar.rstrip()}")
+    return [f"p99; | is {answer.p99_s:g} s", *rows]
+
+
+def _sentence(answer: WhatIf) -> str:
+    if answer.ranks is None:
+        most = max(answer.tried)
+        return (
+            f"{most} ranks are not enough for a p99 of {answer.p99_s:g} s: "
+            f"theirs is {answer.tried[most].ttft_p99_s:.3f} s"
+        )
+    p99_s = answer.tried[answer.ranks].ttft_p99_s
+    ranks = "1 rank is" if answer.ranks == 1 else f"{answer.ranks} ranks are"
+    return f"{ranks} enough for a p99 of {answer.p99_s:g} s: {p99_s:.3f} s"

@@ -1,0 +1,190 @@
+"""Policies on a trace, in virtual time: `python -m benchmarks.routing --trace FILE --ranks 8,16`.
+
+Reads Mooncake's JSON lines, or makes up requests that share prefixes (`--generate N`). Every number of ranks
+and every speed is a cell. Load per rank is alike in cells of one speed: the trace runs `speed * ranks / 8`
+times as fast as it was recorded, and what is made up comes at `speed * ranks` times `--rate`.
+
+The ranks are those of a preset or of a YAML file with `ClusterConfig`'s fields. `mooncake` is the simplest
+model; with `delayed` the router learns of the ranks as late as in life, which is also faster to simulate.
+Tables and progress go to stderr; the last line of stdout is one JSON object: `policies` of the first cell,
+and all `cells`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, TypeVar, get_args
+
+from tqdm import tqdm
+
+from app.config import PolicyName
+from app.errors import KvbeaconError
+from app.simulation.bounds import Bound, lower_bound
+from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig
+from app.simulation.files import read_cluster
+from app.simulation.outcome import Figures
+from app.simulation.request import SimulatedRequest, speed_up
+from app.simulation.shared_prefixes import SharedPrefixes
+from app.simulation.simulator import simulate
+from app.simulation.trace import read_trace
+
+PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
+DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]
+"""Traces name no sessions; without one, `session` does what `predicted_ttft` does."""
+Item = TypeVar("Item")
+Number = TypeVar("Number", int, float)
+_HEAD = (
+    f"{'policy':<16}{'hit rate':>9}{'mean s':>9}{'p50 s':>9}{'p90 s':>9}{'p99 s':>9}"
+    f"{'imbalance':>11}{'requests/s':>12}{'choose us':>11}"
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Where requests come from.
+
+    Attributes:
+        trace: the recorded ones, if there are any.
+        generated: what to make up otherwise, with the rate for one rank.
+    """
+
+    trace: Sequence[SimulatedRequest] | None
+    generated: SharedPrefixes
+
+    @property
+    def num_requests(self) -> int:
+        """Requests of every cell."""
+        return self.generated.num_requests if self.trace is None else len(self.trace)
+
+    def at(self, ranks: int, speed: float) -> Iterable[SimulatedRequest]:
+        """The requests of one cell."""
+        if self.trace is not None:
+            return speed_up(self.trace, speed * ranks / MOONCAKE.ranks)
+        rate = self.generated.requests_per_s * speed * ranks
+        return self.generated.model_copy(update={"requests_per_s": rate}).requests()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All policies at one number of ranks and one speed; without decoding also what none can beat."""
+
+    ranks: int
+    speed: float
+    policies: Mapping[PolicyName, Figures]
+    lower_bound: Bound | None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, print."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        base = read_cluster(options.config) if options.config else PRESETS[options.preset]
+        workload = _workload(options, base)
+    except KvbeaconError as error:
+        parser.error(str(error))
+    cells = []
+    num_runs = len(options.ranks) * len(options.speeds) * len(options.policies)
+    with tqdm(total=num_runs * workload.num_requests, unit="request", unit_scale=True) as progress:
+        for ranks in options.ranks:
+            for speed in options.speeds:
+                config = base.model_copy(update={"ranks": ranks})
+                cells.append(run_cell(config, workload, speed, options.policies, progress.update))
+                progress.write(table(cells[-1]), file=sys.stderr)
+    print(json.dumps({"policies": asdict(cells[0])["policies"], "cells": [asdict(each) for each in cells]}))
+
+
+def run_cell(
+    config: ClusterConfig,
+    workload: Workload,
+    speed: float,
+    policies: Sequence[PolicyName],
+    on_request: Callable[[], object] = lambda: None,
+) -> Cell:
+    """One cell; the bound is left out where there are too many requests to hold at once."""
+    figures = {
+        policy: simulate(config, workload.at(config.ranks, speed), policy, on_request).figures()
+        for policy in policies
+    }
+    has_bound = config.rank.decode is None and workload.trace is not None
+    bound = lower_bound(config, workload.at(config.ranks, speed)) if has_bound else None
+    return Cell(config.ranks, speed, figures, bound)
+
+
+def table(cell: Cell) -> str:
+    """A cell for people."""
+    rows = [f"\n{cell.ranks} ranks, speed {cell.speed:g}", _HEAD]
+    for name, each in cell.policies.items():
+        rows.append(
+            f"{name:<16}{each.hit_rate:>9.1%}{each.ttft_mean_s:>9.3f}{each.ttft_p50_s:>9.3f}"
+            f"{each.ttft_p90_s:>9.3f}{each.ttft_p99_s:>9.3f}{each.imbalance:>11.3f}"
+            f"{each.requests_per_s:>12.0f}{each.choose_us:>11.1f}"
+        )
+    if cell.lower_bound is not None:
+        rows.append(
+            f"{'lower bound':<16}{cell.lower_bound.hit_rate:>9.1%}{cell.lower_bound.ttft_mean_s:>9.3f}"
+        )
+    return "\n".join(rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--trace", type=Path, metavar="FILE", help="JSON lines in Mooncake's format")
+    source.add_argument("--generate", type=_positive(int), metavar="N", help="make up N requests")
+    ranks = parser.add_mutually_exclusive_group()
+    ranks.add_argument("--preset", choices=PRESETS, default="mooncake")
+    ranks.add_argument("--config", type=Path, metavar="FILE", help="YAML with the fields of ClusterConfig")
+    parser.add_argument("--ranks", type=_list_of(_positive(int)), default=[MOONCAKE.ranks])
+    parser.add_argument("--speeds", type=_list_of(_positive(float)), default=[1.0])
+    parser.add_argument("--policies", type=_list_of(_policy), default=DEFAULT_POLICIES)
+    parser.add_argument("--rate", type=_positive(float), default=2.0, help="made-up requests/s for each rank")
+    parser.add_argument("--groups", type=_positive(int), default=200, help="prefixes of what is made up")
+    parser.add_argument("--seed", type=int, default=0, help="of what is made up")
+    return parser
+
+
+def _workload(options: argparse.Namespace, base: ClusterConfig) -> Workload:
+    block_size = base.rank.block_size
+    generated = SharedPrefixes(
+        num_requests=options.generate or 1,
+        requests_per_s=options.rate,
+        num_groups=options.groups,
+        block_size=block_size,
+        seed=options.seed,
+    )
+    return Workload(read_trace(options.trace, block_size) if options.trace else None, generated)
+
+
+def _positive(parse: Callable[[str], Number]) -> Callable[[str], Number]:
+    def number(text: str) -> Number:
+        value = parse(text)
+        if value <= 0:
+            raise ValueError(text)
+        return value
+
+    return number
+
+
+def _list_of(parse: Callable[[str], Item]) -> Callable[[str], list[Item]]:
+    def items(text: str) -> list[Item]:
+        return [parse(part) for part in text.split(",")]
+
+    return items
+
+
+def _policy(name: str) -> PolicyName:
+    allowed: tuple[PolicyName, ...] = get_args(PolicyName)
+    for policy in allowed:
+        if policy == name:
+            return policy
+    raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(allowed)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Small traces whose figures are worked out by hand, and what holds for all."""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.config import PolicyName
+from app.errors import ConfigError
+from app.simulation.bounds import lower_bound
+from app.simulation.config import ClusterConfig, DecodeConfig, FeedConfig, RankConfig
+from app.simulation.outcome import Outcome
+from app.simulation.request import SimulatedRequest
+from app.simulation.simulator import simulate
+
+FIFO = RankConfig(prefill_tokens_per_s=100.0, block_size=10, num_blocks=20)
+STEPS = DecodeConfig(fixed_s=0.1, per_request_s=0.1, chunk_tokens=10, max_running_requests=4)
+BATCHING = FIFO.model_copy(update={"decode": STEPS})
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+
+
+def request(arrival_s: float, *block_ids: int, output_tokens: int = 1) -> SimulatedRequest:
+    return SimulatedRequest(arrival_s, 10 * len(block_ids), output_tokens, block_ids)
+
+
+def cluster(ranks: int, rank: RankConfig = FIFO, **feed: float) -> ClusterConfig:
+    return ClusterConfig(ranks=ranks, rank=rank, feed=FeedConfig(**feed))
+
+
+TRACE = [request(0.0, *range(10)), request(0.1, *range(50, 55)), request(0.2, *range(5), 99)]
+
+
+def test_a_rank_is_a_queue_and_credits_what_it_holds() -> None:
+    outcome = simulate(cluster(2), TRACE, "round_robin")
+    assert list(outcome.ranks) == [0, 1, 0]
+    assert list(outcome.cached_tokens) == [0, 0, 50]
+    # The third waits 0.8 s for the first, then computes 10 tokens.
+    assert list(outcome.ttfts_s) == pytest.approx([1.0, 0.5, 0.9])
+    figures = outcome.figures()
+    assert figures.hit_rate == pytest.approx(50 / 210)
+    assert figures.ttft_mean_s == pytest.approx(0.8)
+    assert figures.ttft_p50_s == pytest.approx(0.9)
+    assert figures.imbalance == pytest.approx(110 / 80)
+
+
+def test_the_policy_sees_queues_and_caches_as_they_are() -> None:
+    # Waits of 0.8 s and 0.4 s when the third comes: 10 tokens at the longer queue beat 60 at the shorter one.
+    assert list(simulate(cluster(2), TRACE, "predicted_ttft").ranks) == [0, 1, 0]
+    without = [*TRACE[:2], request(0.2, *range(70, 76))]
+    assert list(simulate(cluster(2), without, "predicted_ttft").ranks) == [0, 1, 1]
+    # Queues have gone by the time of the fourth.
+    late = [*TRACE, request(9.0, *range(50, 55))]
+    assert list(simulate(cluster(2), late, "predicted_ttft").ttfts_s)[3] == pytest.approx(0.1)
+
+
+def test_the_last_token_of_a_cached_prompt_is_computed() -> None:
+    outcome = simulate(cluster(1), [request(0.0, 1, 2, 3), request(5.0, 1, 2, 3)], "predicted_ttft")
+    assert list(outcome.cached_tokens) == [0, 20]
+    assert outcome.ttfts_s[1] == pytest.approx(0.1)
+
+
+def test_a_full_cache_evicts_the_least_recently_used() -> None:
+    small = FIFO.model_copy(update={"num_blocks": 4})
+    trace = [request(0.0, 1, 2), request(1.0, 3, 4), request(2.0, 1, 2), request(3.0, 5, 6)]
+    outcome = simulate(cluster(1, small), [*trace, request(4.0, 1, 2), request(5.0, 3, 4)], "predicted_ttft")
+    assert list(outcome.cached_tokens) == [0, 0, 10, 0, 10, 0]
+
+
+def test_steps_are_shared_by_a_prompt_and_those_that_decode() -> None:
+    # The first prompt takes 2 steps of 0.2 s; the second 2 of 0.3 s, as the first decodes meanwhile.
+    trace = [request(0.0, 1, 2, output_tokens=11), request(0.4, 3, 4)]
+    outcome = simulate(cluster(1, BATCHING), trace, "predicted_ttft")
+    assert list(outcome.ttfts_s) == pytest.approx([0.4, 0.6])
+    # Ten steps later, the first is done: 2 of them took 0.3 s, 8 took 0.2 s, up to 2.6 s.
+    # At 2.5 s it has half a step left, which takes 0.15 s with a prompt; the prompt's other half takes 0.1 s.
+    still = simulate(cluster(1, BATCHING), [*trace, request(2.5, 5)], "predicted_ttft")
+    assert still.ttfts_s[2] == pytest.approx(0.25)
+    after = simulate(cluster(1, BATCHING), [*trace, request(2.7, 5)], "predicted_ttft")
+    assert after.ttfts_s[2] == pytest.approx(0.2)
+
+
+def test_a_request_waits_for_memory_that_others_hold() -> None:
+    # The first holds 3 of 4 blocks until its 10 further steps of 0.2 s are over; the second needs 2.
+    small = BATCHING.model_copy(update={"num_blocks": 4})
+    trace = [request(0.0, 1, 2, output_tokens=11), request(0.4, 3, 4)]
+    outcome = simulate(cluster(1, small), trace, "predicted_ttft")
+    assert list(outcome.ttfts_s) == pytest.approx([0.4, 2.0 + 0.4])
+
+
+def test_what_is_cached_while_a_request_waits_counts() -> None:
+    trace = [request(0.0, 1, 2, 3), request(0.1, 1, 2, 4)]
+    outcome = simulate(cluster(1, BATCHING), trace, "round_robin")
+    assert list(outcome.cached_tokens) == [0, 20]
+
+
+@pytest.mark.parametrize("feed", [{"event_delay_s": 5.0}, {"event_loss": 0.999999, "recovery_s": 5.0}])
+def test_what_the_router_does_not_know_yet_it_does_not_credit(feed: dict[str, float]) -> None:
+    trace = [request(0.0, *range(10)), request(2.0, *range(10)), request(9.0, *range(10))]
+    assert list(simulate(cluster(2), trace, "predicted_ttft").ranks) == [0, 0, 0]
+    # The second finds both ranks idle and, for all that is known, empty; the third finds both full.
+    late = simulate(cluster(2, **feed), trace, "predicted_ttft")
+    assert list(late.ranks[:2]) == [0, 1]
+    assert list(late.cached_tokens) == [0, 0, 90]
+
+
+def test_a_late_load_report_is_bridged_by_reservations() -> None:
+    trace = [request(0.01 * number, *range(10 * number, 10 * number + 10)) for number in range(4)]
+    outcome = simulate(cluster(4, load_interval_s=1.0, load_delay_s=1.0), trace, "predicted_ttft")
+    assert sorted(outcome.ranks) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("rank", [FIFO, BATCHING])
+def test_a_request_that_fits_no_rank_is_refused(rank: RankConfig) -> None:
+    with pytest.raises(ConfigError, match="num_blocks = 20: request 0 needs 21 blocks"):
+        simulate(cluster(1, rank), [request(0.0, *range(21))], "round_robin")
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> list[SimulatedRequest]:
+    gaps = draw(st.lists(st.floats(0, 2), min_size=1, max_size=25))
+    requests = []
+    for number, arrival_s in enumerate(itertools.accumulate(gaps)):
+        group, shared, own = draw(st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(1, 4)))
+        ids = [100 * group + each for each in range(shared)] + [1000 + 10 * number + k for k in range(own)]
+        num_tokens = 10 * len(ids) - draw(st.integers(0, 9))
+        requests.append(SimulatedRequest(arrival_s, num_tokens, draw(st.integers(1, 30)), ids))
+    return requests
+
+
+FEEDS = st.sampled_from(
+    [
+        FeedConfig(),
+        FeedConfig(event_delay_s=0.3, load_interval_s=0.2, load_delay_s=0.1),
+        FeedConfig(event_delay_s=0.1, event_loss=0.5, recovery_s=1.0, load_interval_s=0.5),
+    ]
+)
+
+
+@given(
+    trace=traces(),
+    feed=FEEDS,
+    rank=st.sampled_from([FIFO, BATCHING]),
+    policy=st.sampled_from(POLICIES),
+    ranks=st.integers(1, 4),
+)
+def test_every_request_gets_one_first_token_no_sooner_than_it_can(
+    trace: list[SimulatedRequest], feed: FeedConfig, rank: RankConfig, policy: PolicyName, ranks: int
+) -> None:
+    config = ClusterConfig(ranks=ranks, rank=rank, feed=feed)
+    outcome = simulate(config, trace, policy)
+    assert len(outcome.ttfts_s) == len(trace)
+    for position, each in enumerate(trace):
+        assert 0 <= outcome.cached_tokens[position] < each.num_tokens
+        computed_s = (each.num_tokens - outcome.cached_tokens[position]) / rank.prefill_tokens_per_s
+        assert outcome.ttfts_s[position] >= computed_s - 1e-9
+    figures = outcome.figures()
+    assert 1 <= figures.imbalance <= ranks + 1e-9
+    if rank.decode is None:
+        bound = lower_bound(config, trace)
+        assert figures.hit_rate <= bound.hit_rate + 1e-9
+        assert figures.ttft_mean_s >= bound.ttft_mean_s - 1e-9
+    assert _story(outcome) == _story(simulate(config, trace, policy))
+
+
+def _story(outcome: Outcome) -> tuple[list[int], list[float], list[int]]:
+    return list(outcome.ranks), list(outcome.ttfts_s), list(outcome.cached_tokens)
