@@ -166,7 +166,7 @@ class Chooser:
         self._load.expire(now)
         allowed = self._allowed(alive, exclude, pinned_rank)
         views = self._views(prompt, alive)
-        candidates = views if len(allowed) == len(views) else views.of_ranks(sorted(allowed))
+        candidates = views if len(allowed) == len(views) else views.of_ranks(allowed)
         hints = Hints(prompt.session_id, self._rng.random())
         choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
         chosen = candidates[candidates.position_of(choice.rank)]

@@ -209,7 +209,7 @@ def test_columns_are_the_same_views(views: list[RankView]) -> None:
     assert [columns[position] for position in range(len(columns))] == views
     assert columns[1:] == views[1:]
     assert [columns.position_of(each.rank) for each in views] == list(range(len(views)))
-    assert list(columns.of_ranks([each.rank for each in views[1:]])) == views[1:]
+    assert list(columns.of_ranks({each.rank for each in views[1:]})) == views[1:]
 
 
 @given(ranks=st.sets(st.integers(0, 80)), size=st.integers(1, 70))
