@@ -1,77 +1,34 @@
 """The router's prefix index alone: `python -m benchmarks.index --ranks 8 --blocks 1000000`.
 
 Every rank stores chains of blocks and removes them again, the last block of a chain first, as caches evict;
-half of its chains are every rank's, half its own. Block hashes are new ints in every event, as they are when
-decoded from the wire. Figures are medians over the rounds. Progress goes to stderr; the last line of stdout
-is one JSON object.
+half of its chains are every rank's, half its own. Events come as batches off the wire and are decoded first.
+A choice is the router's whole decision: match, cost of every rank, reservation. With `--peer` Dynamo's Rust
+`RadixTree` (the extra `peers`) does the same work in this process: its events are JSON, its matches scores by
+rank. Figures are medians over the rounds, which the two take in turn. Progress goes to stderr; the last line
+of stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import random
+import sys
 import time
 import tracemalloc
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from importlib import import_module
 from statistics import median
 
+import numpy as np
 from tqdm import tqdm
 
 from app.routing.index import PrefixIndex
+from benchmarks.index_sides import RadixTree, Router, Side
+from benchmarks.index_workload import CHAIN_BLOCKS, Workload
 
-CHAIN_BLOCKS = 32
+NUM_QUERIES = 2_000
 Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Event:
-    """Blocks that one rank stores or removes: a piece of a chain and the hash before it."""
-
-    rank: int
-    block_hashes: list[int]
-    parent: int | None
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What the ranks hold.
-
-    Attributes:
-        ranks: so many ranks.
-        blocks: blocks that each of them holds, rounded down to whole chains.
-        event_blocks: blocks of one event at most: 32 as after a chunk of a prompt, 1 as in decoding.
-        seed: of the hashes.
-    """
-
-    ranks: int
-    blocks: int
-    event_blocks: int
-    seed: int
-
-    def stored(self) -> Iterator[Event]:
-        """The ranks take turns, chain by chain."""
-        for own in zip(*(self._chains(rank) for rank in range(self.ranks)), strict=True):
-            for rank, chain in enumerate(own):
-                for start in range(0, CHAIN_BLOCKS, self.event_blocks):
-                    parent = chain[start - 1 : start].tolist()
-                    hashes = chain[start : start + self.event_blocks].tolist()
-                    yield Event(rank, hashes, parent[0] if parent else None)
-
-    def removed(self) -> Iterator[Event]:
-        """The same blocks in the same order of chains, each from its end."""
-        for own in zip(*(self._chains(rank) for rank in range(self.ranks)), strict=True):
-            for rank, chain in enumerate(own):
-                for stop in range(CHAIN_BLOCKS, 0, -self.event_blocks):
-                    hashes = chain[max(0, stop - self.event_blocks) : stop].tolist()
-                    yield Event(rank, hashes[::-1], None)
-
-    def _chains(self, rank: int) -> Iterator[array[int]]:
-        shared, own = random.Random(f"{self.seed} shared"), random.Random(f"{self.seed} {rank}")
-        for number in range(self.blocks // CHAIN_BLOCKS):
-            yield array("q", (own if number % 2 else shared).randbytes(8 * CHAIN_BLOCKS))
 
 
 def main() -> None:
@@ -82,32 +39,75 @@ def main() -> None:
     parser.add_argument("--event-blocks", type=int, default=CHAIN_BLOCKS, help="blocks of one event")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--peer", action="store_true", help="Dynamo's RadixTree as well")
     options = parser.parse_args()
     if min(options.ranks, options.event_blocks, options.rounds) < 1 or options.blocks < CHAIN_BLOCKS:
         parser.error(f"--blocks must be at least {CHAIN_BLOCKS}, the other numbers at least 1")
     workload = Workload(options.ranks, options.blocks, options.event_blocks, options.seed)
-    rounds = [measure_speed(workload) for _ in tqdm(range(options.rounds), desc="rounds", unit="round")]
-    figures = {name: median(each[name] for each in rounds) for name in rounds[0]}
+    new_sides: dict[str, Callable[[], Side]] = {"": lambda: Router(options.ranks)}
+    if options.peer:
+        new_tree = _radix_tree()
+        new_sides["peer_"] = lambda: RadixTree(new_tree())
+    figures: Figures = {}
+    for name, rounds in _measure(new_sides, workload, options.rounds).items():
+        figures |= {f"{name}{key}": median(each[key] for each in rounds) for key in rounds[0]}
+    if options.peer:
+        figures["stored_ratio"] = figures["stored_blocks_per_s"] / figures["peer_stored_blocks_per_s"]
+        figures["choose_p50_ratio"] = figures["choose_p50_us"] / figures["peer_choose_p50_us"]
     print(json.dumps({**figures, **measure_memory(workload), **vars(options)}))
 
 
-def measure_speed(workload: Workload) -> Figures:
-    """One round on a new index: blocks per second, counted once for each rank that stores or removes them."""
-    index = PrefixIndex()
-    stored, removed = list(workload.stored()), list(workload.removed())
-    num_blocks = sum(len(event.block_hashes) for event in stored)
+def _radix_tree() -> Callable[[], object]:
+    try:
+        tree: Callable[[], object] = import_module("dynamo._core").RadixTree
+    except ImportError as error:
+        sys.exit(f"--peer needs the extra `peers` (ai-dynamo-runtime): {error}")
+    return tree
+
+
+def _measure(
+    new_sides: dict[str, Callable[[], Side]], workload: Workload, rounds: int
+) -> dict[str, list[Figures]]:
+    figures: dict[str, list[Figures]] = {name: [] for name in new_sides}
+    for _ in tqdm(range(rounds), desc="rounds", unit="round"):
+        for name, new_side in new_sides.items():
+            figures[name].append(measure_speed(new_side(), workload))
+            gc.collect()
+    return figures
+
+
+def measure_speed(side: Side, workload: Workload) -> Figures:
+    """One round on a new side: blocks per second, counted once for each rank that stores or removes them."""
+    stored = [(event.rank, side.stored(event)) for event in workload.stored()]
+    num_blocks = workload.ranks * (workload.blocks // CHAIN_BLOCKS) * CHAIN_BLOCKS
     started = time.perf_counter()
-    for event in stored:
-        index.store(event.rank, event.block_hashes, event.parent)
-    full = time.perf_counter()
-    for event in removed:
-        index.remove(event.rank, event.block_hashes)
-    emptied = time.perf_counter()
-    assert index.num_blocks == 0, "all that was stored was removed"
+    for rank, payload in stored:
+        side.apply(rank, payload)
+    stored_s = time.perf_counter() - started
+    asked = _ask(side, workload)
+    removed = [(event.rank, side.removed(event)) for event in workload.removed()]
+    started = time.perf_counter()
+    for rank, payload in removed:
+        side.apply(rank, payload)
+    removed_s = time.perf_counter() - started
+    assert not any(side.ask(side.prompt(next(workload.queries(1)))).values()), "all stored was removed"
     return {
-        "stored_blocks_per_s": num_blocks / (full - started),
-        "removed_blocks_per_s": num_blocks / (emptied - full),
+        "stored_blocks_per_s": num_blocks / stored_s,
+        "removed_blocks_per_s": num_blocks / removed_s,
+        **asked,
     }
+
+
+def _ask(side: Side, workload: Workload) -> Figures:
+    seconds = []
+    for query in map(side.prompt, workload.queries(NUM_QUERIES)):
+        started = time.perf_counter()
+        depths = side.ask(query)
+        seconds.append(time.perf_counter() - started)
+        assert max(depths.values()) <= CHAIN_BLOCKS
+        side.after_ask()
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e6
+    return {"choose_per_s": len(seconds) / sum(seconds), "choose_p50_us": p50, "choose_p99_us": p99}
 
 
 def measure_memory(workload: Workload) -> Figures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.routing.index import PrefixIndex
-from benchmarks.index import CHAIN_BLOCKS, Workload
+from benchmarks.index_workload import CHAIN_BLOCKS, Workload
 
 
 @pytest.mark.parametrize("event_blocks", [1, 5, CHAIN_BLOCKS])
