@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.engine.logprobs import TokenLogprobs
+from app.engine.outputs import TokenLogprobs
 from app.engine.request import SamplingParams
 from app.errors import RequestError
 from app.routing.tracker import RankDescription

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.families import FAMILIES, Family, Windows
-from app.engine.rope import Rope, read_rope
+from app.engine.rope_settings import Rope, read_rope
 from app.errors import ModelNotFoundError, UnsupportedModelError
 
 _COUNTS = (

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from app.engine.architecture import Architecture
+from app.engine.rope import cos_sin
 from kernels import Kernels
 from kernels.interface import GatedLinear, Linear, PagedAttention
 
@@ -67,7 +68,7 @@ class Decoder:
             window if window is not None and window < max_model_len else None
             for window in architecture.sliding_windows
         )
-        cos, sin = architecture.rope.cos_sin(architecture.head_dim, max_model_len)
+        cos, sin = cos_sin(architecture.rope, architecture.head_dim, max_model_len)
         self._cos, self._sin = cos.to(weights.embedding), sin.to(weights.embedding)
 
     @property

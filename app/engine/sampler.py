@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from app.engine.logit_changes import changed_logits
-from app.engine.logprobs import TokenLogprobs, token_logprobs
+from app.engine.logprobs import token_logprobs
+from app.engine.outputs import TokenLogprobs
 from app.engine.request import Request, SamplingParams
 from app.errors import RequestFailedError
 

@@ -19,7 +19,7 @@ from app.deployments.answer import AnswerEvents, stream_answer, whole_answer
 from app.deployments.dispatcher import RankStream
 from app.deployments.messages import RankMessage, Refusal, TokenChunk
 from app.deployments.openai_responses import AnswerShape
-from app.engine.logprobs import TokenLogprobs
+from app.engine.outputs import TokenLogprobs
 from app.errors import EngineFailedError
 from app.tokenizer import Tokenizer
 

@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from app.engine.rope import read_rope
+from app.engine.rope import cos_sin
+from app.engine.rope_settings import read_rope
 
 HEAD_DIM, CONTEXT = 64, 4096
 LLAMA3 = {"type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -45,7 +46,7 @@ def test_as_in_transformers(settings: str) -> None:
     config = {"max_position_embeddings": CONTEXT, "head_dim": HEAD_DIM} | SETTINGS[settings]
     theirs = LlamaRotaryEmbedding(LlamaConfig(**config))
     expected = theirs(torch.zeros(1), torch.arange(CONTEXT).unsqueeze(0))
-    ours = read_rope(config).cos_sin(HEAD_DIM, CONTEXT)
+    ours = cos_sin(read_rope(config), HEAD_DIM, CONTEXT)
     for got, wanted in zip(ours, expected, strict=True):
         # Theirs has each pair's angle twice, once for each of its two numbers.
         assert torch.equal(got, wanted[0, :, : HEAD_DIM // 2])

@@ -36,6 +36,19 @@ class Graphs:
             graph.stop()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a graph run in a row, whichever files they are in: starting one takes long."""
+    items.sort(key=_graph_number)
+
+
+def _graph_number(item: pytest.Item) -> int:
+    if not item.path.is_relative_to(Path(__file__).parent):
+        return -1
+    shared = ("tiny_graph", "smollm2_graph")
+    names = item.fixturenames if isinstance(item, pytest.Function) else ()
+    return next((number for number, name in enumerate(shared) if name in names), len(shared))
+
+
 @pytest.fixture(scope="session")
 def graphs() -> Iterator[Graphs]:
     graphs = Graphs()
