@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,7 @@ from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import parse
 from app.events.snapshot import CacheSnapshot
 from app.routing.audit import Auditor
-from app.routing.chooser import Chooser, Prompt
+from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.decision_log import DecisionLog, Outcome
 from app.routing.explanation import explanation, record_json
 from app.routing.index import PrefixIndex
@@ -69,13 +69,7 @@ class Router:
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
         try:
-            decision = self._chooser.choose(
-                self._prompt(request),
-                self._tracker.alive(),
-                time.monotonic(),
-                exclude=request.exclude,
-                pinned_rank=request.pinned_rank,
-            )
+            decision = self._decide(self._chooser.choose, request)
         except RequestError as error:
             return Unroutable(error)
         self._decisions.note(request.request_id, decision)
@@ -84,16 +78,20 @@ class Router:
     async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
         try:
-            decision = self._chooser.consider(
-                self._prompt(request),
-                self._tracker.alive(),
-                time.monotonic(),
-                exclude=request.exclude,
-                pinned_rank=request.pinned_rank,
-            )
+            decision = self._decide(self._chooser.consider, request)
         except RequestError as error:
             return Unroutable(error)
         return {"router": self._replica_id, **explanation(decision, self._dp_size)}
+
+    def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
+        """What the chooser's `choose` or `consider` says of the request, as things are now."""
+        return decide(
+            self._prompt(request),
+            self._tracker.alive(),
+            time.monotonic(),
+            exclude=request.exclude,
+            pinned_rank=request.pinned_rank,
+        )
 
     def _prompt(self, request: ChooseRequest) -> Prompt:
         """The request's prompt. Raises `PromptTooLongError` when it fits no rank."""

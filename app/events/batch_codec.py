@@ -14,6 +14,7 @@ import msgspec
 
 from app.errors import WireError
 from app.events.schema import (
+    DECODE_FAULTS,
     MAX_EVENTS_PER_BATCH,
     MAX_HASHES_PER_EVENT,
     MAX_QUOTED,
@@ -61,7 +62,7 @@ def decode_batch(payload: bytes, *, token_ids: bool = True) -> EventBatch:
     plain, *others = _DECODERS[token_ids]
     try:
         batch = plain.decode(payload)
-    except _FAULTS:
+    except DECODE_FAULTS:
         return _decode_other(others, payload)
     return EventBatch(batch.ts, batch.events, batch.dp_rank)
 
@@ -70,7 +71,6 @@ def decode_batch(payload: bytes, *, token_ids: bool = True) -> EventBatch:
 # them. Others are read into wider types first: hashes may be unsigned or raw bytes (vLLM), and the array
 # format ends with `medium` (what follows it differs between SGLang and vLLM, and is ignored).
 
-_FAULTS = (msgspec.MsgspecError, ValueError, RecursionError)
 _WireHash = int | bytes
 _WireHashes = Annotated[list[_WireHash], msgspec.Meta(max_length=MAX_HASHES_PER_EVENT)]
 
@@ -157,10 +157,10 @@ def _decode_other(decoders: Sequence[msgspec.msgpack.Decoder[Any]], payload: byt
     as_maps, as_arrays = decoders
     try:
         wire = as_maps.decode(payload)
-    except _FAULTS as error:
+    except DECODE_FAULTS as error:
         try:
             wire = as_arrays.decode(payload)
-        except _FAULTS as error_as_arrays:
+        except DECODE_FAULTS as error_as_arrays:
             faults = [str(fault)[:MAX_QUOTED] for fault in (error, error_as_arrays)]
             message = "invalid event batch: {} (or, with events as arrays: {})".format(*faults)
             raise WireError(message) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,7 +12,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from app.events.curve import CurveClient
+from app.events.curve import HANDSHAKE_FAILED, CurveClient
 from app.events.schema import MAX_FRAME_BYTES
 
 _RECEIVE_HWM = 1_000
@@ -22,13 +21,7 @@ _MAX_SOCKETS = 65_000
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
 _MAX_RECONNECT_MS = 1_000
-_LOG_EVERY_S = 10.0
-_HANDSHAKE_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
-_MONITORED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED
+_MONITORED = zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILED
 
 
 @functools.cache
@@ -152,7 +145,7 @@ class Connection:
         self._broke = self._broke or event == zmq.EVENT_DISCONNECTED
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._failed = False
-        elif event & _HANDSHAKE_FAILED:
+        elif event & HANDSHAKE_FAILED:
             self._failed = True
             self.trouble = f"{self.address}: {self._why_failed(event)}"
         elif event == zmq.EVENT_CONNECTED and not self._failed:
@@ -164,22 +157,3 @@ class Connection:
         if self._is_encrypted:
             return "handshake failed: does the publisher use CURVE, with another key?"
         return "handshake failed: does the publisher use CURVE?"
-
-
-class BadMessages:
-    """Counts messages, or what else `what` names, that can't be used, and logs one of them now and then."""
-
-    def __init__(self, logger: logging.Logger, source: str, what: str = "bad message from") -> None:
-        self.count = 0
-        self._logger = logger
-        self._source = source
-        self._what = what
-        self._logged_at = -_LOG_EVERY_S
-
-    def add(self, why: object) -> None:
-        """One more, bad because of `why`."""
-        self.count += 1
-        now = time.monotonic()
-        if now - self._logged_at >= _LOG_EVERY_S:
-            self._logged_at = now
-            self._logger.warning("%s %s (%d so far): %s", self._what, self._source, self.count, why)

@@ -27,6 +27,12 @@ from app.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+"""What a socket's monitor tells of one, on either side."""
 _WHERE = "kv_events_config.curve"
 _KEY_CHARACTERS = 40
 _READABLE_BY_OTHERS = 0o077

@@ -18,17 +18,12 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
-from app.events.connection import BadMessages
-from app.events.curve import CurveConfig, KeyPair, load_rank_keys, read_public_keys
+from app.events.bad_messages import BadMessages
+from app.events.curve import HANDSHAKE_FAILED, CurveConfig, KeyPair, load_rank_keys, read_public_keys
 
 logger = logging.getLogger(__name__)
 
 _STOP_ADDRESS = "inproc://curve-stop"
-_FAILURES = (
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-)
 _PROTOCOL_ERRORS: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it uses no CURVE",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it has the public key of another server, or a broken key pair",
@@ -84,7 +79,7 @@ class CurveServer:
         # Without this ZMQ lets everybody in while there is no ZAP handler, as while closing.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         monitor_address = f"inproc://curve-monitor-{id(socket)}"
-        socket.monitor(monitor_address, _FAILURES)
+        socket.monitor(monitor_address, HANDSHAKE_FAILED)
         monitor = self._pair()
         monitor.setsockopt(zmq.RCVHWM, 0)  # a full monitor would stop its socket
         monitor.connect(monitor_address)

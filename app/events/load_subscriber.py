@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import zmq.asyncio
 
 from app.errors import WireError
-from app.events.connection import BadMessages, Connection
+from app.events.bad_messages import BadMessages
+from app.events.connection import Connection
 from app.events.curve import CurveClient
 from app.events.schema import (
     ACK_TOPIC,

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import msgspec
 import zmq
 
+from app.events.bad_messages import BadMessages
 from app.events.batch_codec import encode_batch
-from app.events.connection import BadMessages
 from app.events.endpoints import KvEventsConfig
 from app.events.rank_sockets import RankSockets
 from app.events.replay import ReplayBuffer

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 import zmq
 
 from app.errors import KvbeaconError, WireError
-from app.events.connection import BadMessages
+from app.events.bad_messages import BadMessages
 from app.events.replay import Framing, ReplayBuffer, ReplayRequest, parse_request
 from app.events.snapshot import CacheContent, CachedBlock
 

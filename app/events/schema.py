@@ -22,6 +22,8 @@ MEDIUM = "GPU"
 """The name of the engine's own cache, whatever its device: what SGLang's consumers expect."""
 ACK_TOPIC = b"ack"
 SEQ_BYTES = 8
+DECODE_FAULTS = (msgspec.MsgspecError, ValueError, RecursionError)
+"""All that msgspec's decoders raise, whatever the bytes."""
 MAX_QUOTED = 200
 """Characters of a decoder's error that are told: some of them quote what was sent, whole."""
 
@@ -151,7 +153,7 @@ def decode_capped(decode: Callable[[bytes], Decoded], payload: bytes, what: str)
     check_size(payload)
     try:
         return decode(payload)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except DECODE_FAULTS as error:
         raise WireError(f"invalid {what}: {str(error)[:MAX_QUOTED]}") from None
 
 

@@ -31,8 +31,9 @@ import zmq
 import zmq.asyncio
 
 from app.errors import WireError
+from app.events.bad_messages import BadMessages
 from app.events.batch_codec import decode_batch
-from app.events.connection import BadMessages, Connection, subscriber_context
+from app.events.connection import Connection, subscriber_context
 from app.events.curve import CurveClient, KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.load_subscriber import LoadSubscriber

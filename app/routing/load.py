@@ -22,7 +22,7 @@ from app.routing.rank_view import Floats, Integers
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
 RATE_NOISE = 0.5
-"""Prefill rates this close to their median, relative to it, are taken to be equal: see `prefill_rates`."""
+"""Prefill rates this close to their median, relative to it, count as equal: see `LoadBook._usable_rates`."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,6 @@ class LoadBook:
         """Uncached tokens and requests ever sent to `rank` from here, on top of what `join` began with."""
         load = self._ranks.get(rank)
         return (load.assigned_tokens, load.assigned_requests) if load else (0, 0)
-
-    def prefill_rates(self, ranks: Iterable[int]) -> dict[int, float]:
-        """Uncached prompt tokens per second of each rank, always above 0.
-
-        The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win
-        every tie. It errs by more than noise: a step costs something whatever its tokens, so a rank that
-        computes short remainders of cached prompts looks slower than one that computes whole ones. So a
-        measured rate counts only where it differs from the median of all measured ones by more than
-        `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been
-        measured has the median too, or the configured initial rate when there is none.
-        """
-        numbers = np.array(list(ranks), np.int64)
-        return dict(zip(numbers.tolist(), self.columns(numbers).prefill_rate.tolist(), strict=True))
 
     def columns(self, ranks: Integers) -> LoadColumns:
         """The load of `ranks` at once; copies, which later changes leave alone."""
@@ -248,7 +235,15 @@ class LoadBook:
             self._rates = np.pad(self._rates, (0, missing), constant_values=np.nan)
 
     def _usable_rates(self, ranks: Integers) -> Floats:
-        """See `prefill_rates`."""
+        """Uncached prompt tokens per second of each rank, always above 0.
+
+        The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win
+        every tie. It errs by more than noise: a step costs something whatever its tokens, so a rank that
+        computes short remainders of cached prompts looks slower than one that computes whole ones. So a
+        measured rate counts only where it differs from the median of all measured ones by more than
+        `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been
+        measured has the median too, or the configured initial rate when there is none.
+        """
         typical, rates = self._typical_rate(), self._rates[ranks]
         # A comparison with nan, a rate that wasn't measured, is false.
         return np.where(np.abs(rates - typical) > RATE_NOISE * typical, rates, typical)
