@@ -15,7 +15,7 @@ from app.routing.chooser import Chooser, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.index_sink import IndexSink
 from app.routing.load import LoadBook
-from app.routing.rank_view import Trust
+from app.routing.membership import Alive
 from benchmarks.index_workload import Event
 
 BLOCK_SIZE = 16
@@ -57,7 +57,7 @@ class Router:
             self._load.report(
                 rank, LoadStat(4, 2, 0, 1, rank, rng.randrange(_MAX_WAITING_TOKENS), 0, 64, 0, 0)
             )
-        self._alive: dict[int, Trust] = dict.fromkeys(range(num_ranks), "exact")
+        self._alive = Alive(dict.fromkeys(range(num_ranks), "exact"))
         self._chooser = Chooser(self.index, self._load, "predicted_ttft", num_ranks)
         self._ids = map(str, itertools.count())
         self._last_id = ""

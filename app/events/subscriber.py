@@ -42,7 +42,7 @@ from app.events.recent_batches import RecentBatches
 from app.events.recovery_client import RecoveryClient
 from app.events.schema import CacheEvent, EventBatch, LoadStat, split_message
 from app.events.snapshot import CacheSnapshot
-from app.events.sync_status import SyncRecord, SyncStatus
+from app.events.sync_status import SyncRecord, SyncState, SyncStatus
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class RankSubscriber:
         fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
         on_load: Callable[[LoadStat], object],
         on_acknowledged: Callable[[Sequence[str]], object],
+        on_state: Callable[[SyncState], object] = lambda state: None,
         connect_timeout_s: float = 2.0,
         snapshot_timeout_s: float = 10.0,
         replay_timeout_s: float = 1.0,
@@ -95,6 +96,7 @@ class RankSubscriber:
             fetch_snapshot: asks the rank for its cache's content; may fail, and is then tried again.
             on_load: called with each load report.
             on_acknowledged: called with the ids of requests that the rank's load counts from now on.
+            on_state: called when the state of the sink has changed; it is `syncing` at first.
             connect_timeout_s: how long a connection may take.
             snapshot_timeout_s: how long a snapshot may take, or a whole replay.
             replay_timeout_s: how long to wait for each message of a replay.
@@ -134,7 +136,7 @@ class RankSubscriber:
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
 
-        self._record = SyncRecord(info.rank)
+        self._record = SyncRecord(info.rank, on_state)
         self._epoch = info.epoch  # of what the sink holds
         self._applied_seq = -1  # last batch in the sink
         self._live_seq = -1  # last batch received over this connection

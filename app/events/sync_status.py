@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,26 +40,32 @@ class SyncStatus:
 class SyncRecord:
     """The part of a status that a subscriber writes down as it goes; changes of state are logged.
 
+    Args:
+        rank: whose cache it is about.
+        on_state: called with each new state, the first excepted, which is `syncing`.
+
     Attributes:
         gaps: times that batches were missing.
         snapshots: how many were loaded.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, on_state: Callable[[SyncState], object]) -> None:
         self.state: SyncState = "syncing"
         self.gaps = 0
         self.snapshots = 0
         self._rank = rank
+        self._on_state = on_state
         self._reason = ""
         self._since = time.time()
 
     def set(self, state: SyncState, reason: str) -> None:
         """From now on `state`, because of `reason`."""
-        if state != self.state:
+        before, self.state, self._reason = self.state, state, reason
+        if state != before:
             self._since = time.time()
             level = logging.WARNING if state == "stale" else logging.INFO
             logger.log(level, "rank %d's cache: %s (%s)", self._rank, state, reason)
-        self.state, self._reason = state, reason
+            self._on_state(state)
 
     def status(self, applied_seq: int, bad_messages: int) -> SyncStatus:
         """The whole status."""

@@ -28,7 +28,7 @@ from app.events.snapshot import CacheSnapshot
 from app.routing.followed_rank import FollowedRank
 from app.routing.index import PrefixIndex
 from app.routing.index_sink import ROUTED_MEDIA, Journal
-from app.routing.rank_view import Trust
+from app.routing.membership import Trust
 from app.routing.tracker import SnapshotFetcher, Tracker
 
 MAX_EXAMPLES = 10

@@ -7,22 +7,23 @@ requests and to arriving events alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
 import numpy as np
 
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
+from app.routing.membership import Alive, Trust
 from app.routing.policy import POLICIES, Hints
-from app.routing.rank_view import Integers, RankView, RankViews, Trust, bits_to_mask
+from app.routing.rank_view import Floats, RankView, RankViews, bits_to_mask
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(msgspec.Struct, frozen=True):
     """A request as a router sees it.
 
     Attributes:
@@ -53,8 +54,7 @@ class Receipt:
     cost: float
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, eq=False):
     """Where a request goes, and why. Made for every request, so it only refers to what was looked at.
 
     Attributes:
@@ -82,7 +82,7 @@ class Decision:
     num_blocks: int
     views: RankViews
     candidates: RankViews
-    costs: Sequence[float]
+    costs: Floats
     exclude: frozenset[int] = frozenset()
     pinned_rank: int | None = None
     deferred_by: PolicyName | None = None
@@ -90,12 +90,13 @@ class Decision:
     @property
     def considered(self) -> tuple[Receipt, ...]:
         """A receipt for every rank that could have been chosen, by rank."""
-        return tuple(map(Receipt, self.candidates, self.costs))
+        return tuple(map(Receipt, self.candidates, self.costs.tolist()))
 
     @property
     def missed_tokens(self) -> int:
         """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one."""
-        return int(self.candidates.cached_tokens.max()) - self.cached_tokens
+        held = self.candidates.cached_tokens
+        return int(held[held.argmax()]) - self.cached_tokens
 
 
 class Chooser:
@@ -128,7 +129,7 @@ class Chooser:
     def choose(
         self,
         prompt: Prompt,
-        alive: Mapping[int, Trust],
+        alive: Alive,
         now: float,
         *,
         exclude: frozenset[int] = frozenset(),
@@ -143,7 +144,7 @@ class Chooser:
     def consider(
         self,
         prompt: Prompt,
-        alive: Mapping[int, Trust],
+        alive: Alive,
         now: float,
         *,
         exclude: frozenset[int] = frozenset(),
@@ -164,20 +165,23 @@ class Chooser:
             NoRankError: no rank that is allowed is alive.
         """
         self._load.expire(now)
-        allowed = self._allowed(alive, exclude, pinned_rank)
         views = self._views(prompt, alive)
-        candidates = views if len(allowed) == len(views) else views.of_ranks(allowed)
+        candidates = views
+        if exclude or pinned_rank is not None:
+            candidates = views.of_ranks(self._allowed(alive, exclude, pinned_rank))
+        elif not alive:
+            raise NoRankError(_no_rank_message(alive, exclude))
         hints = Hints(prompt.session_id, self._rng.random())
         choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
-        chosen = candidates[candidates.position_of(choice.rank)]
+        cached_tokens = int(candidates.cached_tokens[choice.position])
         deferred_to = choice.deferred_to if pinned_rank is None else None
         return Decision(
             rank=choice.rank,
-            cached_tokens=chosen.cached_tokens,
-            uncached_tokens=prompt.num_tokens - chosen.cached_tokens,
+            cached_tokens=cached_tokens,
+            uncached_tokens=prompt.num_tokens - cached_tokens,
             predicted_ttft_s=choice.predicted_ttft_s,
             policy=(deferred_to or self._policy_name) if pinned_rank is None else "pinned",
-            trust=chosen.trust,
+            trust=alive[choice.rank],
             num_blocks=len(prompt.block_hashes),
             views=views,
             candidates=candidates,
@@ -191,11 +195,9 @@ class Chooser:
         """End the request's reservation, if it still has one."""
         self._load.release(request_id)
 
-    def _allowed(
-        self, alive: Mapping[int, Trust], exclude: frozenset[int], pinned_rank: int | None
-    ) -> Set[int]:
+    def _allowed(self, alive: Alive, exclude: frozenset[int], pinned_rank: int | None) -> Set[int]:
         if pinned_rank is None:
-            allowed = alive.keys() - exclude if exclude else alive.keys()
+            allowed = alive.keys() - exclude
             if not allowed:
                 raise NoRankError(_no_rank_message(alive, exclude))
             return allowed
@@ -206,38 +208,36 @@ class Chooser:
             )
         if pinned_rank not in alive or pinned_rank in exclude:
             raise NoRankError(
-                f"rank {pinned_rank}, which the client named, can't take requests now; alive: {sorted(alive)}"
+                f"rank {pinned_rank}, which the client named, can't take requests now; alive: {list(alive)}"
             )
         return {pinned_rank}
 
-    def _views(self, prompt: Prompt, alive: Mapping[int, Trust]) -> RankViews:
-        ranks = np.array(sorted(alive), np.int64)
-        trust = [alive[rank] for rank in ranks.tolist()]
-        cached_tokens = self._depths(prompt, ranks) * prompt.block_size
-        if set(trust) != {"exact"}:
-            cached_tokens[[each != "exact" for each in trust]] = 0
-        load = self._load.columns(ranks)
+    def _views(self, prompt: Prompt, alive: Alive) -> RankViews:
+        load = self._load.columns(alive)
         return RankViews(
-            rank=ranks,
-            cached_tokens=cached_tokens,
+            rank=alive.ranks,
+            cached_tokens=self._cached_tokens(prompt, alive),
             waiting_tokens=load.waiting_tokens,
             num_requests=load.num_requests,
             prefill_rate=load.prefill_rate,
             assigned_tokens=load.assigned_tokens,
             assigned_requests=load.assigned_requests,
-            trust=trust,
+            trust=alive.trusts,
         )
 
-    def _depths(self, prompt: Prompt, ranks: Integers) -> Integers:
-        """How many of the prompt's reusable blocks each of `ranks`, which ascend, holds."""
-        size = int(ranks[-1]) + 1
-        depths = np.zeros(size, np.int64)
+    def _cached_tokens(self, prompt: Prompt, alive: Alive) -> Floats:
+        """Tokens of the prompt's reusable blocks that each rank is known to hold."""
+        cached_tokens = np.zeros(alive.size)
         for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
-            depths[bits_to_mask(holders, size)] = depth
-        return depths[ranks]
+            known = holders & alive.exact
+            if known & (known - 1):
+                cached_tokens[bits_to_mask(known, alive.size)] = depth * prompt.block_size
+            elif known:  # a single rank
+                cached_tokens[known.bit_length() - 1] = depth * prompt.block_size
+        return cached_tokens[alive.rows]
 
 
-def _no_rank_message(alive: Mapping[int, Trust], exclude: frozenset[int]) -> str:
+def _no_rank_message(alive: Alive, exclude: frozenset[int]) -> str:
     if not alive:
         return "no rank is alive"
-    return f"every rank that is alive ({sorted(alive)}) has already failed this request ({sorted(exclude)})"
+    return f"every rank that is alive ({list(alive)}) has already failed this request ({sorted(exclude)})"

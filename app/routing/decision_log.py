@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.routing.chooser import Decision
-from app.routing.rank_view import Trust
+from app.routing.membership import Trust
 
 
 @dataclass(frozen=True)

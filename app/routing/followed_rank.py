@@ -14,11 +14,12 @@ from app.events.endpoints import PublisherInfo
 from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 from app.events.subscriber import RankSubscriber
-from app.events.sync_status import SyncStatus
+from app.events.sync_status import SyncState, SyncStatus
 from app.routing.description import RankDescription
 from app.routing.index import PrefixIndex
 from app.routing.index_sink import IndexSink, Journal
 from app.routing.load import LoadBook
+from app.routing.membership import Membership
 
 
 class FollowedRank:
@@ -37,6 +38,7 @@ class FollowedRank:
         description: RankDescription,
         index: PrefixIndex,
         load: LoadBook,
+        membership: Membership,
         fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
         curve_keys: KeyPair | None = None,
     ) -> None:
@@ -44,6 +46,7 @@ class FollowedRank:
         self.missed_looks = 0
         self._sink = IndexSink(index, description.rank)
         self._load = load
+        self._membership = membership
         self._since = time.time()
         self._is_detached = False
         self._load_came_by_itself = False
@@ -58,10 +61,12 @@ class FollowedRank:
                 fetch_snapshot=fetch_snapshot,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
+                on_state=self._on_state,
                 curve_keys=curve_keys,
             )
             self._subscriber.start()
             self._acknowledges = publisher.load_port is not None
+        membership.set(description.rank, self.status.state)
 
     @property
     def status(self) -> SyncStatus:
@@ -113,6 +118,10 @@ class FollowedRank:
     def _on_acknowledged(self, request_ids: Sequence[str]) -> None:
         if not self._is_detached:
             self._load.acknowledge(self.description.rank, request_ids)
+
+    def _on_state(self, state: SyncState) -> None:
+        if not self._is_detached:
+            self._membership.set(self.description.rank, state)
 
     def _settle(self) -> None:
         """End the reservations that stood at the last look already: this look's load counts their requests.

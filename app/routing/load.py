@@ -9,15 +9,19 @@ Time is `now`, monotonic seconds, and never goes back.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isnan
+from typing import NamedTuple
 
 import numpy as np
 
 from app.config import RoutingConfig
 from app.events.schema import LoadStat
+from app.routing.membership import Alive
 from app.routing.prefill_rate import PrefillRate
-from app.routing.rank_view import Floats, Integers
+from app.routing.rank_view import Floats
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
@@ -25,8 +29,7 @@ RATE_NOISE = 0.5
 """Prefill rates this close to their median, relative to it, count as equal: see `LoadBook._usable_rates`."""
 
 
-@dataclass(frozen=True)
-class Reservation:
+class Reservation(NamedTuple):
     """Work that was sent to a rank and that the rank hasn't reported yet."""
 
     rank: int
@@ -34,15 +37,17 @@ class Reservation:
     deadline: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LoadColumns:
-    """Load of several ranks, an element for each: as the book's methods of these names give it for one."""
+class LoadColumns(NamedTuple):
+    """Load of several ranks, an element for each: as the book's methods of these names give it for one.
 
-    waiting_tokens: Integers
-    num_requests: Integers
-    prefill_rate: Floats
-    assigned_tokens: Integers
-    assigned_requests: Integers
+    `prefill_rate` is one number where all ranks have the same.
+    """
+
+    waiting_tokens: Floats
+    num_requests: Floats
+    assigned_tokens: Floats
+    assigned_requests: Floats
+    prefill_rate: Floats | float
 
 
 @dataclass(slots=True)
@@ -75,10 +80,14 @@ class LoadBook:
         self._reservation_timeout_s = config.reservation_timeout_s
         self._initial_prefill_rate = config.initial_prefill_tokens_per_s
         self._ranks: dict[int, _RankLoad] = {}
-        self._counts = np.zeros((4, 8), np.int64)
+        self._counts = np.zeros((4, 8))
         """Of each rank: waiting tokens, requests, assigned tokens and requests, as `_ranks` has them."""
+        self._rows = tuple(self._counts)
+        """Its rows, which are written one number at a time."""
         self._rates = np.full(8, np.nan)
         """Measured prefill rate of each rank; nan where there is none."""
+        self._measured_rates: list[float] = []
+        """The measured ones, ascending."""
         self._reservations: dict[str, Reservation] = {}
         """In the order of their deadlines: all have the same timeout."""
         self._mean_uncached_tokens: float | None = None
@@ -114,12 +123,11 @@ class LoadBook:
         load = self._ranks.get(rank)
         return (load.assigned_tokens, load.assigned_requests) if load else (0, 0)
 
-    def columns(self, ranks: Integers) -> LoadColumns:
-        """The load of `ranks` at once; copies, which later changes leave alone."""
-        if len(ranks):
-            self._make_room(int(ranks.max()))
-        waiting, requests, tokens, assigned = self._counts[:, ranks]
-        return LoadColumns(waiting, requests, self._usable_rates(ranks), tokens, assigned)
+    def columns(self, alive: Alive) -> LoadColumns:
+        """The load of the ranks that are alive; copies, which later changes leave alone."""
+        self._make_room(alive.size - 1)
+        waiting, requests, tokens, assigned = self._counts[:, alive.rows].copy()
+        return LoadColumns(waiting, requests, tokens, assigned, self._usable_rates(alive))
 
     def join(self, rank: int) -> None:
         """A new rank starts with the least work assigned to any other, not with zero.
@@ -141,7 +149,7 @@ class LoadBook:
         load.stat = stat
         load.prefill_rate.observe(stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
         self._write(rank)
-        self._rates[rank] = load.prefill_rate.tokens_per_s or np.nan
+        self._note_rate(rank, load.prefill_rate.tokens_per_s)
 
     def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float) -> None:
         """Count `uncached_tokens` as waiting on `rank` until something ends the reservation.
@@ -193,7 +201,7 @@ class LoadBook:
             self.release(request_id)
         if self._ranks.pop(rank, None) is not None:
             self._counts[:, rank] = 0
-            self._rates[rank] = np.nan
+            self._note_rate(rank, None)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the ranks' sums aren't those of the reservations."""
@@ -205,6 +213,8 @@ class LoadBook:
             assert tuple(self._counts[:, rank]) == expected, f"rank {rank}: columns"
             measured = load.prefill_rate.tokens_per_s
             assert self._rates[rank] == measured or (measured is None and np.isnan(self._rates[rank]))
+        assert self._measured_rates == np.sort(self._rates)[: len(self._measured_rates)].tolist(), "rates"
+        assert len(self._measured_rates) == np.count_nonzero(~np.isnan(self._rates)), "rates"
         assert {each.rank for each in self._reservations.values()} <= self._ranks.keys(), (
             "orphaned reservation"
         )
@@ -220,22 +230,33 @@ class LoadBook:
         """Bring the columns up to the rank's load."""
         self._make_room(rank)
         load = self._ranks[rank]
-        self._counts[:, rank] = (
-            load.waiting_tokens,
-            load.num_requests,
-            load.assigned_tokens,
-            load.assigned_requests,
-        )
+        waiting, requests, tokens, assigned = self._rows
+        waiting[rank] = load.waiting_tokens
+        requests[rank] = load.num_requests
+        tokens[rank] = load.assigned_tokens
+        assigned[rank] = load.assigned_requests
 
     def _make_room(self, rank: int) -> None:
         missing = rank + 1 - len(self._rates)
         if missing > 0:
             missing = max(missing, len(self._rates))
             self._counts = np.pad(self._counts, ((0, 0), (0, missing)))
+            self._rows = tuple(self._counts)
             self._rates = np.pad(self._rates, (0, missing), constant_values=np.nan)
 
-    def _usable_rates(self, ranks: Integers) -> Floats:
-        """Uncached prompt tokens per second of each rank, always above 0.
+    def _note_rate(self, rank: int, tokens_per_s: float | None) -> None:
+        """The rank's measured rate is this now; None: it has none."""
+        before = self._rates.item(rank)
+        if before == tokens_per_s:
+            return
+        if not isnan(before):
+            del self._measured_rates[bisect_left(self._measured_rates, before)]
+        if tokens_per_s is not None:
+            insort(self._measured_rates, tokens_per_s)
+        self._rates[rank] = np.nan if tokens_per_s is None else tokens_per_s
+
+    def _usable_rates(self, alive: Alive) -> Floats | float:
+        """Uncached prompt tokens per second of each rank, always above 0; one number where all are alike.
 
         The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win
         every tie. It errs by more than noise: a step costs something whatever its tokens, so a rank that
@@ -244,18 +265,16 @@ class LoadBook:
         `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been
         measured has the median too, or the configured initial rate when there is none.
         """
-        typical, rates = self._typical_rate(), self._rates[ranks]
+        measured = self._measured_rates
+        if not measured:
+            return self._initial_prefill_rate
+        middle = len(measured) // 2
+        typical = (measured[middle] + measured[-1 - middle]) / 2
+        if typical - measured[0] <= RATE_NOISE * typical and measured[-1] - typical <= RATE_NOISE * typical:
+            return typical
+        rates = self._rates[alive.rows]
         # A comparison with nan, a rate that wasn't measured, is false.
         return np.where(np.abs(rates - typical) > RATE_NOISE * typical, rates, typical)
-
-    def _typical_rate(self) -> float:
-        """The median of the measured rates; numpy's own takes ten times as long for a few."""
-        ascending = np.sort(self._rates)  # nan comes last
-        num_measured = int(ascending.searchsorted(np.inf))
-        if not num_measured:
-            return self._initial_prefill_rate
-        middle = num_measured // 2
-        return float(ascending[middle] + ascending[num_measured - 1 - middle]) / 2
 
     def _update_mean(self, uncached_tokens: int) -> None:
         self._num_reserved_ever += 1

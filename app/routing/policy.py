@@ -8,18 +8,16 @@ can be explained. Ties go towards the least work assigned so far: taking the low
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 import numpy as np
 
 from app.config import PolicyName
-from app.routing.rank_view import Floats, Integers, RankView, RankViews
+from app.routing.rank_view import Booleans, Floats, Integers, RankView, RankViews
 from app.routing.rendezvous import rendezvous_weights
 
-TIE = 1e-6
-"""Costs this close to the lowest, relative to it, are equal: they differ by floating point alone."""
 NEAR_TIE = 0.005
 """Predicted times this close to the lowest, relative to it, are equal: no prediction is better than that."""
 QUEUE_GROWTH = 2.0
@@ -30,25 +28,25 @@ BALANCE_REL_THRESHOLD = 1.1
 """What SGLang's `cache_aware` calls imbalance, with its defaults: see `_overloaded`."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True, eq=False):
     """A policy's answer.
 
     Attributes:
         rank: the chosen rank.
+        position: where its view is.
         predicted_ttft_s: seconds until the chosen rank will have computed the prompt.
         costs: the policy's cost of every rank, in the order of the views and in the policy's own unit.
         deferred_to: the policy that chose instead, in whose unit the costs are then.
     """
 
     rank: int
+    position: int
     predicted_ttft_s: float
-    costs: tuple[float, ...]
+    costs: Floats
     deferred_to: PolicyName | None = None
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(msgspec.Struct, frozen=True):
     """What some policies go by besides ranks and lengths.
 
     Attributes:
@@ -95,17 +93,14 @@ def predicted_ttft(
     `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
     """
     columns = RankViews.of(views)
-    waits = columns.waiting_tokens / columns.prefill_rate
-    services = (num_tokens - columns.cached_tokens) / columns.prefill_rate
-    if mean_uncached_tokens is None:
-        mean_service = services.mean()
-    else:
-        mean_service = (mean_uncached_tokens / columns.prefill_rate).mean()
-    q = QUEUE_GROWTH * _harmonic_mean(waits) / mean_service
-    costs = waits + (1 + q) * services
-    tied = np.flatnonzero(costs <= costs.min() * (1 + NEAR_TIE))
+    waiting, rate = columns.waiting_tokens, columns.prefill_rate
+    uncached = num_tokens - columns.cached_tokens
+    mean_services = (uncached if mean_uncached_tokens is None else mean_uncached_tokens) / rate
+    q = QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / _mean(mean_services)
+    costs = (waiting + (1 + q) * uncached) / rate
+    tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
     best = _lowest(tied, columns.num_requests, columns.assigned_tokens, columns.rank)
-    return Choice(int(columns.rank[best]), float(waits[best] + services[best]), tuple(costs.tolist()))
+    return _chosen(columns, best, num_tokens, costs)
 
 
 def least_loaded(
@@ -115,9 +110,9 @@ def least_loaded(
     hints: Hints = NO_HINTS,
 ) -> Choice:
     """The rank with the fewest requests, whatever it holds; ties as least tokens assigned, lowest number."""
-    costs = tuple(float(view.num_requests) for view in views)
-    best = _best(views, costs, lambda view: (view.assigned_tokens, view.rank))
-    return Choice(views[best].rank, _predicted_ttft_s(views[best], num_tokens), costs)
+    columns = RankViews.of(views)
+    best = _lowest(_all(columns), columns.num_requests, columns.assigned_tokens, columns.rank)
+    return _chosen(columns, best, num_tokens, columns.num_requests)
 
 
 def round_robin(
@@ -127,9 +122,9 @@ def round_robin(
     hints: Hints = NO_HINTS,
 ) -> Choice:
     """The rank that got the fewest requests so far, lowest number first: in turn while membership stays."""
-    costs = tuple(float(view.assigned_requests) for view in views)
-    best = _best(views, costs, lambda view: view.rank)
-    return Choice(views[best].rank, _predicted_ttft_s(views[best], num_tokens), costs)
+    columns = RankViews.of(views)
+    best = _lowest(_all(columns), columns.assigned_requests, columns.rank)
+    return _chosen(columns, best, num_tokens, columns.assigned_requests)
 
 
 def random(
@@ -139,9 +134,11 @@ def random(
     hints: Hints = NO_HINTS,
 ) -> Choice:
     """Any rank, all equally likely; cost 0 for the one that was drawn, 1 for the others."""
-    drawn = int(hints.draw * len(views))
-    costs = tuple(float(position != drawn) for position in range(len(views)))
-    return Choice(views[drawn].rank, _predicted_ttft_s(views[drawn], num_tokens), costs)
+    columns = RankViews.of(views)
+    drawn = int(hints.draw * len(columns))
+    costs = np.ones(len(columns))
+    costs[drawn] = 0
+    return _chosen(columns, drawn, num_tokens, costs)
 
 
 def power_of_two(
@@ -156,12 +153,13 @@ def power_of_two(
 
     Source: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001.
     """
-    drawn = _two_positions(len(views), hints.draw)
-    choice = least_loaded([views[position] for position in drawn], num_tokens)
-    costs = [2.0] * len(views)
-    for position in drawn:
-        costs[position] = float(views[position].rank != choice.rank)
-    return replace(choice, costs=tuple(costs))
+    columns = RankViews.of(views)
+    drawn = _two_positions(len(columns), hints.draw)
+    best = _lowest(drawn, columns.num_requests, columns.assigned_tokens, columns.rank)
+    costs = np.full(len(columns), 2.0)
+    costs[drawn] = 1
+    costs[best] = 0
+    return _chosen(columns, best, num_tokens, costs)
 
 
 def prefix_affinity(
@@ -175,12 +173,10 @@ def prefix_affinity(
     The cost is this prompt's uncached tokens; on an overloaded rank the whole prompt more, so that it comes
     after all others.
     """
-    costs = tuple(
-        float(num_tokens - view.cached_tokens + num_tokens * overloaded)
-        for view, overloaded in zip(views, _overloaded(views), strict=True)
-    )
-    best = _best(views, costs, lambda view: (view.num_requests, view.assigned_tokens, view.rank))
-    return Choice(views[best].rank, _predicted_ttft_s(views[best], num_tokens), costs)
+    columns = RankViews.of(views)
+    uncached = num_tokens - columns.cached_tokens + num_tokens * _overloaded(columns)
+    best = _lowest(_all(columns), uncached, columns.num_requests, columns.assigned_tokens, columns.rank)
+    return _chosen(columns, best, num_tokens, uncached)
 
 
 def session(
@@ -200,17 +196,13 @@ def session(
     Source: V. Mirrokni, M. Thorup, M. Zadimoghaddam, "Consistent Hashing with Bounded Loads", 2018, for
     passing over ranks that have too much.
     """
+    columns = RankViews.of(views)
     if hints.session_id is None:
-        choice = predicted_ttft(views, num_tokens, mean_uncached_tokens)
-        return replace(choice, deferred_to="predicted_ttft")
-    weights = rendezvous_weights(hints.session_id, 1 + max(view.rank for view in views))
-    costs = tuple(
-        1 - weights[view.rank] / 2**64 + overloaded
-        for view, overloaded in zip(views, _overloaded(views), strict=True)
-    )
-    # No ties here: taking close costs for equal would let another rank's death move the session.
-    best = min(range(len(views)), key=lambda position: (costs[position], views[position].rank))
-    return Choice(views[best].rank, _predicted_ttft_s(views[best], num_tokens), costs)
+        choice = predicted_ttft(columns, num_tokens, mean_uncached_tokens)
+        return msgspec.structs.replace(choice, deferred_to="predicted_ttft")
+    weights = rendezvous_weights(hints.session_id, 1 + int(columns.rank.max()))
+    costs = 1 - weights[columns.rank] / 2**64 + _overloaded(columns)
+    return _chosen(columns, int(costs.argmin()), num_tokens, costs)
 
 
 POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
@@ -226,7 +218,13 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
 )
 
 
-def _overloaded(views: Sequence[RankView]) -> list[bool]:
+def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Choice:
+    """The rank at position `best`; its time is predicted alike whoever chooses it."""
+    tokens = columns.waiting_tokens.item(best) + num_tokens - columns.cached_tokens.item(best)
+    return Choice(columns.rank.item(best), best, tokens / columns.rate_at(best), costs)
+
+
+def _overloaded(columns: RankViews) -> Booleans:
     """Which ranks have both over 32 requests more than the least loaded one, and over 1.1 times as many.
 
     So the least loaded rank never is.
@@ -236,45 +234,39 @@ def _overloaded(views: Sequence[RankView]) -> list[bool]:
     as the most loaded one has so much; here only ranks that have are passed over, so that one queue doesn't
     cost the other ranks' prefixes.
     """
-    least = min(view.num_requests for view in views)
-    return [
-        view.num_requests - least > BALANCE_ABS_THRESHOLD
-        and view.num_requests > BALANCE_REL_THRESHOLD * least
-        for view in views
-    ]
+    requests = columns.num_requests
+    least = float(requests.min())
+    return (requests - least > BALANCE_ABS_THRESHOLD) & (requests > BALANCE_REL_THRESHOLD * least)
 
 
-def _two_positions(length: int, draw: float) -> tuple[int, ...]:
+def _two_positions(length: int, draw: float) -> Integers:
     """Two different positions, all ordered pairs equally likely; the only one where there is just one."""
     if length == 1:
-        return (0,)
+        return np.zeros(1, np.int64)
     first, step = divmod(int(draw * length * (length - 1)), length - 1)
-    return first, (first + 1 + step) % length
+    return np.array([first, (first + 1 + step) % length])
 
 
-def _harmonic_mean(values: Floats) -> float:
-    """Of values >= 0; 0 when one of them is."""
-    if values.min() == 0:
-        return 0.0
-    return float(len(values) / (1 / values).sum())
+def _all(columns: RankViews) -> Integers:
+    return np.arange(len(columns))
 
 
-def _lowest(positions: Integers, *keys: Integers) -> int:
+def _lowest(positions: Integers, *keys: Floats | Integers) -> int:
     """Of `positions`, the one with the lowest first key; among equals, with the lowest next key."""
     for key in keys:
         if len(positions) == 1:
             break
         values = key[positions]
-        positions = positions[values == values.min()]
-    return int(positions[0])
+        positions = positions[values == values[values.argmin()]]
+    return positions.item(0)
 
 
-def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:
-    return (view.waiting_tokens + num_tokens - view.cached_tokens) / view.prefill_rate
+def _mean(values: Floats | float) -> float:
+    return values if isinstance(values, float) else float(values.mean())
 
 
-def _best(views: Sequence[RankView], costs: Sequence[float], tie_break: Callable[[RankView], Any]) -> int:
-    """The position of the lowest cost; among equal costs, of the lowest `tie_break`."""
-    limit = min(costs) * (1 + TIE)
-    tied = [position for position, cost in enumerate(costs) if cost <= limit]
-    return min(tied, key=lambda position: tie_break(views[position]))
+def _harmonic_mean_wait(waiting_tokens: Floats, rate: Floats | float) -> float:
+    """In seconds, over the ranks; 0 when nobody waits on one of them."""
+    if waiting_tokens[waiting_tokens.argmin()] == 0:
+        return 0.0
+    return len(waiting_tokens) / float(np.add.reduce(rate / waiting_tokens))

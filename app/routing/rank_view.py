@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal, cast, overload
+from functools import lru_cache
+from typing import cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-Trust = Literal["exact", "syncing", "stale"]
-"""Whether a router knows a rank's cache, is finding out, or can't know."""
+from app.routing.membership import Trust
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,21 @@ class RankView:
     trust: Trust
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RankViews(Sequence[RankView]):
-    """The views of several ranks: `RankView`'s attributes with an element for each. Nobody changes them."""
+    """The views of several ranks: `RankView`'s attributes with an element for each. Nobody changes them.
+
+    Counts are floats, which hold them exactly up to 2**53: numpy would convert integers in every operation.
+    `prefill_rate` is one number where all ranks have the same.
+    """
 
     rank: Integers
-    cached_tokens: Integers
-    waiting_tokens: Integers
-    num_requests: Integers
-    prefill_rate: Floats
-    assigned_tokens: Integers
-    assigned_requests: Integers
+    cached_tokens: Floats
+    waiting_tokens: Floats
+    num_requests: Floats
+    prefill_rate: Floats | float
+    assigned_tokens: Floats
+    assigned_requests: Floats
     trust: Sequence[Trust]
 
     @classmethod
@@ -64,43 +69,41 @@ class RankViews(Sequence[RankView]):
         if isinstance(views, RankViews):
             return views
 
-        def integers(name: str) -> Integers:
-            return np.array([getattr(view, name) for view in views], np.int64)
+        def column(name: str) -> Floats:
+            return np.array([getattr(view, name) for view in views], np.float64)
 
         return cls(
-            rank=integers("rank"),
-            cached_tokens=integers("cached_tokens"),
-            waiting_tokens=integers("waiting_tokens"),
-            num_requests=integers("num_requests"),
-            prefill_rate=np.array([view.prefill_rate for view in views], np.float64),
-            assigned_tokens=integers("assigned_tokens"),
-            assigned_requests=integers("assigned_requests"),
+            rank=np.array([view.rank for view in views], np.int64),
+            cached_tokens=column("cached_tokens"),
+            waiting_tokens=column("waiting_tokens"),
+            num_requests=column("num_requests"),
+            prefill_rate=column("prefill_rate"),
+            assigned_tokens=column("assigned_tokens"),
+            assigned_requests=column("assigned_requests"),
             trust=[view.trust for view in views],
         )
 
     def of_ranks(self, ranks: Set[int]) -> RankViews:
         """The views of `ranks` alone, in the order that they have here."""
         positions = np.flatnonzero(np.isin(self.rank, list(ranks)))
+        rate = self.prefill_rate
         return RankViews(
             rank=self.rank[positions],
             cached_tokens=self.cached_tokens[positions],
             waiting_tokens=self.waiting_tokens[positions],
             num_requests=self.num_requests[positions],
-            prefill_rate=self.prefill_rate[positions],
+            prefill_rate=rate if isinstance(rate, float) else rate[positions],
             assigned_tokens=self.assigned_tokens[positions],
             assigned_requests=self.assigned_requests[positions],
             trust=[self.trust[position] for position in positions.tolist()],
         )
 
-    def position_of(self, rank: int) -> int:
-        """Where `rank`, which is here, is."""
-        return int(np.flatnonzero(self.rank == rank)[0])
-
     def __len__(self) -> int:
         return len(self.rank)
 
     def __iter__(self) -> Iterator[RankView]:
-        return map(RankView, *(column.tolist() for column in self._numbers), self.trust)
+        for position in range(len(self)):
+            yield self[position]
 
     @overload
     def __getitem__(self, position: int) -> RankView: ...
@@ -111,33 +114,29 @@ class RankViews(Sequence[RankView]):
     def __getitem__(self, position: int | slice) -> RankView | list[RankView]:
         if isinstance(position, slice):
             return list(self)[position]
-        rank, cached, waiting, requests, rate, tokens, assigned = self._numbers
         return RankView(
-            rank=int(rank[position]),
-            cached_tokens=int(cached[position]),
-            waiting_tokens=int(waiting[position]),
-            num_requests=int(requests[position]),
-            prefill_rate=float(rate[position]),
-            assigned_tokens=int(tokens[position]),
-            assigned_requests=int(assigned[position]),
+            rank=int(self.rank[position]),
+            cached_tokens=int(self.cached_tokens[position]),
+            waiting_tokens=int(self.waiting_tokens[position]),
+            num_requests=int(self.num_requests[position]),
+            prefill_rate=self.rate_at(position),
+            assigned_tokens=int(self.assigned_tokens[position]),
+            assigned_requests=int(self.assigned_requests[position]),
             trust=self.trust[position],
         )
 
-    @property
-    def _numbers(self) -> tuple[Integers, Integers, Integers, Integers, Floats, Integers, Integers]:
-        return (
-            self.rank,
-            self.cached_tokens,
-            self.waiting_tokens,
-            self.num_requests,
-            self.prefill_rate,
-            self.assigned_tokens,
-            self.assigned_requests,
-        )
+    def rate_at(self, position: int) -> float:
+        """The prefill rate of the rank at `position`."""
+        rate = self.prefill_rate
+        return rate if isinstance(rate, float) else rate.item(position)
 
 
-def bits_to_mask(ranks: int, size: int) -> npt.NDArray[np.bool_]:
-    """A bit set of ranks as `size` booleans by rank; ranks beyond are left out."""
+@lru_cache(maxsize=1024)
+def bits_to_mask(ranks: int, size: int) -> Booleans:
+    """A bit set of ranks as `size` booleans by rank; ranks beyond are left out. To be read only.
+
+    The same sets come again and again: the ranks that hold a prefix that many requests share.
+    """
     kept = ranks & ((1 << size) - 1)
     octets = np.frombuffer(kept.to_bytes((size + 7) // 8, "little"), np.uint8)
-    return cast("npt.NDArray[np.bool_]", np.unpackbits(octets, count=size, bitorder="little").view(np.bool_))
+    return cast("Booleans", np.unpackbits(octets, count=size, bitorder="little").view(np.bool_))

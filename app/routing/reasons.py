@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from app.routing.chooser import Decision
-from app.routing.policy import NEAR_TIE, TIE
+from app.routing.policy import NEAR_TIE
 
 _COSTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -52,7 +52,7 @@ def _by_cost(decision: Decision) -> str:
     rank, name = decision.rank, f"{decision.policy} ({_COSTS[decision.policy]})"
     by_cost = sorted(decision.considered, key=lambda each: each.cost)
     own = next(each.cost for each in by_cost if each.view.rank == rank)
-    limit = by_cost[0].cost * (1 + (NEAR_TIE if decision.policy == "predicted_ttft" else TIE))
+    limit = by_cost[0].cost * (1 + (NEAR_TIE if decision.policy == "predicted_ttft" else 0))
     tied = sorted(each.view.rank for each in by_cost if each.cost <= limit)
     if len(tied) > 1:
         return f"ranks {tied} have the lowest cost of {name}, {own:.4g}, and its tie-break took rank {rank}"

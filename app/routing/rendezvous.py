@@ -9,14 +9,17 @@ weight).
 
 from __future__ import annotations
 
-import struct
 from hashlib import shake_128
 
+import numpy as np
+import numpy.typing as npt
 
-def rendezvous_weights(key: str, num_ranks: int) -> tuple[int, ...]:
+
+def rendezvous_weights(key: str, num_ranks: int) -> npt.NDArray[np.uint64]:
     """The weights of ranks 0 to `num_ranks` - 1 for `key`, of 64 bits, the same in every process.
 
     Rank r's is the r-th word of a stream that the key alone decides, so more ranks change none of the others,
     and a thousand cost one hash.
     """
-    return struct.unpack(f">{num_ranks}Q", shake_128(key.encode()).digest(8 * num_ranks))
+    words = np.frombuffer(shake_128(key.encode()).digest(8 * num_ranks), ">u8")
+    return words.astype(np.uint64)

@@ -1,8 +1,8 @@
 """Which ranks there are, and what is known of each: membership, events and load.
 
     descriptions of the ranks ──▶ Tracker ──▶ one RankSubscriber per rank ──▶ PrefixIndex, LoadBook
-    (polled from them)              │
-                                    └──▶ alive(): rank → trust, for the chooser
+    (polled from them)              │             │
+                                    └─────────────┴──▶ Membership: which ranks, and their trust
 
 A rank is named by its number but identified by its replica and that replica's publisher. When either changes,
 everything known under that number is of somebody else, so blocks, load and reservations are dropped in the
@@ -24,7 +24,7 @@ from app.routing.description import RankDescription
 from app.routing.followed_rank import FollowedRank
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.rank_view import Trust
+from app.routing.membership import Alive, Membership
 
 __all__ = ["MAX_MISSED_LOOKS", "Member", "RankDescription", "SnapshotFetcher", "Tracker"]
 
@@ -67,18 +67,20 @@ class Tracker:
         self._load = load
         self._fetch_snapshot = fetch_snapshot
         self._curve_keys = curve_keys
+        self._membership = Membership()
+        self._max_prompt_tokens: int | None = None
         self._followed: dict[int, FollowedRank] = {}
         self._failed: dict[int, str] = {}
         """Rank → replica id that failed since the last look."""
         self._closing: set[asyncio.Task[None]] = set()
 
-    def alive(self) -> dict[int, Trust]:
+    def alive(self) -> Alive:
         """The ranks that can take requests, each with the trust in what is known of its cache."""
-        return {rank: followed.status.state for rank, followed in self._followed.items()}
+        return self._membership.alive
 
     def max_prompt_tokens(self) -> int | None:
         """The longest prompt that some rank takes; None while there is no rank."""
-        return max((each.description.max_prompt_tokens for each in self._followed.values()), default=None)
+        return self._max_prompt_tokens
 
     def replica_id(self, rank: int) -> str:
         """The replica that answers for `rank`, which must be alive."""
@@ -158,16 +160,24 @@ class Tracker:
             description,
             self._index,
             self._load,
+            self._membership,
             partial(self._fetch_snapshot, description.replica_id),
             self._curve_keys,
         )
+        self._note_limit()
 
     def _drop(self, rank: int, reason: str) -> None:
         followed = self._followed.pop(rank)
         logger.warning("rank %d: dropping %s (%s)", rank, followed.description.replica_id, reason)
+        self._membership.remove(rank)
         self._index.clear(rank)
         self._load.drop(rank)
+        self._note_limit()
         closing = followed.detach()
         if closing is not None:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
+
+    def _note_limit(self) -> None:
+        limits = (each.description.max_prompt_tokens for each in self._followed.values())
+        self._max_prompt_tokens = max(limits, default=None)

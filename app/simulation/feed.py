@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from app.events.schema import CacheEvent, LoadStat
 from app.routing.index import PrefixIndex
 from app.routing.index_sink import IndexSink
 from app.routing.load import LoadBook
-from app.routing.rank_view import Trust
+from app.routing.membership import Alive, Membership
 from app.simulation.clock import Clock
 from app.simulation.config import FeedConfig
 from app.simulation.rank import Rank
@@ -44,7 +44,7 @@ class Feed:
         self._load = load
         self._rng = random.Random(seed)
         self._sinks = [IndexSink(index, rank) for rank in range(len(ranks))]
-        self._trust: dict[int, Trust] = dict.fromkeys(range(len(ranks)), "exact")
+        self._membership = Membership()
         self._due = [0.0] * len(ranks)
         """When each rank's last batch comes, or came."""
         self._busy: dict[int, None] = {}
@@ -52,11 +52,12 @@ class Feed:
         self._unacknowledged: dict[int, list[str]] = {}
         for rank in range(len(ranks)):
             load.join(rank)
+            self._membership.set(rank, "exact")
 
     @property
-    def trust(self) -> Mapping[int, Trust]:
-        """How well each rank's cache is known."""
-        return self._trust
+    def alive(self) -> Alive:
+        """All ranks, and how well each one's cache is known now."""
+        return self._membership.alive
 
     def publish(self, rank: int) -> None:
         """Send what has changed in `rank`'s cache."""
@@ -94,12 +95,12 @@ class Feed:
         return self._config.load_interval_s > 0
 
     def _notice_gap(self, rank: int) -> None:
-        self._trust[rank] = "syncing"
+        self._membership.set(rank, "syncing")
 
     def _apply(self, rank: int, events: Sequence[CacheEvent]) -> None:
         self._sinks[rank].apply(events)
         if self._due[rank] <= self._clock.now:
-            self._trust[rank] = "exact"
+            self._membership.set(rank, "exact")
 
     def _report_in_turn(self, rank: int) -> None:
         """Report now, and again after the interval while there is something to report."""

@@ -71,7 +71,7 @@ class _Simulator:
         digests = chain(request.block_ids, TOKENS_PER_BLOCK)
         prompt = Prompt(str(position), wire_hashes(digests), request.num_tokens, self._block_size)
         started = time.perf_counter()
-        decision = self._chooser.choose(prompt, self._feed.trust, self._clock.now)
+        decision = self._chooser.choose(prompt, self._feed.alive, self._clock.now)
         self.outcome.choose_s += time.perf_counter() - started
         self.outcome.add(request, decision.rank)
         self._ranks[decision.rank].arrive(position, request, digests, self._clock.now)

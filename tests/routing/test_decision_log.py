@@ -11,11 +11,11 @@ from app.routing.decision_log import DecisionLog, Outcome
 from app.routing.explanation import explanation, record_json
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.rank_view import Trust
+from app.routing.membership import Alive
 
 BLOCK_SIZE = 4
 HASHES = list(range(100, 105))
-ALIVE: dict[int, Trust] = {0: "exact", 1: "exact", 2: "stale"}
+ALIVE = Alive({0: "exact", 1: "exact", 2: "stale"})
 
 
 class Router:

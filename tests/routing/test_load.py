@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.config import RoutingConfig
 from app.events.schema import LoadStat
 from app.routing.load import RATE_NOISE, LoadBook
+from app.routing.membership import Alive
 from app.routing.prefill_rate import MIN_TOKENS, WINDOW_TOKENS, PrefillRate
 
 TIMEOUT_S = 5.0
@@ -20,8 +21,9 @@ CONFIG = RoutingConfig(reservation_timeout_s=TIMEOUT_S, initial_prefill_tokens_p
 
 
 def prefill_rates(book: LoadBook, ranks: Iterable[int]) -> dict[int, float]:
-    numbers = np.array(list(ranks), np.int64)
-    return dict(zip(numbers.tolist(), book.columns(numbers).prefill_rate.tolist(), strict=True))
+    alive = Alive(dict.fromkeys(ranks, "exact"))
+    rates = np.broadcast_to(np.asarray(book.columns(alive).prefill_rate), len(alive))
+    return dict(zip(alive, rates.tolist(), strict=True))
 
 
 def stat(
@@ -66,18 +68,19 @@ def test_columns_say_of_many_ranks_what_the_book_says_of_each(book: LoadBook) ->
     book.report(3, stat(running=2, waiting=1, waiting_tokens=100, prefilled=4000, busy_us=1_000_000))
     book.reserve(100, "a", 40, now=0.0)
     book.reserve(3, "b", 7, now=0.0)
-    ranks = [100, 3, 5, 1000]
-    columns = book.columns(np.array(ranks))
-    assert columns.waiting_tokens.tolist() == [book.waiting_tokens(rank) for rank in ranks] == [40, 107, 0, 0]
-    assert columns.num_requests.tolist() == [book.num_requests(rank) for rank in ranks] == [1, 4, 0, 0]
-    assert columns.assigned_tokens.tolist() == [40, 7, 0, 0]
-    assert columns.assigned_requests.tolist() == [1, 1, 0, 0]
-    assert columns.prefill_rate.tolist() == [4000.0] * 4
+    ranks = [3, 5, 100, 1000]
+    alive = Alive(dict.fromkeys(ranks, "exact"))
+    columns = book.columns(alive)
+    assert columns.waiting_tokens.tolist() == [book.waiting_tokens(rank) for rank in ranks] == [107, 0, 40, 0]
+    assert columns.num_requests.tolist() == [book.num_requests(rank) for rank in ranks] == [4, 0, 1, 0]
+    assert columns.assigned_tokens.tolist() == [7, 0, 40, 0]
+    assert columns.assigned_requests.tolist() == [1, 0, 1, 0]
+    assert columns.prefill_rate == 4000.0
     book.release("a")
     book.drop(3)
-    assert columns.waiting_tokens.tolist() == [40, 107, 0, 0], "what was handed out stays"
-    assert book.columns(np.array(ranks)).waiting_tokens.tolist() == [0, 0, 0, 0]
-    assert book.columns(np.array(ranks)).prefill_rate.tolist() == [1000.0] * 4
+    assert columns.waiting_tokens.tolist() == [107, 0, 40, 0], "what was handed out stays"
+    assert book.columns(alive).waiting_tokens.tolist() == [0, 0, 0, 0]
+    assert book.columns(alive).prefill_rate == 1000.0
 
 
 def test_reservations_end_at_their_deadline(book: LoadBook) -> None:

@@ -15,7 +15,6 @@ from app.config import PolicyName
 from app.routing.policy import (
     NEAR_TIE,
     POLICIES,
-    TIE,
     Hints,
     least_loaded,
     power_of_two,
@@ -127,7 +126,8 @@ def test_power_of_two_draws_every_ordered_pair_for_as_large_a_part_of_the_draws(
     pairs = Counter()
     for step in range(20):
         choice = power_of_two(views, 10, hints=Hints(draw=(step + 0.5) / 20))
-        pairs[choice.costs.index(0.0), choice.costs.index(1.0)] += 1
+        costs = choice.costs.tolist()
+        pairs[costs.index(0.0), costs.index(1.0)] += 1
     # The less loaded is the lower rank here, whichever was drawn first.
     assert pairs == {(low, high): 2 for low in range(5) for high in range(low + 1, 5)}
 
@@ -140,7 +140,7 @@ def test_power_of_two_between_equals_takes_the_one_with_less_work_so_far() -> No
 def test_prefix_affinity_takes_the_longest_prefix_then_the_least_loaded() -> None:
     views = [view(0, cached_tokens=300), view(1, cached_tokens=400, num_requests=9), view(2), view(3)]
     assert prefix_affinity(views, 1000).rank == 1
-    assert prefix_affinity(views, 1000).costs == (700.0, 600.0, 1000.0, 1000.0)
+    assert prefix_affinity(views, 1000).costs.tolist() == [700.0, 600.0, 1000.0, 1000.0]
     alike = [view(0, cached_tokens=400, num_requests=2), view(1, cached_tokens=400, num_requests=1)]
     assert prefix_affinity(alike, 1000).rank == 1
     assert prefix_affinity([view(0, num_requests=1), view(1)], 1000).rank == 1
@@ -165,7 +165,7 @@ def session_rank(views: Sequence[RankView], session_id: str) -> int:
 
 def test_a_sessions_place_is_the_same_in_every_process() -> None:
     assert rendezvous_weights("user-7", 4)[3] == 0x6C3E8AB5CE5CABC6
-    assert rendezvous_weights("user-7", 1024)[:4] == rendezvous_weights("user-7", 4)
+    assert rendezvous_weights("user-7", 1024)[:4].tolist() == rendezvous_weights("user-7", 4).tolist()
     views = [view(rank) for rank in range(8)]
     assert [session_rank(views, f"user-{i}") for i in range(8)] == [3, 0, 0, 1, 2, 2, 5, 7]
 
@@ -179,8 +179,10 @@ def test_a_session_stays_whatever_the_others_hold() -> None:
 
 def test_without_a_session_it_is_the_default_policy_that_says_so() -> None:
     views = [view(0), view(1, cached_tokens=600)]
-    choice = session(views, 1000, 400.0)
-    assert choice == replace(predicted_ttft(views, 1000, 400.0), deferred_to="predicted_ttft")
+    choice, default = session(views, 1000, 400.0), predicted_ttft(views, 1000, 400.0)
+    assert (choice.deferred_to, default.deferred_to) == ("predicted_ttft", None)
+    assert (choice.rank, choice.predicted_ttft_s) == (default.rank, default.predicted_ttft_s)
+    assert choice.costs.tolist() == default.costs.tolist()
     assert session(views, 1000, 400.0, Hints(session_id="a")).deferred_to is None
 
 
@@ -208,7 +210,6 @@ def test_columns_are_the_same_views(views: list[RankView]) -> None:
     assert list(columns) == views
     assert [columns[position] for position in range(len(columns))] == views
     assert columns[1:] == views[1:]
-    assert [columns.position_of(each.rank) for each in views] == list(range(len(views)))
     assert list(columns.of_ranks({each.rank for each in views[1:]})) == views[1:]
 
 
@@ -216,6 +217,32 @@ def test_columns_are_the_same_views(views: list[RankView]) -> None:
 def test_a_bit_set_becomes_booleans_by_rank(ranks: set[int], size: int) -> None:
     mask = bits_to_mask(sum(1 << rank for rank in ranks), size)
     assert mask.tolist() == [rank in ranks for rank in range(size)]
+
+
+@given(views=VIEWS, num_tokens=st.integers(1000, 10**6), mean=st.floats(1, 1e6))
+def test_predicted_ttft_is_its_formula(views: list[RankView], num_tokens: int, mean: float) -> None:
+    waits = [each.waiting_tokens / each.prefill_rate for each in views]
+    idle = any(wait == 0 for wait in waits)
+    harmonic_mean = 0.0 if idle else len(waits) / sum(1 / wait for wait in waits)
+    q = 2 * harmonic_mean / (sum(mean / each.prefill_rate for each in views) / len(views))
+    services = [(num_tokens - each.cached_tokens) / each.prefill_rate for each in views]
+    choice = predicted_ttft(views, num_tokens, mean)
+    expected = [wait + (1 + q) * service for wait, service in zip(waits, services, strict=True)]
+    assert choice.costs.tolist() == pytest.approx(expected)
+    assert choice.predicted_ttft_s == pytest.approx(waits[choice.position] + services[choice.position])
+
+
+@given(views=VIEWS, num_tokens=st.integers(1000, 10**6), mean=st.none() | st.floats(1, 1e6))
+def test_one_rate_for_all_ranks_is_as_the_same_rate_for_each(
+    views: list[RankView], num_tokens: int, mean: float | None
+) -> None:
+    columns = RankViews.of([replace(each, prefill_rate=700.0) for each in views])
+    alike = replace(columns, prefill_rate=700.0)
+    assert list(alike) == list(columns)
+    assert list(alike.of_ranks({views[0].rank})) == [columns[0]]
+    one, each = predicted_ttft(alike, num_tokens, mean), predicted_ttft(columns, num_tokens, mean)
+    assert one.costs.tolist() == each.costs.tolist()
+    assert (one.rank, one.predicted_ttft_s) == (each.rank, each.predicted_ttft_s)
 
 
 DRAWS = st.floats(0, 1, exclude_max=True)
@@ -232,8 +259,9 @@ def test_every_policy_chooses_a_cheapest_rank_whatever_the_order(
         choice = policy(views, num_tokens, mean, hints)
         cost = dict(zip((each.rank for each in views), choice.costs, strict=True))
         is_predicted = policy is predicted_ttft or choice.deferred_to == "predicted_ttft"
-        tie = NEAR_TIE if is_predicted else TIE
+        tie = NEAR_TIE if is_predicted else 0
         assert cost[choice.rank] <= min(choice.costs) * (1 + tie)
+        assert views[choice.position].rank == choice.rank
         assert choice.predicted_ttft_s > 0
 
 
@@ -241,10 +269,10 @@ def test_every_policy_chooses_a_cheapest_rank_whatever_the_order(
 def test_power_of_two_never_takes_the_worse_of_its_two(views: list[RankView], draw: float) -> None:
     choice = power_of_two(views, 1000, hints=Hints(draw=draw))
     assert sorted(choice.costs) == [0.0, 1.0, *[2.0] * (len(views) - 2)][: len(views)]
-    chosen = views[choice.costs.index(0.0)]
+    chosen = views[choice.costs.tolist().index(0.0)]
     assert chosen.rank == choice.rank
     if len(views) > 1:
-        other = views[choice.costs.index(1.0)]
+        other = views[choice.costs.tolist().index(1.0)]
         assert (chosen.num_requests, chosen.assigned_tokens) <= (other.num_requests, other.assigned_tokens)
 
 

@@ -15,7 +15,7 @@ from app.hashing import chain, wire_hash
 from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
-from app.routing.rank_view import Trust
+from app.routing.membership import Alive, Membership
 
 BLOCK_SIZE = 20
 RATE = 1000.0
@@ -36,7 +36,13 @@ class World:
         self.index = PrefixIndex()
         self.load = LoadBook(RoutingConfig(initial_prefill_tokens_per_s=RATE))
         self.chooser = Chooser(self.index, self.load, policy, dp_size, Random(seed))
-        self.alive: dict[int, Trust] = dict.fromkeys(range(dp_size), "exact")
+        self.membership = Membership()
+        for rank in range(dp_size):
+            self.membership.set(rank, "exact")
+
+    @property
+    def alive(self) -> Alive:
+        return self.membership.alive
 
     def choose(self, request: Prompt) -> Decision:
         return self.chooser.choose(request, self.alive, now=0.0)
@@ -167,13 +173,13 @@ def test_sessions_spread_evenly_and_every_router_knows_their_ranks() -> None:
 def test_a_death_moves_only_the_dead_ranks_sessions_and_its_return_brings_them_back() -> None:
     world = World("session", dp_size=8)
     before = homes(world)
-    del world.alive[3]
+    world.membership.remove(3)
     during = homes(world)
     moved = {name for name in before if before[name] != during[name]}
     assert moved == {name for name in before if before[name] == 3}
     # They don't all go to the same rank.
     assert set(Counter(during[name] for name in moved)) == set(range(8)) - {3}
-    world.alive[3] = "syncing"
+    world.membership.set(3, "syncing")
     assert homes(world) == before
 
 
@@ -188,7 +194,7 @@ def test_a_retried_session_goes_where_it_would_if_the_rank_had_died() -> None:
     retried = world.chooser.choose(
         prompt("a", [1], session_id="user-1"), world.alive, now=0.0, exclude=frozenset({home})
     ).rank
-    del world.alive[home]
+    world.membership.remove(home)
     assert world.choose(prompt("a", [1], session_id="user-1")).rank == retried != home
 
 

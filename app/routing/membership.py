@@ -1,0 +1,70 @@
+"""Which ranks can take requests, and the trust in what is known of each one's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Trust = Literal["exact", "syncing", "stale"]
+"""Whether a router knows a rank's cache, is finding out, or can't know."""
+
+
+class Alive(Mapping[int, Trust]):
+    """The ranks that can take requests at one moment, lowest first, each with its trust. Never changes.
+
+    Attributes:
+        ranks: their numbers.
+        trusts: theirs, in the same order.
+        exact: bit set of the ranks whose cache is known.
+        size: one more than the highest rank's number; 0 when there is none.
+        rows: picks their elements from an array that has one for every rank up to the highest.
+    """
+
+    def __init__(self, trusts: Mapping[int, Trust]) -> None:
+        self._trust_of = dict(sorted(trusts.items()))
+        self.ranks: Final = np.array(list(self._trust_of), np.int64)
+        self.trusts: Final = tuple(self._trust_of.values())
+        self.exact: Final = sum(1 << rank for rank, trust in self._trust_of.items() if trust == "exact")
+        self.size: Final = int(self.ranks[-1]) + 1 if trusts else 0
+        self.rows: Final[slice | npt.NDArray[np.int64]] = (
+            slice(self.size) if self.size == len(trusts) else self.ranks
+        )
+
+    def __getitem__(self, rank: int) -> Trust:
+        return self._trust_of[rank]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._trust_of)
+
+    def __len__(self) -> int:
+        return len(self._trust_of)
+
+
+class Membership:
+    """The ranks that can take requests, as they come, go, and are believed or not."""
+
+    def __init__(self) -> None:
+        self._trusts: dict[int, Trust] = {}
+        self._alive: Alive | None = Alive({})
+        """None after a change, until somebody asks."""
+
+    @property
+    def alive(self) -> Alive:
+        """The ranks as they are now; the same object until something changes."""
+        if self._alive is None:
+            self._alive = Alive(self._trusts)
+        return self._alive
+
+    def set(self, rank: int, trust: Trust) -> None:
+        """`rank` can take requests, and its cache is known so well."""
+        if self._trusts.get(rank) != trust:
+            self._trusts[rank] = trust
+            self._alive = None
+
+    def remove(self, rank: int) -> None:
+        """`rank` can't take requests any more, if it could."""
+        if self._trusts.pop(rank, None) is not None:
+            self._alive = None
