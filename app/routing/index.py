@@ -18,9 +18,8 @@ different parents can make its own matches too long, nobody else's.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import repeat
 
-from app.routing.rank_blocks import MIN_SEQUENCE, RankBlocks
+from app.routing.rank_blocks import RankBlocks
 
 
 class PrefixIndex:
@@ -125,37 +124,21 @@ class PrefixIndex:
         assert expected == self._ranks_of, "bit sets disagree with the ranks' own blocks"
         assert set(ranks_in(self._broken_ranks)) <= self._blocks_of.keys(), "a rank without blocks is broken"
 
-    def _add_holder(self, bit: int, block_hashes: Sequence[int]) -> None:
-        ranks_of = self._ranks_of
-        if len(block_hashes) < MIN_SEQUENCE:
-            for block_hash in block_hashes:
-                ranks_of[block_hash] = ranks_of.get(block_hash, 0) | bit
-        elif ranks_of.keys().isdisjoint(block_hashes):
-            ranks_of.update(zip(block_hashes, repeat(bit)))
-        else:
-            before = list(map(ranks_of.get, block_hashes, repeat(0)))
-            # One int for all blocks with the same ranks: beyond a few ranks each takes memory of its own.
-            after = {ranks: ranks | bit for ranks in set(before)}
-            ranks_of.update(zip(block_hashes, map(after.__getitem__, before), strict=True))
+    def _add_holder(self, bit: int, block_hashes: Collection[int]) -> None:
+        # Neighbours mostly have the same ranks: one int for all of them, which beyond a few ranks takes memory.
+        ranks_of, before, after = self._ranks_of, 0, bit
+        for block_hash in block_hashes:
+            ranks = ranks_of.get(block_hash, 0)
+            if ranks is not before:
+                before, after = ranks, ranks | bit
+            ranks_of[block_hash] = after
 
     def _drop_holder(self, bit: int, block_hashes: Collection[int]) -> None:
-        ranks_of = self._ranks_of
-        if len(block_hashes) < MIN_SEQUENCE:
-            for block_hash in block_hashes:
-                others = ranks_of[block_hash] & ~bit
-                if others:
-                    ranks_of[block_hash] = others
-                else:
-                    del ranks_of[block_hash]
-            return
-        before = list(map(ranks_of.__getitem__, block_hashes))
-        if before.count(bit) == len(before):
-            for block_hash in block_hashes:
-                del ranks_of[block_hash]
-            return
-        after = {ranks: ranks & ~bit for ranks in set(before)}
-        for block_hash, ranks in zip(block_hashes, before, strict=True):
-            others = after[ranks]
+        ranks_of, before, others = self._ranks_of, bit, 0
+        for block_hash in block_hashes:
+            ranks = ranks_of[block_hash]
+            if ranks is not before:
+                before, others = ranks, ranks & ~bit
             if others:
                 ranks_of[block_hash] = others
             else:
