@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from random import Random
 
 import msgspec
-import numpy as np
 
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
@@ -20,7 +19,7 @@ from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
 from app.routing.membership import Alive, Trust
 from app.routing.policy import POLICIES, Hints
-from app.routing.rank_view import Floats, RankView, RankViews, bits_to_mask
+from app.routing.rank_view import Floats, RankView, RankViews, Tier
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -95,8 +94,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
     @property
     def missed_tokens(self) -> int:
         """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one."""
-        held = self.candidates.cached_tokens
-        return int(held[held.argmax()]) - self.cached_tokens
+        tiers = self.candidates.tiers
+        return tiers[0][1] - self.cached_tokens if tiers else 0
 
 
 class Chooser:
@@ -173,12 +172,11 @@ class Chooser:
             raise NoRankError(_no_rank_message(alive, exclude))
         hints = Hints(prompt.session_id, self._rng.random())
         choice = self._policy(candidates, prompt.num_tokens, self._load.mean_uncached_tokens, hints)
-        cached_tokens = int(candidates.cached_tokens[choice.position])
         deferred_to = choice.deferred_to if pinned_rank is None else None
         return Decision(
             rank=choice.rank,
-            cached_tokens=cached_tokens,
-            uncached_tokens=prompt.num_tokens - cached_tokens,
+            cached_tokens=choice.cached_tokens,
+            uncached_tokens=prompt.num_tokens - choice.cached_tokens,
             predicted_ttft_s=choice.predicted_ttft_s,
             policy=(deferred_to or self._policy_name) if pinned_rank is None else "pinned",
             trust=alive[choice.rank],
@@ -213,28 +211,17 @@ class Chooser:
         return {pinned_rank}
 
     def _views(self, prompt: Prompt, alive: Alive) -> RankViews:
-        load = self._load.columns(alive)
-        return RankViews(
-            rank=alive.ranks,
-            cached_tokens=self._cached_tokens(prompt, alive),
-            waiting_tokens=load.waiting_tokens,
-            num_requests=load.num_requests,
-            prefill_rate=load.prefill_rate,
-            assigned_tokens=load.assigned_tokens,
-            assigned_requests=load.assigned_requests,
-            trust=alive.trusts,
-        )
+        counts, prefill_rate = self._load.columns(alive)
+        return RankViews(alive.ranks, self._tiers(prompt, alive), counts, prefill_rate, alive.trusts)
 
-    def _cached_tokens(self, prompt: Prompt, alive: Alive) -> Floats:
-        """Tokens of the prompt's reusable blocks that each rank is known to hold."""
-        cached_tokens = np.zeros(alive.size)
+    def _tiers(self, prompt: Prompt, alive: Alive) -> list[Tier]:
+        """What the ranks are known to hold of the prompt's reusable blocks."""
+        tiers: list[Tier] = []
         for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
             known = holders & alive.exact
-            if known & (known - 1):
-                cached_tokens[bits_to_mask(known, alive.size)] = depth * prompt.block_size
-            elif known:  # a single rank
-                cached_tokens[known.bit_length() - 1] = depth * prompt.block_size
-        return cached_tokens[alive.rows]
+            if known:
+                tiers.append((alive.positions(known), depth * prompt.block_size))
+        return tiers
 
 
 def _no_rank_message(alive: Alive, exclude: frozenset[int]) -> str:

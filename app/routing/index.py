@@ -17,9 +17,10 @@ different parents can make its own matches too long, nobody else's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 from app.routing.rank_blocks import RankBlocks
+from app.routing.rank_sets import ranks_in
 
 
 class PrefixIndex:
@@ -105,10 +106,6 @@ class PrefixIndex:
             return _merge(tiers, self._walk(block_hashes, broken))
         return tiers
 
-    def depth_by_rank(self, block_hashes: Sequence[int]) -> dict[int, int]:
-        """The length in blocks of each rank's leading run; ranks that hold nothing are left out."""
-        return {rank: depth for depth, ranks in self.match(block_hashes) for rank in ranks_in(ranks)}
-
     def check_integrity(self) -> None:
         """Recompute everything that is kept redundantly.
 
@@ -122,10 +119,12 @@ class PrefixIndex:
             for block_hash in blocks.parents:
                 expected[block_hash] = expected.get(block_hash, 0) | 1 << rank
         assert expected == self._ranks_of, "bit sets disagree with the ranks' own blocks"
-        assert set(ranks_in(self._broken_ranks)) <= self._blocks_of.keys(), "a rank without blocks is broken"
+        assert set(ranks_in(self._broken_ranks).tolist()) <= self._blocks_of.keys(), (
+            "a rank without blocks is broken"
+        )
 
     def _add_holder(self, bit: int, block_hashes: Collection[int]) -> None:
-        # Neighbours mostly have the same ranks: one int for all of them, which beyond a few ranks takes memory.
+        # Neighbours mostly have the same ranks: one int for all of them, as it takes memory.
         ranks_of, before, after = self._ranks_of, 0, bit
         for block_hash in block_hashes:
             ranks = ranks_of.get(block_hash, 0)
@@ -186,11 +185,3 @@ def _merge(tiers: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[
     for depth, ranks in others:
         ranks_at[depth] = ranks_at.get(depth, 0) | ranks
     return sorted(ranks_at.items(), reverse=True)
-
-
-def ranks_in(bits: int) -> Iterator[int]:
-    """The ranks of a bit set, lowest first."""
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest

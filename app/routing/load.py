@@ -21,7 +21,7 @@ from app.config import RoutingConfig
 from app.events.schema import LoadStat
 from app.routing.membership import Alive
 from app.routing.prefill_rate import PrefillRate
-from app.routing.rank_view import Floats
+from app.routing.rank_view import COUNTS, Floats
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
@@ -35,19 +35,6 @@ class Reservation(NamedTuple):
     rank: int
     uncached_tokens: int
     deadline: float
-
-
-class LoadColumns(NamedTuple):
-    """Load of several ranks, an element for each: as the book's methods of these names give it for one.
-
-    `prefill_rate` is one number where all ranks have the same.
-    """
-
-    waiting_tokens: Floats
-    num_requests: Floats
-    assigned_tokens: Floats
-    assigned_requests: Floats
-    prefill_rate: Floats | float
 
 
 @dataclass(slots=True)
@@ -80,8 +67,8 @@ class LoadBook:
         self._reservation_timeout_s = config.reservation_timeout_s
         self._initial_prefill_rate = config.initial_prefill_tokens_per_s
         self._ranks: dict[int, _RankLoad] = {}
-        self._counts = np.zeros((4, 8))
-        """Of each rank: waiting tokens, requests, assigned tokens and requests, as `_ranks` has them."""
+        self._counts = np.zeros((len(COUNTS), 8))
+        """A row for each of `COUNTS` with an element for each rank, as `_ranks` has them."""
         self._rows = tuple(self._counts)
         """Its rows, which are written one number at a time."""
         self._rates = np.full(8, np.nan)
@@ -123,11 +110,10 @@ class LoadBook:
         load = self._ranks.get(rank)
         return (load.assigned_tokens, load.assigned_requests) if load else (0, 0)
 
-    def columns(self, alive: Alive) -> LoadColumns:
-        """The load of the ranks that are alive; copies, which later changes leave alone."""
+    def columns(self, alive: Alive) -> tuple[Floats, Floats | float]:
+        """Counts and prefill rates of the ranks that are alive, as in `RankViews`; copies."""
         self._make_room(alive.size - 1)
-        waiting, requests, tokens, assigned = self._counts[:, alive.rows].copy()
-        return LoadColumns(waiting, requests, tokens, assigned, self._usable_rates(alive))
+        return self._counts[:, alive.rows].copy(), self._usable_rates(alive)
 
     def join(self, rank: int) -> None:
         """A new rank starts with the least work assigned to any other, not with zero.

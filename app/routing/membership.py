@@ -6,8 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from app.routing.rank_sets import Integers, ranks_in
+
+Positions = int | slice | Integers
+"""Elements of an array with one for each rank: one, all, or those of an ascending array of positions."""
 Trust = Literal["exact", "syncing", "stale"]
 """Whether a router knows a rank's cache, is finding out, or can't know."""
 
@@ -29,9 +32,19 @@ class Alive(Mapping[int, Trust]):
         self.trusts: Final = tuple(self._trust_of.values())
         self.exact: Final = sum(1 << rank for rank, trust in self._trust_of.items() if trust == "exact")
         self.size: Final = int(self.ranks[-1]) + 1 if trusts else 0
-        self.rows: Final[slice | npt.NDArray[np.int64]] = (
-            slice(self.size) if self.size == len(trusts) else self.ranks
-        )
+        self._is_dense = self.size == len(trusts)
+        self._everyone = sum(1 << rank for rank in trusts)
+        self.rows: Final = slice(self.size) if self._is_dense else self.ranks
+
+    def positions(self, ranks: int) -> Positions:
+        """Where the ranks of a bit set, at least one of these and no others, are."""
+        if ranks == self._everyone:
+            return slice(None)
+        if ranks & (ranks - 1):
+            members = ranks_in(ranks)
+            return members if self._is_dense else self.ranks.searchsorted(members)
+        rank = ranks.bit_length() - 1
+        return rank if self._is_dense else int(self.ranks.searchsorted(rank))
 
     def __getitem__(self, rank: int) -> Trust:
         return self._trust_of[rank]

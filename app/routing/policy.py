@@ -13,9 +13,11 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from app.config import PolicyName
-from app.routing.rank_view import Booleans, Floats, Integers, RankView, RankViews
+from app.routing.rank_sets import Integers
+from app.routing.rank_view import Floats, RankView, RankViews
 from app.routing.rendezvous import rendezvous_weights
 
 NEAR_TIE = 0.005
@@ -33,14 +35,14 @@ class Choice(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         rank: the chosen rank.
-        position: where its view is.
+        cached_tokens: of the prompt, there.
         predicted_ttft_s: seconds until the chosen rank will have computed the prompt.
         costs: the policy's cost of every rank, in the order of the views and in the policy's own unit.
         deferred_to: the policy that chose instead, in whose unit the costs are then.
     """
 
     rank: int
-    position: int
+    cached_tokens: int
     predicted_ttft_s: float
     costs: Floats
     deferred_to: PolicyName | None = None
@@ -87,19 +89,21 @@ def predicted_ttft(
     before the first, this prompt stands for them.
 
     Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
-    then to the one with the least tokens assigned so far, then to the lowest number.
+    then to the one with the least tokens assigned so far, then to the first.
 
     Source: replays of a real trace and of bursts on one hot prefix,
     `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
     """
     columns = RankViews.of(views)
     waiting, rate = columns.waiting_tokens, columns.prefill_rate
-    uncached = num_tokens - columns.cached_tokens
-    mean_services = (uncached if mean_uncached_tokens is None else mean_uncached_tokens) / rate
-    q = QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / _mean(mean_services)
-    costs = (waiting + (1 + q) * uncached) / rate
+    service_s = _mean((mean_uncached_tokens or num_tokens - columns.cached_tokens) / rate)
+    weight = 1 + QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / service_s
+    costs = waiting + weight * num_tokens
+    for positions, cached_tokens in columns.tiers:
+        costs[positions] -= weight * cached_tokens
+    costs /= rate
     tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
-    best = _lowest(tied, columns.num_requests, columns.assigned_tokens, columns.rank)
+    best = tied.item(0) if len(tied) == 1 else _lowest(tied, columns.num_requests, columns.assigned_tokens)
     return _chosen(columns, best, num_tokens, costs)
 
 
@@ -109,9 +113,9 @@ def least_loaded(
     mean_uncached_tokens: float | None = None,
     hints: Hints = NO_HINTS,
 ) -> Choice:
-    """The rank with the fewest requests, whatever it holds; ties as least tokens assigned, lowest number."""
+    """The rank with the fewest requests, whatever it holds; ties as least tokens assigned, then first."""
     columns = RankViews.of(views)
-    best = _lowest(_all(columns), columns.num_requests, columns.assigned_tokens, columns.rank)
+    best = _lowest(_all(columns), columns.num_requests, columns.assigned_tokens)
     return _chosen(columns, best, num_tokens, columns.num_requests)
 
 
@@ -121,9 +125,9 @@ def round_robin(
     mean_uncached_tokens: float | None = None,
     hints: Hints = NO_HINTS,
 ) -> Choice:
-    """The rank that got the fewest requests so far, lowest number first: in turn while membership stays."""
+    """The rank that got the fewest requests so far, ties to the first: in turn while membership stays."""
     columns = RankViews.of(views)
-    best = _lowest(_all(columns), columns.assigned_requests, columns.rank)
+    best = _lowest(_all(columns), columns.assigned_requests)
     return _chosen(columns, best, num_tokens, columns.assigned_requests)
 
 
@@ -155,7 +159,7 @@ def power_of_two(
     """
     columns = RankViews.of(views)
     drawn = _two_positions(len(columns), hints.draw)
-    best = _lowest(drawn, columns.num_requests, columns.assigned_tokens, columns.rank)
+    best = _lowest(drawn, columns.num_requests, columns.assigned_tokens)
     costs = np.full(len(columns), 2.0)
     costs[drawn] = 1
     costs[best] = 0
@@ -175,7 +179,7 @@ def prefix_affinity(
     """
     columns = RankViews.of(views)
     uncached = num_tokens - columns.cached_tokens + num_tokens * _overloaded(columns)
-    best = _lowest(_all(columns), uncached, columns.num_requests, columns.assigned_tokens, columns.rank)
+    best = _lowest(_all(columns), uncached, columns.num_requests, columns.assigned_tokens)
     return _chosen(columns, best, num_tokens, uncached)
 
 
@@ -220,11 +224,12 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
 
 def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Choice:
     """The rank at position `best`; its time is predicted alike whoever chooses it."""
-    tokens = columns.waiting_tokens.item(best) + num_tokens - columns.cached_tokens.item(best)
-    return Choice(columns.rank.item(best), best, tokens / columns.rate_at(best), costs)
+    cached_tokens = columns.cached_at(best)
+    tokens = columns.waiting_tokens.item(best) + num_tokens - cached_tokens
+    return Choice(columns.rank.item(best), cached_tokens, tokens / columns.rate_at(best), costs)
 
 
-def _overloaded(columns: RankViews) -> Booleans:
+def _overloaded(columns: RankViews) -> npt.NDArray[np.bool_]:
     """Which ranks have both over 32 requests more than the least loaded one, and over 1.1 times as many.
 
     So the least loaded rank never is.
@@ -251,14 +256,13 @@ def _all(columns: RankViews) -> Integers:
     return np.arange(len(columns))
 
 
-def _lowest(positions: Integers, *keys: Floats | Integers) -> int:
-    """Of `positions`, the one with the lowest first key; among equals, with the lowest next key."""
+def _lowest(positions: Integers, first: Floats, *then: Floats) -> int:
+    """Of `positions`, the one with the lowest first key; among equals the lowest next; else the first."""
+    *keys, last = first, *then
     for key in keys:
-        if len(positions) == 1:
-            break
         values = key[positions]
-        positions = positions[values == values[values.argmin()]]
-    return positions.item(0)
+        positions = positions[values == values.item(values.argmin())]
+    return positions.item(last[positions].argmin())
 
 
 def _mean(values: Floats | float) -> float:

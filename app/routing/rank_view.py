@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import cast, overload
+from typing import Final, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from app.routing.membership import Trust
+from app.routing.membership import Positions, Trust
+from app.routing.rank_sets import Integers
 
-Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Booleans = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -46,21 +44,31 @@ class RankView:
     trust: Trust
 
 
+Tier = tuple[Positions, int]
+"""Ranks that hold equally much of a prompt, and how many tokens that is."""
+COUNTS: Final = ("waiting_tokens", "num_requests", "assigned_tokens", "assigned_requests")
+"""What is counted for each rank: the rows of `RankViews.counts`."""
+
+
 @dataclass(slots=True, eq=False)
 class RankViews(Sequence[RankView]):
-    """The views of several ranks: `RankView`'s attributes with an element for each. Nobody changes them.
+    """The views of several ranks: `RankView`'s attributes with an element for each, and nobody changes them.
 
-    Counts are floats, which hold them exactly up to 2**53: numpy would convert integers in every operation.
-    `prefill_rate` is one number where all ranks have the same.
+    A router has the lowest rank first.
+
+    Attributes:
+        rank: numbers.
+        tiers: what the ranks hold of the prompt, most first; one that holds nothing is in none.
+        counts: a row for each of `COUNTS`. They are floats, which hold counts exactly up to 2**53: numpy
+            would convert integers in every operation.
+        prefill_rate: one number where all ranks have the same.
+        trust: in each one's cache.
     """
 
     rank: Integers
-    cached_tokens: Floats
-    waiting_tokens: Floats
-    num_requests: Floats
+    tiers: Sequence[Tier]
+    counts: Floats
     prefill_rate: Floats | float
-    assigned_tokens: Floats
-    assigned_requests: Floats
     trust: Sequence[Trust]
 
     @classmethod
@@ -68,18 +76,11 @@ class RankViews(Sequence[RankView]):
         """The same views as columns."""
         if isinstance(views, RankViews):
             return views
-
-        def column(name: str) -> Floats:
-            return np.array([getattr(view, name) for view in views], np.float64)
-
         return cls(
             rank=np.array([view.rank for view in views], np.int64),
-            cached_tokens=column("cached_tokens"),
-            waiting_tokens=column("waiting_tokens"),
-            num_requests=column("num_requests"),
-            prefill_rate=column("prefill_rate"),
-            assigned_tokens=column("assigned_tokens"),
-            assigned_requests=column("assigned_requests"),
+            tiers=_tiers([view.cached_tokens for view in views]),
+            counts=np.array([[getattr(view, name) for view in views] for name in COUNTS], np.float64),
+            prefill_rate=np.array([view.prefill_rate for view in views], np.float64),
             trust=[view.trust for view in views],
         )
 
@@ -89,14 +90,40 @@ class RankViews(Sequence[RankView]):
         rate = self.prefill_rate
         return RankViews(
             rank=self.rank[positions],
-            cached_tokens=self.cached_tokens[positions],
-            waiting_tokens=self.waiting_tokens[positions],
-            num_requests=self.num_requests[positions],
+            tiers=_tiers(self.cached_tokens[positions].tolist()),
+            counts=self.counts[:, positions],
             prefill_rate=rate if isinstance(rate, float) else rate[positions],
-            assigned_tokens=self.assigned_tokens[positions],
-            assigned_requests=self.assigned_requests[positions],
             trust=[self.trust[position] for position in positions.tolist()],
         )
+
+    @property
+    def cached_tokens(self) -> Floats:
+        """Of the prompt, on each rank."""
+        cached_tokens = np.zeros(len(self))
+        for positions, tokens in self.tiers:
+            cached_tokens[positions] = tokens
+        return cached_tokens
+
+    @property
+    def waiting_tokens(self) -> Floats:
+        """A row of `counts`, like those below."""
+        return self._row(0)
+
+    @property
+    def num_requests(self) -> Floats:
+        return self._row(1)
+
+    @property
+    def assigned_tokens(self) -> Floats:
+        return self._row(2)
+
+    @property
+    def assigned_requests(self) -> Floats:
+        return self._row(3)
+
+    def _row(self, number: int) -> Floats:
+        row: Floats = self.counts[number]
+        return row
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -114,16 +141,24 @@ class RankViews(Sequence[RankView]):
     def __getitem__(self, position: int | slice) -> RankView | list[RankView]:
         if isinstance(position, slice):
             return list(self)[position]
+        waiting, requests, tokens, assigned = self.counts[:, position].tolist()
         return RankView(
-            rank=int(self.rank[position]),
-            cached_tokens=int(self.cached_tokens[position]),
-            waiting_tokens=int(self.waiting_tokens[position]),
-            num_requests=int(self.num_requests[position]),
+            rank=self.rank.item(position),
+            cached_tokens=self.cached_at(position),
+            waiting_tokens=int(waiting),
+            num_requests=int(requests),
             prefill_rate=self.rate_at(position),
-            assigned_tokens=int(self.assigned_tokens[position]),
-            assigned_requests=int(self.assigned_requests[position]),
+            assigned_tokens=int(tokens),
+            assigned_requests=int(assigned),
             trust=self.trust[position],
         )
+
+    def cached_at(self, position: int) -> int:
+        """The cached tokens of the rank at `position`."""
+        for positions, tokens in self.tiers:
+            if _is_in(position, positions):
+                return tokens
+        return 0
 
     def rate_at(self, position: int) -> float:
         """The prefill rate of the rank at `position`."""
@@ -131,12 +166,16 @@ class RankViews(Sequence[RankView]):
         return rate if isinstance(rate, float) else rate.item(position)
 
 
-@lru_cache(maxsize=1024)
-def bits_to_mask(ranks: int, size: int) -> Booleans:
-    """A bit set of ranks as `size` booleans by rank; ranks beyond are left out. To be read only.
+def _tiers(cached_tokens: Sequence[float]) -> list[Tier]:
+    column = np.array(cached_tokens)
+    held = sorted(set(cached_tokens) - {0}, reverse=True)
+    return [(np.flatnonzero(column == tokens), int(tokens)) for tokens in held]
 
-    The same sets come again and again: the ranks that hold a prefix that many requests share.
-    """
-    kept = ranks & ((1 << size) - 1)
-    octets = np.frombuffer(kept.to_bytes((size + 7) // 8, "little"), np.uint8)
-    return cast("Booleans", np.unpackbits(octets, count=size, bitorder="little").view(np.bool_))
+
+def _is_in(position: int, positions: Positions) -> bool:
+    if isinstance(positions, slice):
+        return True
+    if isinstance(positions, int):
+        return position == positions
+    found = int(positions.searchsorted(position))
+    return found < len(positions) and positions.item(found) == position

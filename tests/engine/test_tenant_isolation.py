@@ -13,6 +13,7 @@ from app.engine.engine import Engine, RequestOutput
 from app.engine.request import SamplingParams
 from app.events.schema import BlockRemoved, BlockStored
 from app.routing.index import PrefixIndex
+from tests.depths import depth_by_rank
 from tests.engine.runs import run
 
 BLOCK = 4
@@ -112,7 +113,7 @@ def test_a_routers_index_knows_a_prompt_by_its_tenant_only(new_engine: NewEngine
 
     def depth(cache_salt: str | None) -> dict[int, int]:
         digests = hashing.chain(PROMPT, BLOCK, hashing.seed(cache_salt))
-        return index.depth_by_rank([hashing.wire_hash(digest) for digest in digests])
+        return depth_by_rank(index, [hashing.wire_hash(digest) for digest in digests])
 
     assert depth(hashing.tenant_salt("a", "b")) == {0: 5}
     others = [("a", None), ("b", "b"), ("b", "a"), ("ab", None), ("b", None)]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from app.hashing import chain, wire_hash
-from app.routing.index import PrefixIndex, ranks_in
+from app.routing.index import PrefixIndex
 from app.routing.rank_blocks import MIN_SEQUENCE
+from tests.depths import depth_by_rank
 
 RANKS = st.integers(0, 3)
 
@@ -102,7 +103,7 @@ class IndexAgainstNaive(RuleBasedStateMachine):
             run = next((depth for depth, key in enumerate(prompt) if not copies[key]), len(prompt))
             if run:
                 expected[rank] = run
-        assert self.index.depth_by_rank(prompt) == expected
+        assert depth_by_rank(self.index, prompt) == expected
         depths = [depth for depth, _ in self.index.match(prompt)]
         assert depths == sorted(set(expected.values()), reverse=True)
 
@@ -179,13 +180,13 @@ def test_block_without_its_predecessor_is_worth_nothing_until_that_returns(index
     prompt = prompt_hashes(*range(6))
     index.store(0, prompt)
     index.remove(0, [prompt[4]])
-    assert index.depth_by_rank(prompt) == {0: 4}
+    assert depth_by_rank(index, prompt) == {0: 4}
     index.remove(0, [prompt[0]])
-    assert index.depth_by_rank(prompt) == {}
+    assert depth_by_rank(index, prompt) == {}
     index.store(0, [prompt[0]])
-    assert index.depth_by_rank(prompt) == {0: 4}
+    assert depth_by_rank(index, prompt) == {0: 4}
     index.store(0, [prompt[4]], parent=prompt[3])
-    assert index.depth_by_rank(prompt) == {0: 6}
+    assert depth_by_rank(index, prompt) == {0: 6}
 
 
 def test_a_block_stored_twice_stays_until_removed_twice(index: PrefixIndex) -> None:
@@ -193,9 +194,9 @@ def test_a_block_stored_twice_stays_until_removed_twice(index: PrefixIndex) -> N
     index.store(0, prompt)
     index.store(0, prompt)
     index.remove(0, prompt)
-    assert index.depth_by_rank(prompt) == {0: 2}
+    assert depth_by_rank(index, prompt) == {0: 2}
     index.remove(0, prompt)
-    assert index.depth_by_rank(prompt) == {}
+    assert depth_by_rank(index, prompt) == {}
     assert index.num_blocks == 0
 
 
@@ -204,7 +205,7 @@ def test_clearing_a_rank_leaves_the_others(index: PrefixIndex) -> None:
     index.store(0, prompt)
     index.store(1, prompt[:1])
     index.clear(0)
-    assert index.depth_by_rank(prompt) == {1: 1}
+    assert depth_by_rank(index, prompt) == {1: 1}
     assert (index.num_blocks, index.num_blocks_of(0), index.num_blocks_of(1)) == (1, 0, 1)
 
 
@@ -226,9 +227,9 @@ def test_removing_a_chain_leaves_the_branches_without_their_trunk(index: PrefixI
     index.store(1, branch)
     index.remove(0, prompt[::step])
     index.check_integrity()
-    assert index.depth_by_rank(branch) == {1: len(branch)}
+    assert depth_by_rank(index, branch) == {1: len(branch)}
     index.store(0, prompt)
-    assert index.depth_by_rank(branch) == {0: len(branch), 1: len(branch)}
+    assert depth_by_rank(index, branch) == {0: len(branch), 1: len(branch)}
 
 
 @pytest.mark.parametrize("step", [1, -1])
@@ -237,7 +238,7 @@ def test_removing_the_end_of_a_chain_leaves_its_start(index: PrefixIndex, step: 
     index.store(0, prompt)
     index.remove(0, prompt[MIN_SEQUENCE:][::step])
     index.check_integrity()
-    assert index.depth_by_rank(prompt) == {0: MIN_SEQUENCE}
+    assert depth_by_rank(index, prompt) == {0: MIN_SEQUENCE}
 
 
 def test_a_trunk_that_comes_and_goes_under_three_branches(index: PrefixIndex) -> None:
@@ -246,11 +247,11 @@ def test_a_trunk_that_comes_and_goes_under_three_branches(index: PrefixIndex) ->
     for branch in branches:
         index.store(0, branch[-1:], trunk[-1])
         index.check_integrity()
-        assert index.depth_by_rank(branch) == {}
+        assert depth_by_rank(index, branch) == {}
     index.store(0, trunk)
     index.check_integrity()
     for branch in branches:
-        assert index.depth_by_rank(branch) == {0: 3}
+        assert depth_by_rank(index, branch) == {0: 3}
         index.remove(0, branch[-1:])
         index.check_integrity()
     index.store(0, branches[0][-1:], trunk[-1])
@@ -302,10 +303,3 @@ def test_memory_is_freed_with_the_last_holder(index: PrefixIndex) -> None:
     assert index.num_blocks == 0
     assert index.blocks_of(0) == set()
     index.check_integrity()
-
-
-@pytest.mark.parametrize("bits", [0, 1, 0b1010, 1 << 1023 | 1])
-def test_ranks_of_a_bit_set(bits: int) -> None:
-    ranks = list(ranks_in(bits))
-    assert ranks == sorted(ranks)
-    assert sum(1 << rank for rank in ranks) == bits

@@ -15,6 +15,7 @@ from app.events.schema import LoadStat
 from app.routing.load import RATE_NOISE, LoadBook
 from app.routing.membership import Alive
 from app.routing.prefill_rate import MIN_TOKENS, WINDOW_TOKENS, PrefillRate
+from app.routing.rank_view import COUNTS
 
 TIMEOUT_S = 5.0
 CONFIG = RoutingConfig(reservation_timeout_s=TIMEOUT_S, initial_prefill_tokens_per_s=1000.0)
@@ -22,7 +23,7 @@ CONFIG = RoutingConfig(reservation_timeout_s=TIMEOUT_S, initial_prefill_tokens_p
 
 def prefill_rates(book: LoadBook, ranks: Iterable[int]) -> dict[int, float]:
     alive = Alive(dict.fromkeys(ranks, "exact"))
-    rates = np.broadcast_to(np.asarray(book.columns(alive).prefill_rate), len(alive))
+    rates = np.broadcast_to(np.asarray(book.columns(alive)[1]), len(alive))
     return dict(zip(alive, rates.tolist(), strict=True))
 
 
@@ -70,17 +71,19 @@ def test_columns_say_of_many_ranks_what_the_book_says_of_each(book: LoadBook) ->
     book.reserve(3, "b", 7, now=0.0)
     ranks = [3, 5, 100, 1000]
     alive = Alive(dict.fromkeys(ranks, "exact"))
-    columns = book.columns(alive)
-    assert columns.waiting_tokens.tolist() == [book.waiting_tokens(rank) for rank in ranks] == [107, 0, 40, 0]
-    assert columns.num_requests.tolist() == [book.num_requests(rank) for rank in ranks] == [4, 0, 1, 0]
-    assert columns.assigned_tokens.tolist() == [7, 0, 40, 0]
-    assert columns.assigned_requests.tolist() == [1, 0, 1, 0]
-    assert columns.prefill_rate == 4000.0
+    counts, rate = book.columns(alive)
+    columns = dict(zip(COUNTS, counts.tolist(), strict=True))
+    assert columns["waiting_tokens"] == [book.waiting_tokens(rank) for rank in ranks] == [107, 0, 40, 0]
+    assert columns["num_requests"] == [book.num_requests(rank) for rank in ranks] == [4, 0, 1, 0]
+    assert columns["assigned_tokens"] == [7, 0, 40, 0]
+    assert columns["assigned_requests"] == [1, 0, 1, 0]
+    assert rate == 4000.0
     book.release("a")
     book.drop(3)
-    assert columns.waiting_tokens.tolist() == [107, 0, 40, 0], "what was handed out stays"
-    assert book.columns(alive).waiting_tokens.tolist() == [0, 0, 0, 0]
-    assert book.columns(alive).prefill_rate == 1000.0
+    assert counts[0].tolist() == [107, 0, 40, 0], "what was handed out stays"
+    counts, rate = book.columns(alive)
+    assert counts[0].tolist() == [0, 0, 0, 0]
+    assert rate == 1000.0
 
 
 def test_reservations_end_at_their_deadline(book: LoadBook) -> None:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.routing.membership import Alive, Membership, Trust
+from app.routing.rank_sets import ranks_in
 
 TRUSTS: st.SearchStrategy[Trust] = st.sampled_from(["exact", "syncing", "stale"])
+
+
+@pytest.mark.parametrize("bits", [0, 1, 0b1010, 1 << 1023 | 1])
+def test_ranks_of_a_bit_set(bits: int) -> None:
+    ranks = ranks_in(bits).tolist()
+    assert ranks == sorted(ranks)
+    assert sum(1 << rank for rank in ranks) == bits
+
+
+@given(trusts=st.dictionaries(st.integers(0, 70), TRUSTS, min_size=1), data=st.data())
+def test_positions_pick_the_ranks_of_a_bit_set(trusts: dict[int, Trust], data: st.DataObject) -> None:
+    alive = Alive(trusts)
+    some = data.draw(st.sets(st.sampled_from(sorted(trusts)), min_size=1))
+    picked = alive.ranks[alive.positions(sum(1 << rank for rank in some))]
+    assert np.ravel(picked).tolist() == sorted(some)
 
 
 @given(trusts=st.dictionaries(st.integers(0, 70), TRUSTS))

@@ -25,6 +25,7 @@ from app.routing.description import RankDescription
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
 from app.routing.tracker import MAX_MISSED_LOOKS, Tracker
+from tests.depths import depth_by_rank
 
 BLOCK_SIZE = 4
 MAX_PROMPT = 1000
@@ -180,8 +181,8 @@ async def test_follows_snapshot_then_events(world: Fixture) -> None:
     live.store(hashes(1000, 3))
     live.remove(hashes(0, 5)[3:])
     await world.until_known(live)
-    assert world.index.depth_by_rank(hashes(0, 5)) == {0: 3}
-    assert world.index.depth_by_rank(hashes(1000, 3)) == {0: 3}
+    assert depth_by_rank(world.index, hashes(0, 5)) == {0: 3}
+    assert depth_by_rank(world.index, hashes(1000, 3)) == {0: 3}
     (member,) = world.tracker.members()
     assert (member.rank, member.replica_id, member.status.state) == (0, live.replica_id, "exact")
     assert member.num_blocks == 6
@@ -215,7 +216,7 @@ async def test_a_replaced_rank_is_credited_nothing_of_its_predecessor(world: Fix
     new = world.start()
     new.store(hashes(1000, 2))
     await world.look(new)
-    assert world.index.depth_by_rank(hashes(0, 5)) == {}
+    assert depth_by_rank(world.index, hashes(0, 5)) == {}
     assert (world.load.num_reservations, world.load.waiting_tokens(0)) == (0, 0)
     await world.until_known(new)
     assert world.tracker.replica_id(0) == new.replica_id
@@ -224,7 +225,7 @@ async def test_a_replaced_rank_is_credited_nothing_of_its_predecessor(world: Fix
     old.store(hashes(5000, 2))
     new.store(hashes(2000, 2))
     await world.until_known(new)
-    assert world.index.depth_by_rank(hashes(5000, 2)) == {}
+    assert depth_by_rank(world.index, hashes(5000, 2)) == {}
 
 
 async def test_a_replica_that_takes_over_the_same_port_is_followed(world: Fixture) -> None:
@@ -236,7 +237,7 @@ async def test_a_replica_that_takes_over_the_same_port_is_followed(world: Fixtur
     new = world.start(port=old.port)
     new.store(hashes(1000, 2))
     await world.look(new)
-    assert world.index.depth_by_rank(hashes(0, 5)) == {}
+    assert depth_by_rank(world.index, hashes(0, 5)) == {}
     await world.until_known(new)
 
 
@@ -278,7 +279,7 @@ async def test_blocks_in_other_media_are_not_credited(world: Fixture) -> None:
     live.store(hashes(0, 2), medium="CPU")
     live.store(hashes(1000, 2))
     await world.until_known(live)
-    assert world.index.depth_by_rank(hashes(0, 2)) == {}
+    assert depth_by_rank(world.index, hashes(0, 2)) == {}
 
 
 async def test_copies_are_counted_as_vllm_publishes_them(world: Fixture) -> None:
@@ -292,10 +293,10 @@ async def test_copies_are_counted_as_vllm_publishes_them(world: Fixture) -> None
     live.publisher.publish([BlockRemoved(chained[1:], "GPU")])
     live.store(hashes(500, 1))
     await world.until_known(live)
-    assert world.index.depth_by_rank(chained) == {0: 3}
+    assert depth_by_rank(world.index, chained) == {0: 3}
     live.remove(chained[1:])
     await world.until_known(live)
-    assert world.index.depth_by_rank(chained) == {0: 1}
+    assert depth_by_rank(world.index, chained) == {0: 1}
 
 
 @pytest.mark.parametrize("publisher", [None, DISABLED])
@@ -401,9 +402,9 @@ async def test_two_ranks_are_kept_apart(world: Fixture) -> None:
     await world.look(first, second)
     await world.until_known(first)
     await world.until_known(second)
-    assert world.index.depth_by_rank(hashes(0, 4)) == {0: 4, 1: 2}
+    assert depth_by_rank(world.index, hashes(0, 4)) == {0: 4, 1: 2}
     await world.tracker.update([first.describe(), description(1, "replacement")])
-    assert world.index.depth_by_rank(hashes(0, 4)) == {0: 4}
+    assert depth_by_rank(world.index, hashes(0, 4)) == {0: 4}
 
 
 async def test_closing_leaves_nothing_behind(world: Fixture) -> None:
