@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import isnan
+from math import inf, isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from app.events.schema import LoadStat
 from app.routing.membership import Alive
 from app.routing.prefill_rate import PrefillRate
 from app.routing.rank_view import COUNTS, Floats
+from app.routing.residence import Residence, ReportedResidence
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
@@ -45,6 +46,39 @@ class _RankLoad:
     reserved_requests: int = 0
     assigned_tokens: int = 0
     assigned_requests: int = 0
+    residence: ReportedResidence = field(default_factory=ReportedResidence)
+    stay_s: float = 0.0
+    """How long a request stays in the batch."""
+
+    @property
+    def free_tokens(self) -> float:
+        """Room in the cache beside what requests hold, wait for, or were sent for; infinite if unknown."""
+        stat = self.stat
+        if stat is None or not stat.num_tokens:
+            return inf
+        free = stat.max_total_num_tokens - stat.num_total_tokens - self.reserved_tokens
+        return free if self.missing_places == 0 else min(free, 0)
+
+    @property
+    def missing_places(self) -> int:
+        """Requests that must leave the batch before one more gets into it."""
+        stat = self.stat
+        if stat is None or not stat.num_tokens:
+            return 0
+        return max(0, self.num_requests + 1 - stat.max_running_requests)
+
+    @property
+    def release_s(self) -> float:
+        """Seconds until a token is released: all that are held are, once in the time a request stays."""
+        return self.stay_s / self.stat.num_tokens if self.stat and self.stat.num_tokens else 0.0
+
+    @property
+    def place_wait_s(self) -> float:
+        """Seconds until there is a place in the batch."""
+        stat = self.stat
+        if stat is None or not self.missing_places:
+            return 0.0
+        return self.missing_places * self.stay_s / max(1, stat.num_running_reqs)
 
     @property
     def waiting_tokens(self) -> int:
@@ -78,6 +112,8 @@ class LoadBook:
         self._reservations: dict[str, Reservation] = {}
         """In the order of their deadlines: all have the same timeout."""
         self._mean_uncached_tokens: float | None = None
+        self._residence = Residence()
+        """Of all ranks."""
         self._num_reserved_ever = 0
 
     @property
@@ -129,9 +165,17 @@ class LoadBook:
         )
         self._write(rank)
 
-    def report(self, rank: int, stat: LoadStat) -> None:
-        """Take over a rank's own report. Counters that went back mean that the rank restarted."""
+    def report(self, rank: int, stat: LoadStat, now: float | None = None) -> None:
+        """Take over a rank's own report. Counters that went back mean that the rank restarted.
+
+        How long requests stay is learnt from reports whose time is known.
+        """
         load = self._load(rank)
+        if now is not None:
+            self._residence.add(*load.residence.observe(stat.num_running_reqs, stat.num_waiting_reqs, now))
+        # Until somebody has left, as if what is held were released as fast as it was computed.
+        others_s = self._residence.stay_s or stat.num_tokens / self._initial_prefill_rate
+        load.stay_s = load.residence.stay_given(others_s)
         load.stat = stat
         load.prefill_rate.observe(stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
         self._write(rank)
@@ -155,6 +199,9 @@ class LoadBook:
 
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
+        request_ids = list(request_ids)
+        if rank in self._ranks:
+            self._ranks[rank].residence.acknowledge(len(request_ids))
         for request_id in request_ids:
             reservation = self._reservations.get(request_id)
             if reservation is not None and reservation.rank == rank:
@@ -195,7 +242,7 @@ class LoadBook:
             own = [each.uncached_tokens for each in self._reservations.values() if each.rank == rank]
             assert load.reserved_tokens == sum(own), f"rank {rank}: reserved tokens"
             assert load.reserved_requests == len(own), f"rank {rank}: reserved requests"
-            expected = (load.waiting_tokens, load.num_requests, load.assigned_tokens, load.assigned_requests)
+            expected = tuple(getattr(load, name) for name in COUNTS)
             assert tuple(self._counts[:, rank]) == expected, f"rank {rank}: columns"
             measured = load.prefill_rate.tokens_per_s
             assert self._rates[rank] == measured or (measured is None and np.isnan(self._rates[rank]))
@@ -216,11 +263,14 @@ class LoadBook:
         """Bring the columns up to the rank's load."""
         self._make_room(rank)
         load = self._ranks[rank]
-        waiting, requests, tokens, assigned = self._rows
+        waiting, requests, tokens, assigned, free, release, place = self._rows
         waiting[rank] = load.waiting_tokens
         requests[rank] = load.num_requests
         tokens[rank] = load.assigned_tokens
         assigned[rank] = load.assigned_requests
+        free[rank] = load.free_tokens
+        release[rank] = load.release_s
+        place[rank] = load.place_wait_s
 
     def _make_room(self, rank: int) -> None:
         missing = rank + 1 - len(self._rates)

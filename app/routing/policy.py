@@ -102,6 +102,9 @@ def predicted_ttft(
     for positions, cached_tokens in columns.tiers:
         costs[positions] -= weight * cached_tokens
     costs /= rate
+    admission_s = _admission_s(columns, num_tokens)
+    if admission_s is not None:
+        costs += np.maximum(admission_s - waiting / rate, 0)
     tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
     best = tied.item(0) if len(tied) == 1 else _lowest(tied, columns.num_requests, columns.assigned_tokens)
     return _chosen(columns, best, num_tokens, costs)
@@ -225,8 +228,22 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
 def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Choice:
     """The rank at position `best`; its time is predicted alike whoever chooses it."""
     cached_tokens = columns.cached_at(best)
-    tokens = columns.waiting_tokens.item(best) + num_tokens - cached_tokens
-    return Choice(columns.rank.item(best), cached_tokens, tokens / columns.rate_at(best), costs)
+    rate = columns.rate_at(best)
+    wait_s = columns.waiting_tokens.item(best) / rate
+    admission_s = _admission_s(columns, num_tokens)
+    if admission_s is not None:
+        wait_s = max(wait_s, admission_s.item(best))
+    predicted_s = wait_s + (num_tokens - cached_tokens) / rate
+    return Choice(columns.rank.item(best), cached_tokens, predicted_s, costs)
+
+
+def _admission_s(columns: RankViews, num_tokens: int) -> Floats | None:
+    """Seconds until each rank has memory and a place for the prompt; None where all have now."""
+    free = columns.free_tokens
+    if free.item(free.argmin()) >= num_tokens:
+        return None
+    missing = num_tokens - columns.cached_tokens - free
+    return np.maximum(np.maximum(missing, 0) * columns.release_s, columns.place_wait_s)
 
 
 def _overloaded(columns: RankViews) -> npt.NDArray[np.bool_]:

@@ -116,5 +116,5 @@ class Feed:
         return self._unacknowledged.pop(rank, [])
 
     def _deliver(self, rank: int, stat: LoadStat, arrived: Iterable[str]) -> None:
-        self._load.report(rank, stat)
+        self._load.report(rank, stat, self._clock.now)
         self._load.acknowledge(rank, arrived)

@@ -73,7 +73,7 @@ class _Simulator:
         started = time.perf_counter()
         decision = self._chooser.choose(prompt, self._feed.alive, self._clock.now)
         self.outcome.choose_s += time.perf_counter() - started
-        self.outcome.add(request, decision.rank)
+        self.outcome.add(request, decision.rank, decision.predicted_ttft_s)
         self._ranks[decision.rank].arrive(position, request, digests, self._clock.now)
         self._feed.note_arrival(decision.rank, prompt.request_id)
         self._follow(decision.rank)
