@@ -5,8 +5,8 @@ half of its chains are every rank's, half its own. Events come as batches off th
 A choice is the router's whole decision: match, cost of every rank, reservation. With `--peer` Dynamo's Rust
 `RadixTree` (the extra `peers`) does the same work in this process: its events are JSON, its matches scores by
 rank. Its tree has a thread of its own, and a call waits for that to wake up: `--one-core` keeps this process
-on one core, where that costs it least. Figures are medians over the rounds, which the two take in turn. Progress goes to stderr; the last line
-of stdout is one JSON object.
+on one core, where that costs it least. Figures are medians over the rounds, which the two take in turn.
+Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
