@@ -12,7 +12,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,8 +31,9 @@ from app.deployments.messages import (
     TokenChunk,
     Unroutable,
 )
-from app.deployments.outcomes import Attempt, OutcomeReporter
-from app.deployments.router_client import ROUTER_TIMEOUT_S
+from app.deployments.outbox import Outbox
+from app.deployments.outcomes import Attempt
+from app.deployments.router_client import ROUTER_TIMEOUT_S, tell_routers
 from app.errors import EngineFailedError, NoRankError, RankDiedError, RequestError
 
 logger = logging.getLogger("ray.serve")
@@ -41,6 +41,8 @@ logger = logging.getLogger("ray.serve")
 _ROUTER_PATIENCE_S = 12.0
 """Longer than Ray takes to replace a router that died: 7 s were seen."""
 _ROUTER_RETRY_S = 0.2
+_NEWS_INTERVAL_S = 0.2
+"""For so long news of requests is collected before the routers hear of it."""
 
 
 class RankStream:
@@ -133,7 +135,7 @@ class Dispatcher:
         self._ranks: DeploymentHandle[Any] = ranks.options(stream=True, _by_reference=False)
         self._block_size = block_size
         self._max_retries = max_retries
-        self._outcomes = OutcomeReporter(partial(self._tell_routers, "learn"))
+        self._outcomes = Outbox(partial(tell_routers, self._router, "learn"), interval_s=_NEWS_INTERVAL_S)
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
@@ -196,7 +198,7 @@ class Dispatcher:
                 return stream
             failed.add(assignment.rank)
             # This also drops what the routers had reserved there.
-            await self._tell_routers("mark_failed", assignment.rank, assignment.replica_id)
+            await tell_routers(self._router, "mark_failed", assignment.rank, assignment.replica_id)
         raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
 
     async def _ask_router(self, method: str, request: ChooseRequest) -> Any:
@@ -218,7 +220,7 @@ class Dispatcher:
     async def _begin(self, request: GenerateRequest, assignment: Assignment) -> RankStream | None:
         """The stream once its first token is there; None if the replica is gone or broken."""
         stream: Any = self._ranks.generate.remote(request, replica_id=assignment.replica_id)
-        attempt = Attempt(self._outcomes.note, request.request_id, assignment.rank)
+        attempt = Attempt(self._outcomes.put, request.request_id, assignment.rank)
         begun, result = False, "failed"
         try:
             messages = aiter(stream)
@@ -245,15 +247,9 @@ class Dispatcher:
                 stream.cancel()
                 attempt.end(result)
 
-    async def _tell_routers(self, method: str, *arguments: Any) -> None:
-        """Calls every router; one that can't be reached is starting anew and knows nothing anyway."""
-        with suppress(DeploymentUnavailableError, TimeoutError):
-            response = self._router.broadcast(method, *arguments)
-            await response.results_async(timeout_s=ROUTER_TIMEOUT_S, return_exceptions=True)
-
     def _release(self, request_id: str) -> None:
         """Ends the request's reservation wherever it is, without waiting for it."""
-        task = asyncio.ensure_future(self._tell_routers("release", request_id))
+        task = asyncio.ensure_future(tell_routers(self._router, "release", request_id))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 

@@ -103,3 +103,17 @@ class Unroutable:
     """The router's answer when it can't choose; `error` is what the client should read."""
 
     error: RequestError
+
+
+@dataclass(frozen=True)
+class PeerReservation:
+    """What one router reserved, for the others: they must not take the rank for idle.
+
+    `attempt` counts the ranks that the request has failed on before.
+    """
+
+    request_id: str
+    rank: int
+    replica_id: str
+    uncached_tokens: int
+    attempt: int

@@ -135,9 +135,11 @@ class Chooser:
         pinned_rank: int | None = None,
     ) -> Decision:
         """Choose a rank for `prompt` and reserve its work there; else as `consider`."""
-        self._load.release(prompt.request_id)
+        self._load.withdraw(prompt.request_id)
         decision = self.consider(prompt, alive, now, exclude=exclude, pinned_rank=pinned_rank)
-        self._load.reserve(decision.rank, prompt.request_id, decision.uncached_tokens, now)
+        self._load.reserve(
+            decision.rank, prompt.request_id, decision.uncached_tokens, now, attempt=len(exclude)
+        )
         return decision
 
     def consider(
