@@ -170,7 +170,7 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
     await asyncio.sleep(1)
     os.kill(replica_pids("Router", os.getpid())[0], signal.SIGKILL)
     arrivals.killed_at, killed_time = time.monotonic(), time.time()
-    first_view_at = await _until_viewed(http)
+    first_view_at, first_view = await _until_viewed(http)
     ranks = await _until_exact(http, options.ranks, READY_WITHIN_S)
     # When the last rank became exact, by the router's own clock: not when we got to hear of it.
     exact_s = max(rank["since"] for rank in ranks) - killed_time
@@ -184,6 +184,7 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
     after_first_view_s = exact_s - first_view_s
     return {
         "first_view_s_after_kill": round(first_view_s, 2),
+        "ranks_in_first_view": len(first_view),
         "first_answer_s_after_kill": round(first_answer_s, 2),
         "exact_s_after_kill": round(exact_s, 2),
         "exact_s_after_first_view": round(after_first_view_s, 2),
@@ -198,11 +199,11 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
     }
 
 
-async def _until_viewed(http: httpx.AsyncClient) -> float:
-    """When a router answers at all, monotonic."""
-    while (await http.get("/router/ranks")).status_code != httpx.codes.OK:
+async def _until_viewed(http: httpx.AsyncClient) -> tuple[float, list[dict[str, Any]]]:
+    """When a router answers at all, monotonic, and what it says of the ranks then."""
+    while (response := await http.get("/router/ranks")).status_code != httpx.codes.OK:
         await asyncio.sleep(LOOK_EVERY_S)
-    return time.monotonic()
+    return time.monotonic(), response.json()
 
 
 async def _until_exact(http: httpx.AsyncClient, num_ranks: int, timeout_s: float) -> list[dict[str, Any]]:

@@ -25,12 +25,15 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
     graph.wait_until_followed()
     (router,) = graph.pids("Router")
 
+    num_known: list[int] = []
+
     async with Streams(graph) as streams:
         (survivor,) = await streams.open(1, rank=0)
         arrivals = asyncio.create_task(arrive_until_cancelled(streams, ARRIVAL_S))
         os.kill(router, signal.SIGKILL)
         num_pieces = survivor.num_pieces
-        await until(lambda: is_back(streams), "a router that knows both ranks", RETURN_S)
+        await until(lambda: is_back(streams, num_known), "a router that knows both ranks", RETURN_S)
+        assert set(num_known) == {2}, "a router that answers knows the ranks, if not their caches yet"
         assert survivor.ended is None, "it ended before it was tested"
         assert survivor.num_pieces > num_pieces + 100, "tokens need no router"
         arrivals.cancel()
@@ -47,7 +50,11 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
         assert (answer.headers["x-dp-rank"], cached_tokens(answer)) == (str(number % 2), 320)
 
 
-async def is_back(streams: Streams) -> bool:
+async def is_back(streams: Streams, num_known: list[int]) -> bool:
+    """Whether the router knows both caches; notes how many ranks each of its answers has."""
     response = await streams.http.get("/router/ranks")
-    trusts = [each["trust"] for each in response.json()] if response.status_code == 200 else []
+    if response.status_code != 200:
+        return False
+    trusts = [each["trust"] for each in response.json()]
+    num_known.append(len(trusts))
     return trusts == ["exact", "exact"]
