@@ -15,6 +15,8 @@ import httpx
 
 Phase = Literal["at_once", "waiting", "streaming", "at_the_end"]
 
+HUNG = "hung"
+"""What failed with a request that had no end in time."""
 DONE: dict[str, Any] = {}
 AT_ONCE_S = 0.01
 """Within this a request is sent, parsed and hashed, and a router asked, or not yet."""
@@ -105,8 +107,7 @@ class Crowd:
                     outcome = await self._ask(body, phase)
             except (httpx.HTTPError, TimeoutError, AnswerBrokeOffError) as error:
                 outcome = "failed"
-                what = str(error) if isinstance(error, AnswerBrokeOffError) else type(error).__name__
-                self.failures.append(Failure(what, time.monotonic()))
+                self.failures.append(Failure(_what(error), time.monotonic()))
             self._note(outcome, time.monotonic() - started)
 
     def _note(self, outcome: str, seconds: float) -> None:
@@ -179,6 +180,12 @@ class Crowd:
 
 class AnswerBrokeOffError(Exception):
     """A request got no whole answer. The message says what came instead."""
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return HUNG
+    return str(error) if isinstance(error, AnswerBrokeOffError) else type(error).__name__
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
