@@ -39,7 +39,7 @@ PROMPT_TOKENS = MAX_POSITIONS - 48
 FILLING_PER_RANK = 2
 """Prompts under way at each rank while it is filled."""
 EXACT_WITHIN_S = 5.0
-"""The bar, from the new router's first answer on."""
+"""The bar, from the start of the new router's process on: its imports are part of it."""
 
 
 @dataclass
@@ -168,8 +168,10 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
     arrivals, is_over = Arrivals(), asyncio.Event()
     arriving = asyncio.create_task(arrivals.run(http, is_over))
     await asyncio.sleep(1)
-    os.kill(replica_pids("Router", os.getpid())[0], signal.SIGKILL)
+    (killed,) = replica_pids("Router", os.getpid())
+    os.kill(killed, signal.SIGKILL)
     arrivals.killed_at, killed_time = time.monotonic(), time.time()
+    started_s = await _until_started(killed) - arrivals.killed_at
     first_view_at, first_view = await _until_viewed(http)
     ranks = await _until_exact(http, options.ranks, READY_WITHIN_S)
     # When the last rank became exact, by the router's own clock: not when we got to hear of it.
@@ -181,22 +183,29 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
     first_view_s = first_view_at - arrivals.killed_at
     compared = [rank for router in report["routers"] for rank in router["ranks"]]
     first_answer_s = (arrivals.first_answer_at or float("inf")) - arrivals.killed_at
-    after_first_view_s = exact_s - first_view_s
     return {
+        "started_s_after_kill": round(started_s, 2),
         "first_view_s_after_kill": round(first_view_s, 2),
         "ranks_in_first_view": len(first_view),
         "first_answer_s_after_kill": round(first_answer_s, 2),
         "exact_s_after_kill": round(exact_s, 2),
-        "exact_s_after_first_view": round(after_first_view_s, 2),
+        "exact_s_after_start": round(exact_s - started_s, 2),
         "requests": dict(arrivals.outcomes),
         "longest_request_s": round(arrivals.longest_s, 2),
         "audited_blocks": [rank["num_router_blocks"] for rank in compared],
         "audit_equal": report["equal"],
-        "met": after_first_view_s <= EXACT_WITHIN_S
+        "met": exact_s - started_s <= EXACT_WITHIN_S
         and set(arrivals.outcomes) == {"200"}
         and report["equal"]
         and all(rank["num_rank_blocks"] >= options.blocks for rank in compared),
     }
+
+
+async def _until_started(killed: int) -> float:
+    """When another router's process is there, monotonic."""
+    while set(replica_pids("Router", os.getpid())) <= {killed}:
+        await asyncio.sleep(LOOK_EVERY_S)
+    return time.monotonic()
 
 
 async def _until_viewed(http: httpx.AsyncClient) -> tuple[float, list[dict[str, Any]]]:
