@@ -35,6 +35,10 @@ logger = logging.getLogger("ray.serve")
 LOOK_TIMEOUT_S = 2.0
 """Seconds that a rank gets to describe itself: a busy one should not be missed."""
 
+FIRST_LOOK_S = 3.0
+"""Seconds that a new router looks for a rank before it takes requests. When it replaces another one, ranks
+answer at once; when everything starts, they are still loading, and there is nothing to route to."""
+
 
 class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
@@ -67,6 +71,7 @@ class Router:
         self._peers = PeerRouters(routing.num_routers)
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._discovery = asyncio.create_task(self._discover_forever())
+        await self._until_some_rank_is_known()
 
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
@@ -186,6 +191,12 @@ class Router:
         """Ray Serve replaces the router when this raises: without discovery it would route blindly."""
         if self._discovery.done():
             raise KvbeaconError("the router no longer looks for ranks")
+
+    async def _until_some_rank_is_known(self) -> None:
+        """Ray sends requests as soon as the constructor is done; knowing no rank, a router refuses them."""
+        deadline = time.monotonic() + FIRST_LOOK_S
+        while not self._tracker.alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
 
     async def _discover_forever(self) -> None:
         while True:

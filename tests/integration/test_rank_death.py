@@ -89,11 +89,11 @@ async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]
         assert served["ranks"][1]["why_not"] == "the request has failed there already"
 
 
-async def arrive_until_cancelled(streams: Streams) -> None:
-    """A short request every tenth of a second."""
+async def arrive_until_cancelled(streams: Streams, every_s: float = 0.1) -> None:
+    """A short request every now and then."""
     while True:
         streams.ask()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every_s)
 
 
 async def is_back(streams: Streams, before: Json) -> bool:
