@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.integration.conftest import Graphs, tiny_args
-from tests.integration.serve_graph import ServeGraph
+from tests.integration.serve_graph import ServeGraph, wait_for
 from tests.integration.streams import until
 
 LONG_TOKENS = 3000
@@ -27,7 +27,10 @@ def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
     args["engine"]["scheduler"] |= {"max_running_requests": 8, "max_batch_tokens": 2 * LONG_TOKENS}
     args["routing"]["num_routers"] = 2
     args["ingress"]["num_ingresses"] = 2
-    return graphs.get({"/": args})
+    graph = graphs.get({"/": args})
+    # The graph serves as soon as one of its routers knows the ranks.
+    wait_for(lambda: graph.http.get("/router/audit").json().get("equal"), "both routers know both ranks")
+    return graph
 
 
 async def test_routers_do_not_herd_onto_a_rank_that_has_not_reported_yet(graph: ServeGraph) -> None:
@@ -37,7 +40,7 @@ async def test_routers_do_not_herd_onto_a_rank_that_has_not_reported_yet(graph: 
     print(f"\n{PAIRS} pairs, {len(by_two_routers)} of them chosen by two routers: {pairs}")
     assert by_two_routers
     assert all(set(ranks) == {0, 1} for ranks, _ in pairs), pairs
-    heard = [router["heard_from_routers"]["reservations"] for router in graph.get("/router/stats")["routers"]]
+    heard = [router["heard_from_routers"]["reservations"] for router in graph.get("/router/stats")]
     assert len(heard) == 2
     assert min(heard) > 0
 
