@@ -9,6 +9,7 @@ choose ──▶ call the rank ──▶ first message ──▶ the answer begi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -137,6 +138,7 @@ class Dispatcher:
         self._block_size = block_size
         self._max_retries = max_retries
         self._outcomes = Outbox(partial(tell_routers, self._router, "learn"), interval_s=_NEWS_INTERVAL_S)
+        self._asks = itertools.count()
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
@@ -205,10 +207,11 @@ class Dispatcher:
     async def _ask_router(self, method: str, request: ChooseRequest) -> Any:
         deadline = time.monotonic() + _ROUTER_PATIENCE_S
         while time.monotonic() < deadline:
+            numbered = replace(request, ask=next(self._asks))
             try:
                 # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
                 async with asyncio.timeout(ROUTER_TIMEOUT_S):
-                    answer = await getattr(self._router, method).remote(request)
+                    answer = await getattr(self._router, method).remote(numbered)
             except (RayActorError, TimeoutError, DeploymentUnavailableError):
                 logger.warning("no router for request %s yet", request.request_id)
                 await asyncio.sleep(_ROUTER_RETRY_S)

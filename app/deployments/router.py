@@ -87,7 +87,7 @@ class Router:
                 decision.rank,
                 replica_id,
                 decision.uncached_tokens,
-                attempt=len(request.exclude),
+                request.ask,
             )
         )
         return Assignment(decision.rank, replica_id)
@@ -99,7 +99,7 @@ class Router:
         now = time.monotonic()
         for each in reservations:
             if self._tracker.follows(each.rank, each.replica_id):
-                self._load.hear(each.rank, each.request_id, each.uncached_tokens, now, each.attempt)
+                self._load.hear(each.rank, each.request_id, each.uncached_tokens, now, each.ask)
 
     async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
@@ -132,6 +132,7 @@ class Router:
             request.num_tokens,
             self._block_size,
             request.session_id,
+            request.ask,
         )
 
     async def learn(self, outcomes: Sequence[Outcome]) -> None:

@@ -32,12 +32,12 @@ _NEVER = -1
 
 
 class Reservation(NamedTuple):
-    """Work that was sent to a rank, and not yet reported by it, after `attempt` other ranks failed."""
+    """Work that was sent to a rank and that the rank hasn't reported yet; `ask` as in `Prompt`."""
 
     rank: int
     uncached_tokens: int
     deadline: float
-    attempt: int
+    ask: int
 
 
 @dataclass(slots=True)
@@ -142,33 +142,41 @@ class LoadBook:
         self._write(rank)
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
-    def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float, attempt: int = 0) -> None:
+    def supersede(self, request_id: str, ask: int) -> bool:
+        """End what an earlier ask for this request has reserved; whether none of a later one is left."""
+        known = self._reservations.get(request_id)
+        if known is not None and known.ask > ask:
+            return False
+        self.withdraw(request_id)
+        return True
+
+    def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int = 0) -> None:
         """Count `uncached_tokens` as waiting on `rank` until something ends the reservation.
 
         A reservation that the same request already has, on any rank, is replaced.
         """
         self.withdraw(request_id)
         deadline = now + self._reservation_timeout_s
-        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline, attempt)
+        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline, ask)
         load = self._load(rank)
         load.reserved_tokens += uncached_tokens
         load.reserved_requests += 1
         self._note_assigned(rank, load, uncached_tokens)
 
-    def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, attempt: int) -> None:
+    def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> None:
         """Another router has reserved this; counted as waiting unless it comes too late for that.
 
         It does when the request was released or acknowledged by this rank meanwhile, or has a reservation
-        that isn't of an earlier attempt. The work was assigned all the same.
+        that isn't of an earlier ask. The work was assigned all the same.
         """
         self.num_heard += 1
         known = self._reservations.get(request_id)
         has_ended = self._ended.get(request_id, _NEVER) in (rank, None)
-        if has_ended or (known is not None and known.attempt >= attempt):
+        if has_ended or (known is not None and known.ask >= ask):
             self.num_heard_too_late += 1
             self._note_assigned(rank, self._load(rank), uncached_tokens)
         else:
-            self.reserve(rank, request_id, uncached_tokens, now, attempt)
+            self.reserve(rank, request_id, uncached_tokens, now, ask)
 
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""

@@ -119,11 +119,11 @@ def test_dropping_a_rank_forgets_all_of_it(book: LoadBook) -> None:
 
 
 def test_what_another_router_reserved_waits_until_the_rank_has_it(book: LoadBook) -> None:
-    book.hear(0, "a", 40, now=0.0, attempt=0)
+    book.hear(0, "a", 40, now=0.0, ask=0)
     assert (book.waiting_tokens(0), book.num_requests(0), book.assigned(0)) == (40, 1, (40, 1))
     book.acknowledge(0, ["a"])
     assert (book.waiting_tokens(0), book.num_requests(0)) == (0, 0)
-    book.hear(1, "b", 40, now=0.0, attempt=0)
+    book.hear(1, "b", 40, now=0.0, ask=0)
     book.expire(TIMEOUT_S)
     assert book.num_reservations == 0
     assert (book.num_heard, book.num_heard_too_late) == (2, 0)
@@ -135,34 +135,34 @@ def test_what_is_heard_after_its_end_does_not_wait_but_was_assigned(book: LoadBo
         book.acknowledge(0, ["a"])
     else:
         book.release("a")
-    book.hear(0, "a", 40, now=0.0, attempt=0)
+    book.hear(0, "a", 40, now=0.0, ask=0)
     assert (book.waiting_tokens(0), book.num_reservations, book.assigned(0)) == (0, 0, (40, 1))
     assert (book.num_heard, book.num_heard_too_late) == (1, 1)
 
 
-def test_a_retry_that_is_heard_replaces_the_first_attempt_and_never_the_other_way_round(
+def test_a_retry_that_is_heard_replaces_the_first_ask_and_never_the_other_way_round(
     book: LoadBook,
 ) -> None:
     book.reserve(0, "a", 40, now=0.0)
-    book.hear(1, "a", 40, now=0.0, attempt=1)
+    book.hear(1, "a", 40, now=0.0, ask=1)
     assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
-    book.hear(0, "a", 40, now=0.0, attempt=0)
+    book.hear(0, "a", 40, now=0.0, ask=0)
     assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
-    book.reserve(2, "b", 5, now=0.0, attempt=1)
-    book.hear(1, "b", 5, now=0.0, attempt=1)
-    assert (book.waiting_tokens(2), book.waiting_tokens(1)) == (5, 40), "our own of the same attempt stays"
+    book.reserve(2, "b", 5, now=0.0, ask=1)
+    book.hear(1, "b", 5, now=0.0, ask=1)
+    assert (book.waiting_tokens(2), book.waiting_tokens(1)) == (5, 40), "our own of the same ask stays"
 
 
 def test_a_rank_that_died_with_the_request_does_not_hide_its_retry(book: LoadBook) -> None:
     book.acknowledge(0, ["a"])
-    book.hear(1, "a", 40, now=0.0, attempt=1)
+    book.hear(1, "a", 40, now=0.0, ask=1)
     assert book.waiting_tokens(1) == 40
 
 
 def test_ends_are_not_remembered_for_ever(book: LoadBook) -> None:
     book.acknowledge(0, map(str, range(MAX_REMEMBERED_ENDS + 1)))
-    book.hear(0, "0", 40, now=0.0, attempt=0)
-    book.hear(0, "1", 40, now=0.0, attempt=0)
+    book.hear(0, "0", 40, now=0.0, ask=0)
+    book.hear(0, "1", 40, now=0.0, ask=0)
     assert book.waiting_tokens(0) == 40
 
 
@@ -230,23 +230,23 @@ class NothingLeaks(RuleBasedStateMachine):
         self.book = LoadBook(CONFIG)
         self.now = 0.0
         self.expected: dict[str, tuple[int, int, float]] = {}
-        self.attempts: dict[str, int] = {}
+        self.asks: dict[str, int] = {}
         self.ended: dict[str, int | None] = {}
 
     @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000))
     def reserve(self, rank: int, request_id: str, tokens: int) -> None:
         self.book.reserve(rank, request_id, tokens, self.now)
         self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
-        self.attempts[request_id] = 0
+        self.asks[request_id] = 0
 
-    @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000), attempt=st.integers(0, 2))
-    def hear(self, rank: int, request_id: str, tokens: int, attempt: int) -> None:
+    @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000), ask=st.integers(0, 2))
+    def hear(self, rank: int, request_id: str, tokens: int, ask: int) -> None:
         held = self.expected.get(request_id)
         ended = self.ended.get(request_id, "never") in (rank, None)
-        if not ended and (held is None or self.attempts[request_id] < attempt):
+        if not ended and (held is None or self.asks[request_id] < ask):
             self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
-            self.attempts[request_id] = attempt
-        self.book.hear(rank, request_id, tokens, self.now, attempt)
+            self.asks[request_id] = ask
+        self.book.hear(rank, request_id, tokens, self.now, ask)
 
     @rule(rank=RANKS, request_ids=st.lists(REQUESTS))
     def acknowledge(self, rank: int, request_ids: list[str]) -> None:
