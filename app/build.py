@@ -21,7 +21,7 @@ CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
 HEALTH_CHECK_PERIOD_S = 1.0
 """Of routers and ingresses. At a check Ray sees that a replica's process is gone; by default there is one in
-10 s. That is enough for ranks: there may be a thousand, they take long to load, and routers leave dead ones."""
+10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers leave dead ones."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 MAX_CONNECTIONS = 10_000
