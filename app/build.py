@@ -19,6 +19,9 @@ from app.events.endpoints import parse
 
 CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
+HEALTH_CHECK_PERIOD_S = 1.0
+"""Of routers and ingresses. At a check Ray sees that a replica's process is gone; by default there is one in
+10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers leave dead ones."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 MAX_CONNECTIONS = 10_000
@@ -50,6 +53,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         num_replicas=config.routing.num_routers,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
     )(Router).bind(config, ranks)
     return serve.deployment(
@@ -57,6 +61,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         num_replicas=config.ingress.num_ingresses,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
     )(Ingress).bind(config, router, ranks)
 
 

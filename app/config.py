@@ -140,7 +140,7 @@ class RoutingConfig(Settings):
     )
     remembered_decisions: PositiveInt = Field(
         1000,
-        description="Requests whose decisions each router keeps for `/router/decisions`: some 200 bytes for "
+        description="Requests whose decisions each router keeps for `/router/decisions`: some 50 bytes for "
         "each of them and each rank.",
     )
 

@@ -4,8 +4,9 @@ Every rank stores chains of blocks and removes them again, the last block of a c
 half of its chains are every rank's, half its own. Events come as batches off the wire and are decoded first.
 A choice is the router's whole decision: match, cost of every rank, reservation. With `--peer` Dynamo's Rust
 `RadixTree` (the extra `peers`) does the same work in this process: its events are JSON, its matches scores by
-rank. Figures are medians over the rounds, which the two take in turn. Progress goes to stderr; the last line
-of stdout is one JSON object.
+rank. Its tree has a thread of its own, and a call waits for that to wake up: `--one-core` keeps this process
+on one core, where that costs it least. Figures are medians over the rounds, which the two take in turn.
+Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import time
 import tracemalloc
@@ -40,7 +42,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--peer", action="store_true", help="Dynamo's RadixTree as well")
+    parser.add_argument("--one-core", action="store_true", help="stay on one core (Linux)")
     options = parser.parse_args()
+    if options.one_core:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if min(options.ranks, options.event_blocks, options.rounds) < 1 or options.blocks < CHAIN_BLOCKS:
         parser.error(f"--blocks must be at least {CHAIN_BLOCKS}, the other numbers at least 1")
     workload = Workload(options.ranks, options.blocks, options.event_blocks, options.seed)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from app.config import ModelConfig
+from app.model_store import resolve_model
+
 HIDDEN, INNER, VOCAB, HEADS = 32, 32, 512, 1
+MAX_POSITIONS = 2048
 
 
 def write_narrow_model(folder: Path, num_layers: int) -> Path:
@@ -22,7 +27,7 @@ def write_narrow_model(folder: Path, num_layers: int) -> Path:
         "num_hidden_layers": num_layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": HEADS,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": MAX_POSITIONS,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "hidden_act": "silu",
@@ -45,4 +50,12 @@ def write_narrow_model(folder: Path, num_layers: int) -> Path:
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def write_served_model(folder: Path, num_layers: int) -> Path:
+    """A narrow model with the default model's tokenizer, of which it knows `VOCAB` tokens, to be served."""
+    write_narrow_model(folder, num_layers)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve_model(ModelConfig()) / name, folder)
     return folder

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, TypeVar, get_args
+from typing import Final, get_args
 
 from tqdm import tqdm
 
@@ -32,12 +32,11 @@ from app.simulation.request import SimulatedRequest, speed_up
 from app.simulation.shared_prefixes import SharedPrefixes
 from app.simulation.simulator import simulate
 from app.simulation.trace import read_trace
+from benchmarks.arguments import list_of, positive
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]
 """Traces name no sessions; without one, `session` does what `predicted_ttft` does."""
-Item = TypeVar("Item")
-Number = TypeVar("Number", int, float)
 _HEAD = (
     f"{'policy':<16}{'hit rate':>9}{'mean s':>9}{'p50 s':>9}{'p90 s':>9}{'p99 s':>9}"
     f"{'imbalance':>11}{'requests/s':>12}{'choose us':>11}"
@@ -136,15 +135,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--trace", type=Path, metavar="FILE", help="JSON lines in Mooncake's format")
-    source.add_argument("--generate", type=_positive(int), metavar="N", help="make up N requests")
+    source.add_argument("--generate", type=positive(int), metavar="N", help="make up N requests")
     ranks = parser.add_mutually_exclusive_group()
     ranks.add_argument("--preset", choices=PRESETS, default="mooncake")
     ranks.add_argument("--config", type=Path, metavar="FILE", help="YAML with the fields of ClusterConfig")
-    parser.add_argument("--ranks", type=_list_of(_positive(int)), default=[MOONCAKE.ranks])
-    parser.add_argument("--speeds", type=_list_of(_positive(float)), default=[1.0])
-    parser.add_argument("--policies", type=_list_of(_policy), default=DEFAULT_POLICIES)
-    parser.add_argument("--rate", type=_positive(float), default=2.0, help="made-up requests/s for each rank")
-    parser.add_argument("--groups", type=_positive(int), default=200, help="prefixes of what is made up")
+    parser.add_argument("--ranks", type=list_of(positive(int)), default=[MOONCAKE.ranks])
+    parser.add_argument("--speeds", type=list_of(positive(float)), default=[1.0])
+    parser.add_argument("--policies", type=list_of(_policy), default=DEFAULT_POLICIES)
+    parser.add_argument("--rate", type=positive(float), default=2.0, help="made-up requests/s for each rank")
+    parser.add_argument("--groups", type=positive(int), default=200, help="prefixes of what is made up")
     parser.add_argument("--seed", type=int, default=0, help="of what is made up")
     return parser
 
@@ -159,23 +158,6 @@ def _workload(options: argparse.Namespace, base: ClusterConfig) -> Workload:
         seed=options.seed,
     )
     return Workload(read_trace(options.trace, block_size) if options.trace else None, generated)
-
-
-def _positive(parse: Callable[[str], Number]) -> Callable[[str], Number]:
-    def number(text: str) -> Number:
-        value = parse(text)
-        if value <= 0:
-            raise ValueError(text)
-        return value
-
-    return number
-
-
-def _list_of(parse: Callable[[str], Item]) -> Callable[[str], list[Item]]:
-    def items(text: str) -> list[Item]:
-        return [parse(part) for part in text.split(",")]
-
-    return items
 
 
 def _policy(name: str) -> PolicyName:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from app.simulation.config import DELAYED, ClusterConfig
 from app.simulation.shared_prefixes import SharedPrefixes
 from app.simulation.simulator import simulate
+from benchmarks.arguments import list_of, positive
 
 REQUESTS_PER_S = 2.0
 """For each rank."""
@@ -45,12 +46,11 @@ class Scale:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.routing_scale", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64, 256, 1024])
-    parser.add_argument("--requests", type=int, default=20_000, help="for each number of ranks")
-    parser.add_argument("--traced-requests", type=int, default=5_000, help="of them, with memory traced")
+    number = positive(int)
+    parser.add_argument("--ranks", type=list_of(number), default=[8, 64, 256, 1024])
+    parser.add_argument("--requests", type=number, default=20_000, help="for each number of ranks")
+    parser.add_argument("--traced-requests", type=number, default=5_000, help="of them, with memory traced")
     options = parser.parse_args(arguments)
-    if min(*options.ranks, options.requests, options.traced_requests) < 1:
-        parser.error("all numbers must be at least 1")
     scales = []
     with tqdm(total=len(options.ranks) * (options.requests + options.traced_requests)) as progress:
         for ranks in options.ranks:

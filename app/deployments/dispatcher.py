@@ -9,10 +9,10 @@ choose ──▶ call the rank ──▶ first message ──▶ the answer begi
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -32,15 +32,19 @@ from app.deployments.messages import (
     TokenChunk,
     Unroutable,
 )
-from app.deployments.outcomes import Attempt, OutcomeReporter
-from app.deployments.router_client import ROUTER_TIMEOUT_S
+from app.deployments.outbox import Outbox
+from app.deployments.outcomes import Attempt
+from app.deployments.router_client import ROUTER_TIMEOUT_S, tell_routers
 from app.errors import EngineFailedError, NoRankError, RankDiedError, RequestError
 
 logger = logging.getLogger("ray.serve")
 
-_ROUTER_PATIENCE_S = 12.0
-"""Longer than Ray takes to replace a router that died: 7 s were seen."""
+_ROUTER_PATIENCE_S = 30.0
+"""Longer than Ray takes to replace a router that died, and that one to answer all who waited: on two busy
+cores 10 s and 15 s were seen."""
 _ROUTER_RETRY_S = 0.2
+_NEWS_INTERVAL_S = 0.2
+"""For so long news of requests is collected before the routers hear of it."""
 
 
 class RankStream:
@@ -133,7 +137,8 @@ class Dispatcher:
         self._ranks: DeploymentHandle[Any] = ranks.options(stream=True, _by_reference=False)
         self._block_size = block_size
         self._max_retries = max_retries
-        self._outcomes = OutcomeReporter(partial(self._tell_routers, "learn"))
+        self._outcomes = Outbox(partial(tell_routers, self._router, "learn"), interval_s=_NEWS_INTERVAL_S)
+        self._asks = itertools.count()
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
@@ -196,16 +201,17 @@ class Dispatcher:
                 return stream
             failed.add(assignment.rank)
             # This also drops what the routers had reserved there.
-            await self._tell_routers("mark_failed", assignment.rank, assignment.replica_id)
+            await tell_routers(self._router, "mark_failed", assignment.rank, assignment.replica_id)
         raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
 
     async def _ask_router(self, method: str, request: ChooseRequest) -> Any:
         deadline = time.monotonic() + _ROUTER_PATIENCE_S
         while time.monotonic() < deadline:
+            numbered = replace(request, ask=next(self._asks))
             try:
                 # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
                 async with asyncio.timeout(ROUTER_TIMEOUT_S):
-                    answer = await getattr(self._router, method).remote(request)
+                    answer = await getattr(self._router, method).remote(numbered)
             except (RayActorError, TimeoutError, DeploymentUnavailableError):
                 logger.warning("no router for request %s yet", request.request_id)
                 await asyncio.sleep(_ROUTER_RETRY_S)
@@ -218,7 +224,7 @@ class Dispatcher:
     async def _begin(self, request: GenerateRequest, assignment: Assignment) -> RankStream | None:
         """The stream once its first token is there; None if the replica is gone or broken."""
         stream: Any = self._ranks.generate.remote(request, replica_id=assignment.replica_id)
-        attempt = Attempt(self._outcomes.note, request.request_id, assignment.rank)
+        attempt = Attempt(self._outcomes.put, request.request_id, assignment.rank)
         begun, result = False, "failed"
         try:
             messages = aiter(stream)
@@ -245,15 +251,9 @@ class Dispatcher:
                 stream.cancel()
                 attempt.end(result)
 
-    async def _tell_routers(self, method: str, *arguments: Any) -> None:
-        """Calls every router; one that can't be reached is starting anew and knows nothing anyway."""
-        with suppress(DeploymentUnavailableError, TimeoutError):
-            response = self._router.broadcast(method, *arguments)
-            await response.results_async(timeout_s=ROUTER_TIMEOUT_S, return_exceptions=True)
-
     def _release(self, request_id: str) -> None:
         """Ends the request's reservation wherever it is, without waiting for it."""
-        task = asyncio.ensure_future(self._tell_routers("release", request_id))
+        task = asyncio.ensure_future(tell_routers(self._router, "release", request_id))
         self._releases.add(task)
         task.add_done_callback(self._releases.discard)
 

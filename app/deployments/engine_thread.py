@@ -174,6 +174,8 @@ class EngineThread:
         try:
             while not self._stopping:
                 self._work_inbox()
+                if self._admitted:  # before a step, which may be long
+                    self._report_load()
                 if self._engine.has_work():
                     self._step()
                 self._report_load()

@@ -79,7 +79,7 @@ class ChooseRequest:
     """What a router must know of a request: the prompt's length and the wire hashes of its full blocks.
 
     `exclude` holds the ranks that the request has failed on already; `session_id` is what the client calls
-    its session.
+    its session. `ask` orders the times that routers, any of them, are asked for this request.
     """
 
     request_id: str
@@ -88,6 +88,7 @@ class ChooseRequest:
     pinned_rank: int | None = None
     exclude: frozenset[int] = frozenset()
     session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
+    ask: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,14 @@ class Unroutable:
     """The router's answer when it can't choose; `error` is what the client should read."""
 
     error: RequestError
+
+
+@dataclass(frozen=True)
+class PeerReservation:
+    """What one router reserved, for the others: they must not take the rank for idle. `ask` as above."""
+
+    request_id: str
+    rank: int
+    replica_id: str
+    uncached_tokens: int
+    ask: int

@@ -15,7 +15,8 @@ from ray.serve.handle import DeploymentHandle
 from app.config import AppConfig
 from app.deployments.apart import apart
 from app.deployments.logs import log_with_ray
-from app.deployments.messages import Assignment, ChooseRequest, Unroutable
+from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
+from app.deployments.peer_routers import PeerRouters
 from app.deployments.ranks import RankDirectory
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
@@ -33,6 +34,10 @@ logger = logging.getLogger("ray.serve")
 
 LOOK_TIMEOUT_S = 2.0
 """Seconds that a rank gets to describe itself: a busy one should not be missed."""
+
+FIRST_LOOK_S = 3.0
+"""Seconds that a new router looks for a rank before it takes requests. When it replaces another one, ranks
+answer at once; when everything starts, they are still loading, and there is nothing to route to."""
 
 
 class Router:
@@ -63,8 +68,10 @@ class Router:
         self._dp_size = config.dp_size
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, index, self._fetch_snapshot)
+        self._peers = PeerRouters(routing.num_routers)
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._discovery = asyncio.create_task(self._discover_forever())
+        await self._until_some_rank_is_known()
 
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
@@ -73,7 +80,26 @@ class Router:
         except RequestError as error:
             return Unroutable(error)
         self._decisions.note(request.request_id, decision)
-        return Assignment(decision.rank, self._tracker.replica_id(decision.rank))
+        replica_id = self._tracker.replica_id(decision.rank)
+        self._peers.note(
+            PeerReservation(
+                request.request_id,
+                decision.rank,
+                replica_id,
+                decision.uncached_tokens,
+                request.ask,
+            )
+        )
+        return Assignment(decision.rank, replica_id)
+
+    async def hear(self, router: str, reservations: Sequence[PeerReservation]) -> None:
+        """What a router, perhaps this one, has reserved."""
+        if router == self._replica_id:
+            return
+        now = time.monotonic()
+        for each in reservations:
+            if self._tracker.follows(each.rank, each.replica_id):
+                self._load.hear(each.rank, each.request_id, each.uncached_tokens, now, each.ask)
 
     async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
@@ -106,6 +132,7 @@ class Router:
             request.num_tokens,
             self._block_size,
             request.session_id,
+            request.ask,
         )
 
     async def learn(self, outcomes: Sequence[Outcome]) -> None:
@@ -122,7 +149,8 @@ class Router:
 
     async def stats(self) -> dict[str, Any]:
         """How good this router's decisions have been since its start."""
-        return {"router": self._replica_id, **self._decisions.stats.as_json()}
+        heard = {"reservations": self._load.num_heard, "too_late": self._load.num_heard_too_late}
+        return {"router": self._replica_id, **self._decisions.stats.as_json(), "heard_from_routers": heard}
 
     async def audit(self) -> dict[str, Any]:
         """This router's index beside every rank's own cache."""
@@ -164,6 +192,12 @@ class Router:
         """Ray Serve replaces the router when this raises: without discovery it would route blindly."""
         if self._discovery.done():
             raise KvbeaconError("the router no longer looks for ranks")
+
+    async def _until_some_rank_is_known(self) -> None:
+        """Ray sends requests as soon as the constructor is done; knowing no rank, a router refuses them."""
+        deadline = time.monotonic() + FIRST_LOOK_S
+        while not self._tracker.alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
 
     async def _discover_forever(self) -> None:
         while True:

@@ -1,8 +1,9 @@
-"""How an ingress asks its routers: any of them, or every one."""
+"""How the routers are asked and told things: any of them, or every one."""
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -57,3 +58,10 @@ class RouterClient:
         if not answers:
             raise NoRankError("no router answers")
         return answers
+
+
+async def tell_routers(router: DeploymentHandle[Any], method: str, *arguments: Any) -> None:
+    """Calls every router; never raises: one that can't be reached starts anew and knows nothing anyway."""
+    with suppress(DeploymentUnavailableError, TimeoutError):
+        response = router.broadcast(method, *arguments)
+        await response.results_async(timeout_s=ROUTER_TIMEOUT_S, return_exceptions=True)

@@ -31,6 +31,7 @@ class Prompt(msgspec.Struct, frozen=True):
         num_tokens: the prompt's length, at least 1.
         block_size: tokens per block.
         session_id: the session that the client named, if it did.
+        ask: orders the times that routers are asked for this request: the last has the highest.
     """
 
     request_id: str
@@ -38,6 +39,7 @@ class Prompt(msgspec.Struct, frozen=True):
     num_tokens: int
     block_size: int
     session_id: str | None = None
+    ask: int = 0
 
     @property
     def num_reusable_blocks(self) -> int:
@@ -134,10 +136,16 @@ class Chooser:
         exclude: frozenset[int] = frozenset(),
         pinned_rank: int | None = None,
     ) -> Decision:
-        """Choose a rank for `prompt` and reserve its work there; else as `consider`."""
-        self._load.release(prompt.request_id)
+        """Choose a rank for `prompt` and reserve its work there; else as `consider`.
+
+        Nothing is reserved when a later ask is known to have been answered: nobody waits for this one.
+        """
+        is_wanted = self._load.supersede(prompt.request_id, prompt.ask)
         decision = self.consider(prompt, alive, now, exclude=exclude, pinned_rank=pinned_rank)
-        self._load.reserve(decision.rank, prompt.request_id, decision.uncached_tokens, now)
+        if is_wanted:
+            self._load.reserve(
+                decision.rank, prompt.request_id, decision.uncached_tokens, now, ask=prompt.ask
+            )
         return decision
 
     def consider(

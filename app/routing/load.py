@@ -4,15 +4,16 @@ Load comes from the ranks. A reservation only bridges the gap between choosing a
 report: it ends when the rank acknowledges the request, when the request is released, when its time is up, or
 when the rank is dropped, whichever comes first. So a lost completion can't leak load.
 
+What other routers reserve counts alike, but is heard late: the rank may have acknowledged it before.
+
 Time is `now`, monotonic seconds, and never goes back.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from math import inf, isnan
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -20,74 +21,25 @@ import numpy as np
 from app.config import RoutingConfig
 from app.events.schema import LoadStat
 from app.routing.membership import Alive
-from app.routing.prefill_rate import PrefillRate
+from app.routing.prefill_rates import PrefillRates
+from app.routing.rank_load import RankLoad
 from app.routing.rank_view import COUNTS, Floats
-from app.routing.residence import Residence, ReportedResidence
+from app.routing.residence import Residence
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
-RATE_NOISE = 0.5
-"""Prefill rates this close to their median, relative to it, count as equal: see `LoadBook._usable_rates`."""
+MAX_REMEMBERED_ENDS = 10_000
+"""Ends of reservations that are remembered: more than all routers send away within a second."""
+_NEVER = -1
 
 
 class Reservation(NamedTuple):
-    """Work that was sent to a rank and that the rank hasn't reported yet."""
+    """Work that was sent to a rank and that the rank hasn't reported yet; `ask` as in `Prompt`."""
 
     rank: int
     uncached_tokens: int
     deadline: float
-
-
-@dataclass(slots=True)
-class _RankLoad:
-    stat: LoadStat | None = None
-    prefill_rate: PrefillRate = field(default_factory=PrefillRate)
-    reserved_tokens: int = 0
-    reserved_requests: int = 0
-    assigned_tokens: int = 0
-    assigned_requests: int = 0
-    residence: ReportedResidence = field(default_factory=ReportedResidence)
-    stay_s: float = 0.0
-    """How long a request stays in the batch."""
-
-    @property
-    def free_tokens(self) -> float:
-        """Room in the cache beside what requests hold, wait for, or were sent for; infinite if unknown."""
-        stat = self.stat
-        if stat is None or not stat.num_tokens:
-            return inf
-        free = stat.max_total_num_tokens - stat.num_total_tokens - self.reserved_tokens
-        return free if self.missing_places == 0 else min(free, 0)
-
-    @property
-    def missing_places(self) -> int:
-        """Requests that must leave the batch before one more gets into it."""
-        stat = self.stat
-        if stat is None or not stat.num_tokens:
-            return 0
-        return max(0, self.num_requests + 1 - stat.max_running_requests)
-
-    @property
-    def release_s(self) -> float:
-        """Seconds until a token is released: all that are held are, once in the time a request stays."""
-        return self.stay_s / self.stat.num_tokens if self.stat and self.stat.num_tokens else 0.0
-
-    @property
-    def place_wait_s(self) -> float:
-        """Seconds until there is a place in the batch."""
-        stat = self.stat
-        if stat is None or not self.missing_places:
-            return 0.0
-        return self.missing_places * self.stay_s / max(1, stat.num_running_reqs)
-
-    @property
-    def waiting_tokens(self) -> int:
-        return self.reserved_tokens + (self.stat.num_waiting_uncached_tokens if self.stat else 0)
-
-    @property
-    def num_requests(self) -> int:
-        reported = self.stat.num_running_reqs + self.stat.num_waiting_reqs if self.stat else 0
-        return reported + self.reserved_requests
+    ask: int
 
 
 class LoadBook:
@@ -95,26 +47,31 @@ class LoadBook:
 
     Args:
         config: gives the reservations' timeout and the prefill rate until one has been measured.
+
+    Attributes:
+        num_heard: reservations that `hear` was told of.
+        num_heard_too_late: those of them that had ended, or been replaced, before.
     """
 
     def __init__(self, config: RoutingConfig) -> None:
         self._reservation_timeout_s = config.reservation_timeout_s
         self._initial_prefill_rate = config.initial_prefill_tokens_per_s
-        self._ranks: dict[int, _RankLoad] = {}
-        self._counts = np.zeros((len(COUNTS), 8))
+        self._ranks: dict[int, RankLoad] = {}
+        self._counts = _nothing(8)
         """A row for each of `COUNTS` with an element for each rank, as `_ranks` has them."""
         self._rows = tuple(self._counts)
         """Its rows, which are written one number at a time."""
-        self._rates = np.full(8, np.nan)
-        """Measured prefill rate of each rank; nan where there is none."""
-        self._measured_rates: list[float] = []
-        """The measured ones, ascending."""
+        self._rates = PrefillRates(config.initial_prefill_tokens_per_s)
         self._reservations: dict[str, Reservation] = {}
         """In the order of their deadlines: all have the same timeout."""
+        self._ended: OrderedDict[str, int | None] = OrderedDict()
+        """Requests that were acknowledged lately → the rank that did; None: released. Oldest first."""
         self._mean_uncached_tokens: float | None = None
         self._residence = Residence()
         """Of all ranks."""
         self._num_reserved_ever = 0
+        self.num_heard = 0
+        self.num_heard_too_late = 0
 
     @property
     def num_reservations(self) -> int:
@@ -149,7 +106,7 @@ class LoadBook:
     def columns(self, alive: Alive) -> tuple[Floats, Floats | float]:
         """Counts and prefill rates of the ranks that are alive, as in `RankViews`; copies."""
         self._make_room(alive.size - 1)
-        return self._counts[:, alive.rows].copy(), self._usable_rates(alive)
+        return self._counts[:, alive.rows].copy(), self._rates.usable(alive)
 
     def join(self, rank: int) -> None:
         """A new rank starts with the least work assigned to any other, not with zero.
@@ -159,7 +116,7 @@ class LoadBook:
         """
         self.drop(rank)
         peers = self._ranks.values()
-        self._ranks[rank] = _RankLoad(
+        self._ranks[rank] = RankLoad(
             assigned_tokens=min((peer.assigned_tokens for peer in peers), default=0),
             assigned_requests=min((peer.assigned_requests for peer in peers), default=0),
         )
@@ -177,25 +134,44 @@ class LoadBook:
         others_s = self._residence.stay_s or stat.num_tokens / self._initial_prefill_rate
         load.stay_s = load.residence.stay_given(others_s)
         load.stat = stat
-        load.prefill_rate.observe(stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
         self._write(rank)
-        self._note_rate(rank, load.prefill_rate.tokens_per_s)
+        self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
-    def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float) -> None:
+    def supersede(self, request_id: str, ask: int) -> bool:
+        """End what an earlier ask for this request has reserved; whether none of a later one is left."""
+        known = self._reservations.get(request_id)
+        if known is not None and known.ask > ask:
+            return False
+        self.withdraw(request_id)
+        return True
+
+    def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int = 0) -> None:
         """Count `uncached_tokens` as waiting on `rank` until something ends the reservation.
 
         A reservation that the same request already has, on any rank, is replaced.
         """
-        self.release(request_id)
+        self.withdraw(request_id)
         deadline = now + self._reservation_timeout_s
-        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
+        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline, ask)
         load = self._load(rank)
         load.reserved_tokens += uncached_tokens
         load.reserved_requests += 1
-        load.assigned_tokens += uncached_tokens
-        load.assigned_requests += 1
-        self._write(rank)
-        self._update_mean(uncached_tokens)
+        self._note_assigned(rank, load, uncached_tokens)
+
+    def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> None:
+        """Another router has reserved this; counted as waiting unless it comes too late for that.
+
+        It does when the request was released or acknowledged by this rank meanwhile, or has a reservation
+        that isn't of an earlier ask. The work was assigned all the same.
+        """
+        self.num_heard += 1
+        known = self._reservations.get(request_id)
+        has_ended = self._ended.get(request_id, _NEVER) in (rank, None)
+        if has_ended or (known is not None and known.ask >= ask):
+            self.num_heard_too_late += 1
+            self._note_assigned(rank, self._load(rank), uncached_tokens)
+        else:
+            self.reserve(rank, request_id, uncached_tokens, now, ask)
 
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
@@ -203,12 +179,18 @@ class LoadBook:
         if rank in self._ranks:
             self._ranks[rank].residence.acknowledge(len(request_ids))
         for request_id in request_ids:
+            self._note_ended(request_id, rank)
             reservation = self._reservations.get(request_id)
             if reservation is not None and reservation.rank == rank:
-                self.release(request_id)
+                self.withdraw(request_id)
 
     def release(self, request_id: str) -> None:
-        """End a request's reservation, if it still has one."""
+        """End a request's reservation, if it still has one; it gets no other."""
+        self._note_ended(request_id, None)
+        self.withdraw(request_id)
+
+    def withdraw(self, request_id: str) -> None:
+        """End a request's reservation, if it still has one; another may follow."""
         reservation = self._reservations.pop(request_id, None)
         if reservation is not None:
             load = self._ranks[reservation.rank]
@@ -222,7 +204,7 @@ class LoadBook:
             request_id = next(iter(self._reservations))
             if self._reservations[request_id].deadline > now:
                 break
-            self.release(request_id)
+            self.withdraw(request_id)
 
     def reserved_on(self, rank: int) -> list[str]:
         """The requests whose reservations on `rank` nothing has ended yet."""
@@ -231,10 +213,10 @@ class LoadBook:
     def drop(self, rank: int) -> None:
         """Forget everything about `rank`: its report, its rate, its reservations and its assigned work."""
         for request_id in self.reserved_on(rank):
-            self.release(request_id)
+            self.withdraw(request_id)
         if self._ranks.pop(rank, None) is not None:
-            self._counts[:, rank] = 0
-            self._note_rate(rank, None)
+            self._counts[:, rank] = _nothing(1)[:, 0]
+            self._rates.drop(rank)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the ranks' sums aren't those of the reservations."""
@@ -244,18 +226,15 @@ class LoadBook:
             assert load.reserved_requests == len(own), f"rank {rank}: reserved requests"
             expected = tuple(getattr(load, name) for name in COUNTS)
             assert tuple(self._counts[:, rank]) == expected, f"rank {rank}: columns"
-            measured = load.prefill_rate.tokens_per_s
-            assert self._rates[rank] == measured or (measured is None and np.isnan(self._rates[rank]))
-        assert self._measured_rates == np.sort(self._rates)[: len(self._measured_rates)].tolist(), "rates"
-        assert len(self._measured_rates) == np.count_nonzero(~np.isnan(self._rates)), "rates"
+        self._rates.check_integrity()
         assert {each.rank for each in self._reservations.values()} <= self._ranks.keys(), (
             "orphaned reservation"
         )
 
-    def _load(self, rank: int) -> _RankLoad:
+    def _load(self, rank: int) -> RankLoad:
         load = self._ranks.get(rank)
         if load is None:
-            load = self._ranks[rank] = _RankLoad()
+            load = self._ranks[rank] = RankLoad()
             self._make_room(rank)
         return load
 
@@ -273,47 +252,29 @@ class LoadBook:
         place[rank] = load.place_wait_s
 
     def _make_room(self, rank: int) -> None:
-        missing = rank + 1 - len(self._rates)
-        if missing > 0:
-            missing = max(missing, len(self._rates))
-            self._counts = np.pad(self._counts, ((0, 0), (0, missing)))
+        size = self._counts.shape[1]
+        if rank >= size:
+            missing = max(rank + 1 - size, size)
+            self._counts = np.concatenate((self._counts, _nothing(missing)), axis=1)
             self._rows = tuple(self._counts)
-            self._rates = np.pad(self._rates, (0, missing), constant_values=np.nan)
 
-    def _note_rate(self, rank: int, tokens_per_s: float | None) -> None:
-        """The rank's measured rate is this now; None: it has none."""
-        before = self._rates.item(rank)
-        if before == tokens_per_s:
-            return
-        if not isnan(before):
-            del self._measured_rates[bisect_left(self._measured_rates, before)]
-        if tokens_per_s is not None:
-            insort(self._measured_rates, tokens_per_s)
-        self._rates[rank] = np.nan if tokens_per_s is None else tokens_per_s
-
-    def _usable_rates(self, alive: Alive) -> Floats | float:
-        """Uncached prompt tokens per second of each rank, always above 0; one number where all are alike.
-
-        The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win
-        every tie. It errs by more than noise: a step costs something whatever its tokens, so a rank that
-        computes short remainders of cached prompts looks slower than one that computes whole ones. So a
-        measured rate counts only where it differs from the median of all measured ones by more than
-        `RATE_NOISE`, as another kind of device would; otherwise the median does. A rank that hasn't been
-        measured has the median too, or the configured initial rate when there is none.
-        """
-        measured = self._measured_rates
-        if not measured:
-            return self._initial_prefill_rate
-        middle = len(measured) // 2
-        typical = (measured[middle] + measured[-1 - middle]) / 2
-        if typical - measured[0] <= RATE_NOISE * typical and measured[-1] - typical <= RATE_NOISE * typical:
-            return typical
-        rates = self._rates[alive.rows]
-        # A comparison with nan, a rate that wasn't measured, is false.
-        return np.where(np.abs(rates - typical) > RATE_NOISE * typical, rates, typical)
-
-    def _update_mean(self, uncached_tokens: int) -> None:
+    def _note_assigned(self, rank: int, load: RankLoad, uncached_tokens: int) -> None:
+        load.assigned_tokens += uncached_tokens
+        load.assigned_requests += 1
+        self._write(rank)
         self._num_reserved_ever += 1
         mean = self._mean_uncached_tokens or 0.0
         weight = 1 / min(self._num_reserved_ever, MEAN_OVER_REQUESTS)
         self._mean_uncached_tokens = mean + (uncached_tokens - mean) * weight
+
+    def _note_ended(self, request_id: str, rank: int | None) -> None:
+        self._ended[request_id] = rank
+        if len(self._ended) > MAX_REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
+
+
+def _nothing(size: int) -> Floats:
+    """Columns of ranks of which nothing is known."""
+    counts = np.zeros((len(COUNTS), size))
+    counts[COUNTS.index("free_tokens")] = inf
+    return counts

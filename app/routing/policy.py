@@ -208,7 +208,7 @@ def session(
         choice = predicted_ttft(columns, num_tokens, mean_uncached_tokens)
         return msgspec.structs.replace(choice, deferred_to="predicted_ttft")
     weights = rendezvous_weights(hints.session_id, 1 + int(columns.rank.max()))
-    costs = 1 - weights[columns.rank] / 2**64 + _overloaded(columns)
+    costs = 1 - weights[columns.rank] / 2.0**64 + _overloaded(columns)
     return _chosen(columns, int(costs.argmin()), num_tokens, costs)
 
 

@@ -2,10 +2,10 @@
 
     stay = time that requests spent in the batch / requests that left
 
-As many have left as were acknowledged, less those that are still there; both come with load reports. Those that
-haven't left yet count with the time they have spent so far, so a rank whose requests all run for long says so
-before the first of them ends: the quotient is the maximum-likelihood estimate for exponential lifetimes of
-which some are cut off ("total time on test").
+As many have left as were acknowledged, less those that are still there; both come with load reports. Those
+that haven't left yet count with the time they have spent so far, so a rank whose requests all run for long
+says so before the first of them ends: the quotient is the maximum-likelihood estimate for exponential
+lifetimes of which some are cut off ("total time on test").
 
 Source: B. Epstein, M. Sobel, "Life Testing", 1953.
 """

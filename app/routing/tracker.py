@@ -86,6 +86,11 @@ class Tracker:
         """The replica that answers for `rank`, which must be alive."""
         return self._followed[rank].description.replica_id
 
+    def follows(self, rank: int, replica_id: str) -> bool:
+        """Whether `rank` is this replica."""
+        followed = self._followed.get(rank)
+        return followed is not None and followed.description.replica_id == replica_id
+
     def followed(self, rank: int) -> FollowedRank | None:
         """Who is followed under this number now."""
         return self._followed.get(rank)
@@ -116,8 +121,7 @@ class Tracker:
 
     def mark_failed(self, rank: int, replica_id: str) -> None:
         """Somebody saw this replica die: drop it now, unless another has already taken its place."""
-        followed = self._followed.get(rank)
-        if followed is not None and followed.description.replica_id == replica_id:
+        if self.follows(rank, replica_id):
             self._failed[rank] = replica_id
             self._drop(rank, "reported dead")
 

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from app.deployments.outcomes import Attempt, OutcomeReporter
+from app.deployments.outbox import Outbox
+from app.deployments.outcomes import Attempt
 from app.deployments.receipts import audit_answer, decisions_answer, named_request
 from app.errors import UnknownDecisionError
 from app.routing.decision_log import Outcome
@@ -14,14 +15,14 @@ from app.routing.decision_log import Outcome
 
 async def test_news_is_sent_together_and_in_order() -> None:
     sent: asyncio.Queue[list[Outcome]] = asyncio.Queue()
-    reporter = OutcomeReporter(sent.put, interval_s=0.01)
+    outbox = Outbox(sent.put, interval_s=0.01)
     outcomes = [Outcome(f"r{number}", 0, "finished", 0.1) for number in range(5)]
     for outcome in outcomes[:3]:
-        reporter.note(outcome)
+        outbox.put(outcome)
     assert sent.empty()
     assert await sent.get() == outcomes[:3]
     for outcome in outcomes[3:]:
-        reporter.note(outcome)
+        outbox.put(outcome)
     assert await sent.get() == outcomes[3:]
 
 
@@ -36,12 +37,12 @@ async def test_while_nobody_listens_the_oldest_news_is_given_up() -> None:
             done.set()
 
     done = asyncio.Event()
-    reporter = OutcomeReporter(send, interval_s=0.0, max_waiting=10)
-    reporter.note(Outcome("first", 0, "finished"))
+    outbox = Outbox(send, interval_s=0.0, max_waiting=10)
+    outbox.put(Outcome("first", 0, "finished"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for number in range(100):
-        reporter.note(Outcome(f"r{number}", 0, "finished"))
+        outbox.put(Outcome(f"r{number}", 0, "finished"))
     listens.set()
     await done.wait()
     assert [each.request_id for each in sent[1]] == [f"r{number}" for number in range(90, 100)]

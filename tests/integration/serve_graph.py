@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import httpx
 import yaml
 
+from benchmarks.replicas import replica_pids
 from tests.free_ports import find_free_ports
 
 REPO = Path(__file__).resolve().parents[2]
@@ -133,6 +134,11 @@ class ServeGraph:
     def is_ready(self) -> bool:
         """Whether the routers of all applications know all ranks."""
         return all(map(self._is_ready, self.config["applications"]))
+
+    def pids(self, deployment: str) -> list[int]:
+        """The processes of a deployment's replicas."""
+        assert self._process is not None, "not started"
+        return replica_pids(deployment, self._process.pid)
 
     @property
     def has_ended(self) -> bool:

@@ -1,58 +1,50 @@
-"""Whatever clients do, the load that the router counts goes back to nothing."""
+"""Whatever clients and ingresses do, the load that the router counts goes back to nothing."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections import Counter
-from collections.abc import Iterator
+import os
+import signal
+import time
 
 import httpx
 
-from tests.integration.serve_graph import Json, ServeGraph
+from benchmarks.hang_ups import Crowd, Traffic
+from tests.integration.serve_graph import ServeGraph
 from tests.integration.streams import until
 
 NUM_REQUESTS = 150
-NUM_CLIENTS = 16
-ABORTING = 0.3
-"""Share of the requests whose client hangs up, unless it was answered before."""
-LONGEST_PATIENCE_S = 0.3
 SETTLED_S = 10
+TRAFFIC = Traffic(num_requests=NUM_REQUESTS, num_clients=16, aborting=0.3, token_ids=range(1000, 40_000))
 
 
 async def test_load_is_back_to_zero_after_clients_that_hang_up(tiny_graph: ServeGraph) -> None:
-    outcomes: Counter[str] = Counter()
-    async with httpx.AsyncClient(base_url=tiny_graph.url, timeout=120) as http:
-        numbers = iter(range(NUM_REQUESTS))
-        async with asyncio.TaskGroup() as clients:
-            for _ in range(NUM_CLIENTS):
-                clients.create_task(client(http, numbers, outcomes))
-        assert outcomes.total() == NUM_REQUESTS
-        assert outcomes["200"] + outcomes["aborted"] == NUM_REQUESTS, outcomes
-        assert outcomes["aborted"] > 0.1 * NUM_REQUESTS, outcomes
+    async with httpx.AsyncClient(base_url=tiny_graph.url, timeout=None) as http:
+        crowd = Crowd(http, TRAFFIC)
+        await crowd.run()
+        assert crowd.failures == []
+        assert crowd.outcomes.total() == NUM_REQUESTS
+        assert set(crowd.aborted) == {"at_once", "waiting", "streaming", "at_the_end"}, crowd.aborted
+        assert crowd.outcomes["aborted"] > 0.1 * NUM_REQUESTS
         await until(lambda: is_idle(http), "no load on any rank", SETTLED_S)
 
 
-async def client(http: httpx.AsyncClient, numbers: Iterator[int], outcomes: Counter[str]) -> None:
-    """Send requests one after another, and hang up on some of them at a random moment."""
-    for _ in numbers:
-        patience = random.uniform(0, LONGEST_PATIENCE_S) if random.random() < ABORTING else None
-        body = {
-            "prompt": random.choices(range(1000, 40_000), k=random.randrange(1, 200)),
-            "max_tokens": random.randrange(1, 12),
-            "ignore_eos": True,
-            "stream": random.random() < 0.5,
-        }
-        outcomes[await ask(http, body, patience)] += 1
+async def test_load_is_back_to_zero_after_an_ingress_is_killed(tiny_graph: ServeGraph) -> None:
+    """The only one: what it had in hand is lost, what comes later waits for Ray's replacement."""
+    killed_at: list[float] = []
 
+    def kill_half_way(num_ended: int) -> None:
+        if num_ended == NUM_REQUESTS // 2:
+            (pid,) = tiny_graph.pids("Ingress")
+            os.kill(pid, signal.SIGKILL)
+            killed_at.append(time.monotonic())
 
-async def ask(http: httpx.AsyncClient, body: Json, patience_s: float | None) -> str:
-    try:
-        async with asyncio.timeout(patience_s):
-            response = await http.post("/v1/completions", json=body)
-    except TimeoutError:
-        return "aborted"
-    return str(response.status_code)
+    async with httpx.AsyncClient(base_url=tiny_graph.url, timeout=None) as http:
+        crowd = Crowd(http, TRAFFIC, kill_half_way)
+        await crowd.run()
+        assert crowd.outcomes.total() == NUM_REQUESTS
+        assert all(failure.at > killed_at[0] for failure in crowd.failures), crowd.failures
+        assert 0 < len(crowd.failures) <= 2 * TRAFFIC.num_clients, crowd.failures
+        await until(lambda: is_idle(http), "no load on any rank", SETTLED_S)
 
 
 async def is_idle(http: httpx.AsyncClient) -> bool:

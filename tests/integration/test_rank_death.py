@@ -11,6 +11,7 @@ import httpx
 
 from tests.integration.serve_graph import Json, ServeGraph
 from tests.integration.streams import Streams, until
+from tests.integration.test_receipts import audited
 
 RETURN_S = 90
 
@@ -66,6 +67,7 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
     assert known["num_blocks"] < replica_before["num_blocks"]
     assert cached_tokens(graph.complete(prompt, rank=1)) == 0
     graph.wait_until_followed()
+    audited(graph)
     again = graph.complete(prompt)
     assert (again.headers["x-dp-rank"], cached_tokens(again)) == ("1", 304)
 
@@ -89,11 +91,11 @@ async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]
         assert served["ranks"][1]["why_not"] == "the request has failed there already"
 
 
-async def arrive_until_cancelled(streams: Streams) -> None:
-    """A short request every tenth of a second."""
+async def arrive_until_cancelled(streams: Streams, every_s: float = 0.1) -> None:
+    """A short request every now and then."""
     while True:
         streams.ask()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(every_s)
 
 
 async def is_back(streams: Streams, before: Json) -> bool:

@@ -60,6 +60,9 @@ def test_it_serves_and_still_reuses_its_cache(graph: ServeGraph, prefix: str) ->
     answers = [graph.http.post(f"{prefix}/v1/completions", json=body).json() for _ in range(2)]
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
     assert cached == [0, 96]
+    # What a router can't know it doesn't credit; the rank is chosen all the same.
+    (row,) = graph.http.post(f"{prefix}/router/explain", json=body).json()["ranks"]
+    assert (row["eligible"], row["trust"], row["cached_tokens"]) == (True, "stale", 0)
 
 
 def test_a_text_begins_as_its_tokenizer_says_and_a_chat_as_its_template_does(graph: ServeGraph) -> None:

@@ -161,6 +161,16 @@ def test_a_retry_moves_its_reservation(router: Router) -> None:
     assert router.load.num_reservations == 0
 
 
+def test_an_ask_that_was_overtaken_reserves_nothing(router: Router) -> None:
+    """It waited at a router that hung; meanwhile another one has answered."""
+    first = prompt("a", list(range(20)))
+    router.load.hear(1, "a", 20, now=0.0, ask=1)
+    router.chooser.choose(first, Alive({0: "exact"}), now=0.0)
+    assert (router.load.waiting_tokens(0), router.load.waiting_tokens(1)) == (0, 20)
+    router.chooser.choose(replace(first, ask=2), Alive({0: "exact"}), now=0.0)
+    assert (router.load.waiting_tokens(0), router.load.waiting_tokens(1)) == (20, 0)
+
+
 def test_a_choice_sees_past_deadlines(router: Router) -> None:
     router.chooser.choose(prompt("a", list(range(20))), Alive({0: "exact"}), now=0.0)
     later = router.chooser.choose(prompt("b", list(range(20))), Alive({0: "exact"}), now=5.0)

@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.config import RoutingConfig
 from app.events.schema import LoadStat
-from app.routing.load import RATE_NOISE, LoadBook
+from app.routing.load import MAX_REMEMBERED_ENDS, LoadBook
 from app.routing.membership import Alive
 from app.routing.prefill_rate import MIN_TOKENS, WINDOW_TOKENS, PrefillRate
+from app.routing.prefill_rates import RATE_NOISE
 from app.routing.rank_view import COUNTS
 
 TIMEOUT_S = 5.0
@@ -117,6 +118,54 @@ def test_dropping_a_rank_forgets_all_of_it(book: LoadBook) -> None:
     book.check_integrity()
 
 
+def test_what_another_router_reserved_waits_until_the_rank_has_it(book: LoadBook) -> None:
+    book.hear(0, "a", 40, now=0.0, ask=0)
+    assert (book.waiting_tokens(0), book.num_requests(0), book.assigned(0)) == (40, 1, (40, 1))
+    book.acknowledge(0, ["a"])
+    assert (book.waiting_tokens(0), book.num_requests(0)) == (0, 0)
+    book.hear(1, "b", 40, now=0.0, ask=0)
+    book.expire(TIMEOUT_S)
+    assert book.num_reservations == 0
+    assert (book.num_heard, book.num_heard_too_late) == (2, 0)
+
+
+@pytest.mark.parametrize("end", ["acknowledged", "released"])
+def test_what_is_heard_after_its_end_does_not_wait_but_was_assigned(book: LoadBook, end: str) -> None:
+    if end == "acknowledged":
+        book.acknowledge(0, ["a"])
+    else:
+        book.release("a")
+    book.hear(0, "a", 40, now=0.0, ask=0)
+    assert (book.waiting_tokens(0), book.num_reservations, book.assigned(0)) == (0, 0, (40, 1))
+    assert (book.num_heard, book.num_heard_too_late) == (1, 1)
+
+
+def test_a_retry_that_is_heard_replaces_the_first_ask_and_never_the_other_way_round(
+    book: LoadBook,
+) -> None:
+    book.reserve(0, "a", 40, now=0.0)
+    book.hear(1, "a", 40, now=0.0, ask=1)
+    assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
+    book.hear(0, "a", 40, now=0.0, ask=0)
+    assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
+    book.reserve(2, "b", 5, now=0.0, ask=1)
+    book.hear(1, "b", 5, now=0.0, ask=1)
+    assert (book.waiting_tokens(2), book.waiting_tokens(1)) == (5, 40), "our own of the same ask stays"
+
+
+def test_a_rank_that_died_with_the_request_does_not_hide_its_retry(book: LoadBook) -> None:
+    book.acknowledge(0, ["a"])
+    book.hear(1, "a", 40, now=0.0, ask=1)
+    assert book.waiting_tokens(1) == 40
+
+
+def test_ends_are_not_remembered_for_ever(book: LoadBook) -> None:
+    book.acknowledge(0, map(str, range(MAX_REMEMBERED_ENDS + 1)))
+    book.hear(0, "0", 40, now=0.0, ask=0)
+    book.hear(0, "1", 40, now=0.0, ask=0)
+    assert book.waiting_tokens(0) == 40
+
+
 def test_a_new_rank_does_not_have_to_catch_up_with_history(book: LoadBook) -> None:
     for turn in range(10):
         book.reserve(turn % 2, f"r{turn}", 100, now=0.0)
@@ -181,20 +230,39 @@ class NothingLeaks(RuleBasedStateMachine):
         self.book = LoadBook(CONFIG)
         self.now = 0.0
         self.expected: dict[str, tuple[int, int, float]] = {}
+        self.asks: dict[str, int] = {}
+        self.ended: dict[str, int | None] = {}
 
     @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000))
     def reserve(self, rank: int, request_id: str, tokens: int) -> None:
         self.book.reserve(rank, request_id, tokens, self.now)
         self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
+        self.asks[request_id] = 0
+
+    @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000), ask=st.integers(0, 2))
+    def hear(self, rank: int, request_id: str, tokens: int, ask: int) -> None:
+        held = self.expected.get(request_id)
+        ended = self.ended.get(request_id, "never") in (rank, None)
+        if not ended and (held is None or self.asks[request_id] < ask):
+            self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
+            self.asks[request_id] = ask
+        self.book.hear(rank, request_id, tokens, self.now, ask)
 
     @rule(rank=RANKS, request_ids=st.lists(REQUESTS))
     def acknowledge(self, rank: int, request_ids: list[str]) -> None:
         self.book.acknowledge(rank, request_ids)
+        self.ended |= dict.fromkeys(request_ids, rank)
         self.keep(lambda key, held: held[0] != rank or key not in request_ids)
 
     @rule(request_id=REQUESTS)
     def release(self, request_id: str) -> None:
         self.book.release(request_id)
+        self.ended[request_id] = None
+        self.expected.pop(request_id, None)
+
+    @rule(request_id=REQUESTS)
+    def withdraw(self, request_id: str) -> None:
+        self.book.withdraw(request_id)
         self.expected.pop(request_id, None)
 
     @rule(rank=RANKS)

@@ -215,3 +215,33 @@ def test_requests_without_a_session_go_by_predicted_time_and_say_so() -> None:
     decision = world.choose(request)
     assert (decision.rank, decision.policy) == (2, "predicted_ttft")
     assert world.choose(prompt("b", HOT, session_id="user-1")).policy == "session"
+
+
+def hear_of(other: World, decision: Decision, request: Prompt) -> None:
+    other.load.hear(decision.rank, request.request_id, decision.uncached_tokens, 0.0, request.ask)
+
+
+@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded", "round_robin"])
+@pytest.mark.parametrize("lag", [0, 3])
+def test_routers_that_hear_of_each_other_choose_as_one_would(policy: PolicyName, lag: int) -> None:
+    """Requests go to two routers in turn; each hears what the other reserved `lag` requests ago."""
+    requests = short_requests(64)
+    one, pair = World(policy), (World(policy), World(policy))
+    decisions = []
+    for number, request in enumerate(requests):
+        decisions.append(pair[number % 2].choose(request))
+        if number >= lag:
+            hear_of(pair[(number - lag + 1) % 2], decisions[number - lag], requests[number - lag])
+    ranks = [decision.rank for decision in decisions]
+    if not lag:
+        assert ranks == one.burst(requests)
+    spread = [ranks.count(rank) for rank in range(4)]
+    assert max(spread) - min(spread) <= lag + 1
+    # Whoever never hears of the other gives every rank's place away twice: both begin with rank 0.
+    deaf = World(policy), World(policy)
+    assert [deaf[number % 2].choose(request).rank for number, request in enumerate(requests[:4])] == [
+        0,
+        0,
+        1,
+        1,
+    ]
