@@ -77,7 +77,8 @@ def predicted_ttft(
 ) -> Choice:
     """The rank that answers soonest, with the delay that the request causes to others; cost in seconds.
 
-        cost_r = wait_r + (1 + q) * uncached_r / rate_r        wait_r = waiting tokens_r / rate_r
+        cost_r = max(wait_r, admission_r) + (1 + q) * uncached_r / rate_r
+        wait_r = waiting tokens_r / rate_r          admission_r: see `_admission_s`
         q      = 2 * harmonic mean of wait_r over the ranks / mean service time of a request
 
     Without q, this is the predicted time to first token. By Little's law wait / service time requests wait on
@@ -86,7 +87,9 @@ def predicted_ttft(
     overload, where computing a prefix again costs everybody. The harmonic mean is 0 as soon as one rank is
     idle, since work can then go where it delays nobody; with the arithmetic mean, one rank's queue alone
     would tie every request to the prefix that made it queue. The mean service time is that of past requests;
-    before the first, this prompt stands for them.
+    before the first, this prompt stands for them. A prompt for which there is no room waits until others are
+    done, while those before it are computed: so the longer of both waits counts. It doesn't enter q: a
+    second of work delays nobody who waits for memory.
 
     Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
     then to the one with the least tokens assigned so far, then to the first.
@@ -102,9 +105,9 @@ def predicted_ttft(
     for positions, cached_tokens in columns.tiers:
         costs[positions] -= weight * cached_tokens
     costs /= rate
-    admission_s = _admission_s(columns, num_tokens)
-    if admission_s is not None:
-        costs += np.maximum(admission_s - waiting / rate, 0)
+    admission = _admission_s(columns, num_tokens)
+    if admission is not None:
+        costs += np.maximum(admission - waiting / rate, 0)
     tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
     best = tied.item(0) if len(tied) == 1 else _lowest(tied, columns.num_requests, columns.assigned_tokens)
     return _chosen(columns, best, num_tokens, costs)
@@ -230,20 +233,32 @@ def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Ch
     cached_tokens = columns.cached_at(best)
     rate = columns.rate_at(best)
     wait_s = columns.waiting_tokens.item(best) / rate
-    admission_s = _admission_s(columns, num_tokens)
-    if admission_s is not None:
-        wait_s = max(wait_s, admission_s.item(best))
+    admission = _admission_s(columns, num_tokens)
+    if admission is not None:
+        wait_s = max(wait_s, admission.item(best))
     predicted_s = wait_s + (num_tokens - cached_tokens) / rate
     return Choice(columns.rank.item(best), cached_tokens, predicted_s, costs)
 
 
 def _admission_s(columns: RankViews, num_tokens: int) -> Floats | None:
-    """Seconds until each rank has memory and a place for the prompt; None where all have now."""
+    """Seconds until each rank has memory and a place for the prompt; None where all have now.
+
+        admission_r = max((uncached_r - free tokens_r) * release_s_r, place_wait_s_r), at least 0
+
+    What is cached and held by nobody is free, and what is cached of this prompt needs no more room. How soon
+    tokens and places become free, `RankLoad` says.
+    """
     free = columns.free_tokens
     if free.item(free.argmin()) >= num_tokens:
         return None
     missing = num_tokens - columns.cached_tokens - free
     return np.maximum(np.maximum(missing, 0) * columns.release_s, columns.place_wait_s)
+
+
+def admission_s(view: RankView, num_tokens: int) -> float:
+    """Seconds until the rank has memory and a place for a prompt of `num_tokens`; 0 if it has now."""
+    waits_s = _admission_s(RankViews.of([view]), num_tokens)
+    return 0.0 if waits_s is None else waits_s.item(0)
 
 
 def _overloaded(columns: RankViews) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
 from app.routing.membership import Alive, Membership
+from app.routing.policy import admission_s
 
 BLOCK_SIZE = 20
 RATE = 1000.0
@@ -111,6 +112,52 @@ def test_nobody_follows_a_long_prompt_not_even_to_the_prefix_that_it_shares(repo
     world.index.store(rank, long.block_hashes[:10])
     ranks = Counter(world.burst(short_requests(90, range(200))))
     assert ranks == {other: 30 for other in range(4) if other != rank}
+
+
+def running(count: int, held_tokens: int, waiting: int = 0, max_running: int = 64) -> LoadStat:
+    """A rank of 10,000 tokens of memory, whose requests decode."""
+    return LoadStat(count, waiting, held_tokens, 10_000, 0, 0, held_tokens, max_running, 0, 0)
+
+
+def test_a_rank_full_of_running_requests_is_passed_over_until_waiting_for_it_is_worth_its_prefix() -> None:
+    world = World("predicted_ttft", dp_size=2)
+    request = prompt("a", range(2000))
+    world.index.store(0, request.block_hashes[:80])
+    assert world.choose(request).rank == 0
+    world.chooser.release("a")
+    # 1,600 of 2,000 tokens are cached there, but 9,900 of 10,000 are held, by requests that stay for long.
+    world.load.report(0, running(10, 9_900), now=0.0)
+    world.load.report(0, running(10, 9_900), now=60.0)
+    decision = world.choose(request)
+    assert decision.rank == 1
+    full = decision.considered[0].view
+    # 600 s were spent and nobody has left: 300 of 9,900 tokens, then, in 300 / 9,900 of that and a bit.
+    assert admission_s(full, 2000) == pytest.approx(300 / 9_900 * (600 + 9.9))
+    world.chooser.release("a")
+    # Now many leave soon: 20 a second, so that 300 tokens are released in 15 ms.
+    world.load.report(0, running(0, 0), now=60.0)
+    world.load.report(0, running(10, 9_900), now=60.0)
+    for second in range(60, 70):
+        world.load.acknowledge(0, [f"{second}-{number}" for number in range(20)])
+        world.load.report(0, running(10, 9_900), now=second + 1.0)
+    assert world.choose(request).rank == 0
+
+
+def test_a_full_batch_is_passed_over_however_much_memory_is_free() -> None:
+    world = World("predicted_ttft", dp_size=2)
+    for now in (0.0, 10.0):
+        world.load.report(0, running(8, 800, max_running=8), now=now)
+        world.load.report(1, running(7, 9_000, max_running=8), now=now)
+    assert world.choose(prompt("a", range(500))).rank == 1
+    # On its way, it has the last place there.
+    assert world.choose(prompt("b", range(500, 600))).considered[1].view.place_wait_s > 0
+
+
+def test_ranks_that_hold_nothing_keep_nobody_waiting_for_memory() -> None:
+    world = World("predicted_ttft", dp_size=1)
+    world.load.report(0, LoadStat(1, 9, 0, 10_000, 0, 20_000, 20_000, 1, 0, 0), now=0.0)
+    decision = world.choose(prompt("a", range(500)))
+    assert decision.predicted_ttft_s == pytest.approx(20.5)
 
 
 @pytest.mark.parametrize("policy", ["least_loaded", "prefix_affinity"])
