@@ -24,7 +24,7 @@ from app.routing.membership import Alive
 from app.routing.prefill_rates import PrefillRates
 from app.routing.rank_load import RankLoad
 from app.routing.rank_view import COUNTS, Floats
-from app.routing.residence import Residence
+from app.routing.residence import Residence, Stay
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
@@ -125,14 +125,15 @@ class LoadBook:
     def report(self, rank: int, stat: LoadStat, now: float | None = None) -> None:
         """Take over a rank's own report. Counters that went back mean that the rank restarted.
 
-        How long requests stay is learnt from reports whose time is known.
+        What requests take until they leave is learnt from reports whose time is known.
         """
         load = self._load(rank)
         if now is not None:
-            self._residence.add(*load.residence.observe(stat.num_running_reqs, stat.num_waiting_reqs, now))
-        # Until somebody has left, as if what is held were released as fast as it was computed.
-        others_s = self._residence.stay_s or stat.num_tokens / self._initial_prefill_rate
-        load.stay_s = load.residence.stay_given(others_s)
+            self._residence.add(*load.residence.observe(stat, now))
+        # Before the first request from here, what a running one holds stands for it.
+        held_tokens = stat.num_tokens / max(1, stat.num_running_reqs)
+        load.mean_uncached_tokens = self._mean_uncached_tokens or held_tokens or 1.0
+        load.stay = load.residence.mean_with(self._residence.mean or self._first_stay(stat, load))
         load.stat = stat
         self._write(rank)
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
@@ -230,6 +231,11 @@ class LoadBook:
         assert {each.rank for each in self._reservations.values()} <= self._ranks.keys(), (
             "orphaned reservation"
         )
+
+    def _first_stay(self, stat: LoadStat, load: RankLoad) -> Stay:
+        """Until some request has left: as if what is held were released as fast as it is computed."""
+        seconds = stat.num_tokens / self._initial_prefill_rate
+        return Stay(seconds, seconds * load.mean_uncached_tokens)
 
     def _load(self, rank: int) -> RankLoad:
         load = self._ranks.get(rank)

@@ -77,8 +77,8 @@ def predicted_ttft(
 ) -> Choice:
     """The rank that answers soonest, with the delay that the request causes to others; cost in seconds.
 
-        cost_r = max(wait_r, admission_r) + (1 + q) * uncached_r / rate_r
-        wait_r = waiting tokens_r / rate_r          admission_r: see `_admission_s`
+        cost_r = wait_r + (1 + q) * uncached_r / rate_r
+        wait_r = max(waiting tokens_r / rate_r, admission_r)        admission_r: see `_admission_s`
         q      = 2 * harmonic mean of wait_r over the ranks / mean service time of a request
 
     Without q, this is the predicted time to first token. By Little's law wait / service time requests wait on
@@ -87,9 +87,12 @@ def predicted_ttft(
     overload, where computing a prefix again costs everybody. The harmonic mean is 0 as soon as one rank is
     idle, since work can then go where it delays nobody; with the arithmetic mean, one rank's queue alone
     would tie every request to the prefix that made it queue. The mean service time is that of past requests;
-    before the first, this prompt stands for them. A prompt for which there is no room waits until others are
-    done, while those before it are computed: so the longer of both waits counts. It doesn't enter q: a
-    second of work delays nobody who waits for memory.
+    before the first, this prompt stands for them.
+
+    A prompt for which there is no room waits until others are done, while those before it are computed: so
+    the longer of both waits counts. q is the same for either: where memory lets requests in, one in a service
+    time of its own, u uncached tokens beside the mean's u' keep each of wait / service time requests waiting
+    for u / u' of that, which is wait * u / u' in all, whatever the service time.
 
     Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
     then to the one with the least tokens assigned so far, then to the first.
@@ -99,15 +102,15 @@ def predicted_ttft(
     """
     columns = RankViews.of(views)
     waiting, rate = columns.waiting_tokens, columns.prefill_rate
+    admission = _admission_s(columns, num_tokens)
+    if admission is not None:
+        waiting = np.maximum(waiting, admission * rate)
     service_s = _mean((mean_uncached_tokens or num_tokens - columns.cached_tokens) / rate)
     weight = 1 + QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / service_s
     costs = waiting + weight * num_tokens
     for positions, cached_tokens in columns.tiers:
         costs[positions] -= weight * cached_tokens
     costs /= rate
-    admission = _admission_s(columns, num_tokens)
-    if admission is not None:
-        costs += np.maximum(admission - waiting / rate, 0)
     tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
     best = tied.item(0) if len(tied) == 1 else _lowest(tied, columns.num_requests, columns.assigned_tokens)
     return _chosen(columns, best, num_tokens, costs)

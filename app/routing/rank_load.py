@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from math import inf
 
 from app.events.schema import LoadStat
-from app.routing.residence import ReportedResidence
+from app.routing.residence import NOTHING, ReportedResidence, Stay
 
 
 @dataclass(slots=True)
 class RankLoad:
     """Kept by `LoadBook`, of which it is one row.
 
-    The time until a request gets memory or a place in the batch follows from how long those that have them
-    stay. What `n` requests hold for `stay_s` each is released at the rate of what is held / `stay_s`: so
+    How soon there is room follows from what a request takes (`Stay`). Memory that is full lets one in every
+    `token_s` / tokens held, and with it a request's mean uncached tokens.
 
-        release_s = stay_s / tokens held            place_wait_s = missing places * stay_s / requests running
+        release_s = token_s / tokens held / mean uncached tokens
+        place_wait_s = missing places * request_s / requests running
 
     A rank that holds nothing keeps nobody waiting for memory.
 
@@ -24,8 +25,9 @@ class RankLoad:
         stat: the last report, if there was one.
         reserved_tokens, reserved_requests: uncached tokens and requests that it doesn't count yet.
         assigned_tokens, assigned_requests: sent there so far.
-        residence: learns from reports how long requests stay.
-        stay_s: how long, in seconds.
+        residence: learns from reports what requests take.
+        stay: what one takes there.
+        mean_uncached_tokens: of a request, anywhere.
     """
 
     stat: LoadStat | None = None
@@ -34,7 +36,8 @@ class RankLoad:
     assigned_tokens: int = 0
     assigned_requests: int = 0
     residence: ReportedResidence = field(default_factory=ReportedResidence)
-    stay_s: float = 0.0
+    stay: Stay = NOTHING
+    mean_uncached_tokens: float = 1.0
 
     @property
     def free_tokens(self) -> float:
@@ -50,8 +53,10 @@ class RankLoad:
 
     @property
     def release_s(self) -> float:
-        """Seconds from one token's release to the next."""
-        return self.stay_s / self.stat.num_tokens if self.stat and self.stat.num_tokens else 0.0
+        """Seconds from one token's release, for a prompt's uncached ones, to the next."""
+        if self.stat is None or not self.stat.num_tokens:
+            return 0.0
+        return self.stay.token_s / self.stat.num_tokens / self.mean_uncached_tokens
 
     @property
     def place_wait_s(self) -> float:
@@ -59,7 +64,7 @@ class RankLoad:
         stat = self.stat
         if stat is None or not stat.num_tokens:
             return 0.0
-        return self._missing_places(stat) * self.stay_s / max(1, stat.num_running_reqs)
+        return self._missing_places(stat) * self.stay.request_s / max(1, stat.num_running_reqs)
 
     @property
     def waiting_tokens(self) -> int:

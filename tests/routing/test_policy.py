@@ -57,9 +57,16 @@ def test_cost_is_wait_plus_uncached_when_nobody_waits() -> None:
 def test_a_rank_without_room_costs_the_time_until_enough_is_released() -> None:
     # 1,000 tokens are to be computed, and there is room for 400 and for 0: 600 and 1,000 must be released.
     full = [view(0, free_tokens=400, release_s=0.005), view(1, free_tokens=0, release_s=0.002)]
-    choice = predicted_ttft([*full, view(2, waiting_tokens=2500)], 1000, 400.0)
-    assert choice.costs == pytest.approx((4.0, 3.0, 3.5))
+    choice = predicted_ttft([*full, view(2, waiting_tokens=2500), view(3, prefill_rate=100.0)], 1000)
+    assert choice.costs == pytest.approx((4.0, 3.0, 3.5, 10.0))
     assert (choice.rank, choice.predicted_ttft_s) == (1, pytest.approx(3.0))
+
+
+def test_when_every_rank_lacks_room_uncached_work_gets_dearer_as_when_every_rank_queues() -> None:
+    waits = [view(0, free_tokens=0, release_s=0.003), view(1, waiting_tokens=1000, cached_tokens=900)]
+    queues = [view(0, waiting_tokens=3000), view(1, waiting_tokens=1000, cached_tokens=900)]
+    by_waits, by_queues = (predicted_ttft(each, 1000, 500.0).costs for each in (waits, queues))
+    assert by_waits == pytest.approx(by_queues)
 
 
 def test_work_before_the_prompt_and_the_wait_for_room_pass_together() -> None:
