@@ -32,6 +32,8 @@ MAX_REMEMBERED_ENDS = 10_000
 """Ends of reservations that are remembered: more than all routers send away within a second."""
 _NEVER = -1
 
+_FREE_TOKENS, _RELEASE_S = COUNTS.index("free_tokens"), COUNTS.index("release_s")
+
 
 class Reservation(NamedTuple):
     """Work that was sent to a rank and that the rank hasn't reported yet; `ask` as in `Prompt`."""
@@ -136,6 +138,7 @@ class LoadBook:
         load.stay = load.residence.mean_with(self._residence.mean or self._first_stay(stat, load))
         load.stat = stat
         self._write(rank)
+        self._rows[_RELEASE_S][rank] = load.release_s
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
     def supersede(self, request_id: str, ask: int) -> bool:
@@ -245,16 +248,15 @@ class LoadBook:
         return load
 
     def _write(self, rank: int) -> None:
-        """Bring the columns up to the rank's load."""
+        """Bring the columns up to the rank's load; but for `release_s`, which only reports change."""
         self._make_room(rank)
         load = self._ranks[rank]
-        waiting, requests, tokens, assigned, free, release, place = self._rows
+        waiting, requests, tokens, assigned, free, place, _ = self._rows
         waiting[rank] = load.waiting_tokens
         requests[rank] = load.num_requests
         tokens[rank] = load.assigned_tokens
         assigned[rank] = load.assigned_requests
         free[rank] = load.free_tokens
-        release[rank] = load.release_s
         place[rank] = load.place_wait_s
 
     def _make_room(self, rank: int) -> None:
@@ -282,5 +284,5 @@ class LoadBook:
 def _nothing(size: int) -> Floats:
     """Columns of ranks of which nothing is known."""
     counts = np.zeros((len(COUNTS), size))
-    counts[COUNTS.index("free_tokens")] = inf
+    counts[_FREE_TOKENS] = inf
     return counts

@@ -235,10 +235,11 @@ def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Ch
     """The rank at position `best`; its time is predicted alike whoever chooses it."""
     cached_tokens = columns.cached_at(best)
     rate = columns.rate_at(best)
+    missing = num_tokens - cached_tokens - columns.free_tokens.item(best)
     wait_s = columns.waiting_tokens.item(best) / rate
-    admission = _admission_s(columns, num_tokens)
-    if admission is not None:
-        wait_s = max(wait_s, admission.item(best))
+    if missing > 0:  # as in `_admission_s`
+        release_s, place_wait_s = columns.release_s.item(best), columns.place_wait_s.item(best)
+        wait_s = max(wait_s, missing * release_s, place_wait_s)
     predicted_s = wait_s + (num_tokens - cached_tokens) / rate
     return Choice(columns.rank.item(best), cached_tokens, predicted_s, costs)
 

@@ -36,8 +36,8 @@ class RankView:
         free_tokens: of the cache, what no request there holds, waits for or was sent for, evictable blocks
             included; below 0 where more is wanted than there is, at most 0 where the batch is full, infinite
             where nothing is held or the rank doesn't say.
-        release_s: seconds until one more token is released there.
         place_wait_s: seconds until there is a place in the batch.
+        release_s: seconds from one token's release there to the next.
     """
 
     rank: int
@@ -49,8 +49,8 @@ class RankView:
     assigned_requests: int
     trust: Trust
     free_tokens: float = inf
-    release_s: float = 0.0
     place_wait_s: float = 0.0
+    release_s: float = 0.0
 
 
 Tier = tuple[Positions, int]
@@ -61,8 +61,8 @@ COUNTS: Final = (
     "assigned_tokens",
     "assigned_requests",
     "free_tokens",
-    "release_s",
     "place_wait_s",
+    "release_s",
 )
 """What is counted for each rank: the rows of `RankViews.counts`."""
 
@@ -143,11 +143,11 @@ class RankViews(Sequence[RankView]):
         return self._row(4)
 
     @property
-    def release_s(self) -> Floats:
+    def place_wait_s(self) -> Floats:
         return self._row(5)
 
     @property
-    def place_wait_s(self) -> Floats:
+    def release_s(self) -> Floats:
         return self._row(6)
 
     def _row(self, number: int) -> Floats:
@@ -170,7 +170,7 @@ class RankViews(Sequence[RankView]):
     def __getitem__(self, position: int | slice) -> RankView | list[RankView]:
         if isinstance(position, slice):
             return list(self)[position]
-        waiting, requests, tokens, assigned, free, release, place = self.counts[:, position].tolist()
+        waiting, requests, tokens, assigned, free, place, release = self.counts[:, position].tolist()
         return RankView(
             rank=self.rank.item(position),
             cached_tokens=self.cached_at(position),
@@ -181,8 +181,8 @@ class RankViews(Sequence[RankView]):
             assigned_requests=int(assigned),
             trust=self.trust[position],
             free_tokens=free,
-            release_s=release,
             place_wait_s=place,
+            release_s=release,
         )
 
     def cached_at(self, position: int) -> int:
