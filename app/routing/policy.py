@@ -98,7 +98,8 @@ def predicted_ttft(
     then to the one with the least tokens assigned so far, then to the first.
 
     Source: replays of a real trace and of bursts on one hot prefix,
-    `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
+    `docs/decisions/0001-harmonic-mean-wait.md`, `0025-near-ties-and-growing-queues.md` and
+    `0030-waiting-for-memory.md`.
     """
     columns = RankViews.of(views)
     waiting, rate = columns.waiting_tokens, columns.prefill_rate
