@@ -233,6 +233,11 @@ class NothingLeaks(RuleBasedStateMachine):
         self.asks: dict[str, int] = {}
         self.ended: dict[str, int | None] = {}
 
+    @rule(rank=RANKS, held_tokens=st.integers(0, 1000))
+    def report(self, rank: int, held_tokens: int) -> None:
+        held = LoadStat(0, 0, held_tokens, 1000, rank, 0, held_tokens, 8, 0, 0)
+        self.book.report(rank, held, self.now)
+
     @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000))
     def reserve(self, rank: int, request_id: str, tokens: int) -> None:
         self.book.reserve(rank, request_id, tokens, self.now)
