@@ -11,7 +11,6 @@ Time is `now`, monotonic seconds, and never goes back.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,21 +22,18 @@ from app.events.schema import LoadStat
 from app.routing.membership import Alive
 from app.routing.prefill_rates import PrefillRates
 from app.routing.rank_view import COUNTS, Floats
+from app.routing.request_history import RequestHistory
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
-MAX_REMEMBERED_ENDS = 10_000
-"""Ends of reservations that are remembered: more than all routers send away within a second."""
-_NEVER = -1
 
 
 class Reservation(NamedTuple):
-    """Work that was sent to a rank and that the rank hasn't reported yet; `ask` as in `Prompt`."""
+    """Work that was sent to a rank and that the rank hasn't reported yet."""
 
     rank: int
     uncached_tokens: int
     deadline: float
-    ask: int
 
 
 @dataclass(slots=True)
@@ -79,8 +75,7 @@ class LoadBook:
         self._rates = PrefillRates(config.initial_prefill_tokens_per_s)
         self._reservations: dict[str, Reservation] = {}
         """In the order of their deadlines: all have the same timeout."""
-        self._ended: OrderedDict[str, int | None] = OrderedDict()
-        """Requests that were acknowledged lately → the rank that did; None: released. Oldest first."""
+        self._history = RequestHistory()
         self._mean_uncached_tokens: float | None = None
         self._num_reserved_ever = 0
         self.num_heard = 0
@@ -143,9 +138,12 @@ class LoadBook:
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
     def supersede(self, request_id: str, ask: int) -> bool:
-        """End what an earlier ask for this request has reserved; whether none of a later one is left."""
-        known = self._reservations.get(request_id)
-        if known is not None and known.ask > ask:
+        """End what an earlier ask for this request has reserved, unless this one was itself overtaken.
+
+        Returns:
+            Whether it wasn't: no later ask is known, and the request hasn't been released.
+        """
+        if self._history.is_overtaken(request_id, ask):
             return False
         self.withdraw(request_id)
         return True
@@ -156,8 +154,9 @@ class LoadBook:
         A reservation that the same request already has, on any rank, is replaced.
         """
         self.withdraw(request_id)
+        self._history.note_ask(request_id, ask)
         deadline = now + self._reservation_timeout_s
-        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline, ask)
+        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
         load = self._load(rank)
         load.reserved_tokens += uncached_tokens
         load.reserved_requests += 1
@@ -166,13 +165,11 @@ class LoadBook:
     def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> None:
         """Another router has reserved this; counted as waiting unless it comes too late for that.
 
-        It does when the request was released or acknowledged by this rank meanwhile, or has a reservation
-        that isn't of an earlier ask. The work was assigned all the same.
+        It does when the request was released, acknowledged by this rank, or asked for again meanwhile. The
+        work was assigned all the same.
         """
         self.num_heard += 1
-        known = self._reservations.get(request_id)
-        has_ended = self._ended.get(request_id, _NEVER) in (rank, None)
-        if has_ended or (known is not None and known.ask >= ask):
+        if self._history.is_settled(request_id, ask, rank):
             self.num_heard_too_late += 1
             self._note_assigned(rank, self._load(rank), uncached_tokens)
         else:
@@ -181,14 +178,14 @@ class LoadBook:
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
         for request_id in request_ids:
-            self._note_ended(request_id, rank)
+            self._history.note_acknowledged(request_id, rank)
             reservation = self._reservations.get(request_id)
             if reservation is not None and reservation.rank == rank:
                 self.withdraw(request_id)
 
     def release(self, request_id: str) -> None:
         """End a request's reservation, if it still has one; it gets no other."""
-        self._note_ended(request_id, None)
+        self._history.note_released(request_id)
         self.withdraw(request_id)
 
     def withdraw(self, request_id: str) -> None:
@@ -265,8 +262,3 @@ class LoadBook:
         mean = self._mean_uncached_tokens or 0.0
         weight = 1 / min(self._num_reserved_ever, MEAN_OVER_REQUESTS)
         self._mean_uncached_tokens = mean + (uncached_tokens - mean) * weight
-
-    def _note_ended(self, request_id: str, rank: int | None) -> None:
-        self._ended[request_id] = rank
-        if len(self._ended) > MAX_REMEMBERED_ENDS:
-            self._ended.popitem(last=False)
