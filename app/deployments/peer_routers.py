@@ -15,7 +15,7 @@ from app.deployments.outbox import Outbox
 from app.deployments.router_client import tell_routers
 
 INTERVAL_S: Final = 0.02
-"""Between two calls. One takes 2 to 3 ms of the sender's processor time, however much it says, half of that of
+"""Between two calls. One takes 2 to 3 ms of the sender's processor time, whatever it says, half of that of
 each receiver's, and 1 to 3 ms to arrive."""
 
 
