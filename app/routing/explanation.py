@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 from app.routing.chooser import Decision
 from app.routing.decision_log import Record
-from app.routing.policy import predicted_ttft
+from app.routing.policy import admission_s, predicted_ttft
 from app.routing.rank_view import RankView
 from app.routing.reasons import reasons
 
@@ -60,6 +61,8 @@ def _row(decision: Decision, rank: int, view: RankView | None, cost: float | Non
         "uncached_tokens": num_tokens - view.cached_tokens,
         "waiting_tokens": view.waiting_tokens,
         "num_requests": view.num_requests,
+        "free_tokens": int(view.free_tokens) if isfinite(view.free_tokens) else None,
+        "admission_s": admission_s(view, num_tokens),
         "prefill_tokens_per_s": view.prefill_rate,
         "predicted_ttft_s": decision.predicted_ttft_s if chosen else _predicted_ttft_s(view, num_tokens),
         "cost": cost,

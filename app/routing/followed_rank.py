@@ -99,7 +99,7 @@ class FollowedRank:
         if self._subscriber is not None and description.publisher is not None:
             self._subscriber.observe(description.publisher.epoch, description.publisher.last_seq)
         if not self._is_behind(description.load):
-            self._load.report(description.rank, description.load)
+            self._load.report(description.rank, description.load, time.monotonic())
         self._load_came_by_itself = False
         if not self._acknowledges:
             self._settle()
@@ -113,7 +113,7 @@ class FollowedRank:
     def _on_load(self, stat: LoadStat) -> None:
         if not self._is_detached:
             self._load_came_by_itself = True
-            self._load.report(self.description.rank, stat)
+            self._load.report(self.description.rank, stat, time.monotonic())
 
     def _on_acknowledged(self, request_ids: Sequence[str]) -> None:
         if not self._is_detached:

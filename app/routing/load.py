@@ -12,7 +12,7 @@ Time is `now`, monotonic seconds, and never goes back.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +21,15 @@ from app.config import RoutingConfig
 from app.events.schema import LoadStat
 from app.routing.membership import Alive
 from app.routing.prefill_rates import PrefillRates
+from app.routing.rank_load import RankLoad
 from app.routing.rank_view import COUNTS, Floats
 from app.routing.request_history import RequestHistory
+from app.routing.residence import Residence, Stay
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
+
+_FREE_TOKENS, _RELEASE_S = COUNTS.index("free_tokens"), COUNTS.index("release_s")
 
 
 class Reservation(NamedTuple):
@@ -34,24 +38,6 @@ class Reservation(NamedTuple):
     rank: int
     uncached_tokens: int
     deadline: float
-
-
-@dataclass(slots=True)
-class _RankLoad:
-    stat: LoadStat | None = None
-    reserved_tokens: int = 0
-    reserved_requests: int = 0
-    assigned_tokens: int = 0
-    assigned_requests: int = 0
-
-    @property
-    def waiting_tokens(self) -> int:
-        return self.reserved_tokens + (self.stat.num_waiting_uncached_tokens if self.stat else 0)
-
-    @property
-    def num_requests(self) -> int:
-        reported = self.stat.num_running_reqs + self.stat.num_waiting_reqs if self.stat else 0
-        return reported + self.reserved_requests
 
 
 class LoadBook:
@@ -67,8 +53,9 @@ class LoadBook:
 
     def __init__(self, config: RoutingConfig) -> None:
         self._reservation_timeout_s = config.reservation_timeout_s
-        self._ranks: dict[int, _RankLoad] = {}
-        self._counts = np.zeros((len(COUNTS), 8))
+        self._initial_prefill_rate = config.initial_prefill_tokens_per_s
+        self._ranks: dict[int, RankLoad] = {}
+        self._counts = _nothing(8)
         """A row for each of `COUNTS` with an element for each rank, as `_ranks` has them."""
         self._rows = tuple(self._counts)
         """Its rows, which are written one number at a time."""
@@ -77,6 +64,8 @@ class LoadBook:
         """In the order of their deadlines: all have the same timeout."""
         self._history = RequestHistory()
         self._mean_uncached_tokens: float | None = None
+        self._residence = Residence()
+        """Of all ranks."""
         self._num_reserved_ever = 0
         self.num_heard = 0
         self.num_heard_too_late = 0
@@ -124,17 +113,27 @@ class LoadBook:
         """
         self.drop(rank)
         peers = self._ranks.values()
-        self._ranks[rank] = _RankLoad(
+        self._ranks[rank] = RankLoad(
             assigned_tokens=min((peer.assigned_tokens for peer in peers), default=0),
             assigned_requests=min((peer.assigned_requests for peer in peers), default=0),
         )
         self._write(rank)
 
-    def report(self, rank: int, stat: LoadStat) -> None:
-        """Take over a rank's own report. Counters that went back mean that the rank restarted."""
+    def report(self, rank: int, stat: LoadStat, now: float | None = None) -> None:
+        """Take over a rank's own report. Counters that went back mean that the rank restarted.
+
+        What requests take until they leave is learnt from reports whose time is known.
+        """
         load = self._load(rank)
+        if now is not None:
+            self._residence.add(*load.residence.observe(stat, now))
+        # Before the first request from here, what a running one holds stands for it.
+        held_tokens = stat.num_tokens / max(1, stat.num_running_reqs)
+        load.mean_uncached_tokens = self._mean_uncached_tokens or held_tokens or 1.0
+        load.stay = load.residence.mean_with(self._residence.mean or self._first_stay(stat, load))
         load.stat = stat
         self._write(rank)
+        self._rows[_RELEASE_S][rank] = load.release_s
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
     def supersede(self, request_id: str, ask: int) -> bool:
@@ -153,30 +152,30 @@ class LoadBook:
 
         A reservation that the same request already has, on any rank, is replaced.
         """
-        self.withdraw(request_id)
-        self._history.note_ask(request_id, ask)
-        deadline = now + self._reservation_timeout_s
-        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
-        load = self._load(rank)
-        load.reserved_tokens += uncached_tokens
-        load.reserved_requests += 1
-        self._note_assigned(rank, load, uncached_tokens)
+        load = self._hold(rank, request_id, uncached_tokens, now, ask)
+        load.assigned_tokens += uncached_tokens
+        load.assigned_requests += 1
+        self._write(rank)
+        self._update_mean(uncached_tokens)
 
     def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> None:
         """Another router has reserved this; counted as waiting unless it comes too late for that.
 
-        It does when the request was released, acknowledged by this rank, or asked for again meanwhile. The
-        work was assigned all the same.
+        It does when the request was released, acknowledged by this rank, or asked for again meanwhile. It
+        isn't counted as assigned, by which ties are broken: routers that break them alike meet on one rank.
         """
         self.num_heard += 1
         if self._history.is_settled(request_id, ask, rank):
             self.num_heard_too_late += 1
-            self._note_assigned(rank, self._load(rank), uncached_tokens)
         else:
-            self.reserve(rank, request_id, uncached_tokens, now, ask)
+            self._hold(rank, request_id, uncached_tokens, now, ask)
+            self._write(rank)
 
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
+        request_ids = list(request_ids)
+        if rank in self._ranks:
+            self._ranks[rank].residence.acknowledge(len(request_ids))
         for request_id in request_ids:
             self._history.note_acknowledged(request_id, rank)
             reservation = self._reservations.get(request_id)
@@ -214,7 +213,7 @@ class LoadBook:
         for request_id in self.reserved_on(rank):
             self.withdraw(request_id)
         if self._ranks.pop(rank, None) is not None:
-            self._counts[:, rank] = 0
+            self._counts[:, rank] = _nothing(1)[:, 0]
             self._rates.drop(rank)
 
     def check_integrity(self) -> None:
@@ -223,42 +222,63 @@ class LoadBook:
             own = [each.uncached_tokens for each in self._reservations.values() if each.rank == rank]
             assert load.reserved_tokens == sum(own), f"rank {rank}: reserved tokens"
             assert load.reserved_requests == len(own), f"rank {rank}: reserved requests"
-            expected = (load.waiting_tokens, load.num_requests, load.assigned_tokens, load.assigned_requests)
+            expected = tuple(getattr(load, name) for name in COUNTS)
             assert tuple(self._counts[:, rank]) == expected, f"rank {rank}: columns"
         self._rates.check_integrity()
         assert {each.rank for each in self._reservations.values()} <= self._ranks.keys(), (
             "orphaned reservation"
         )
 
-    def _load(self, rank: int) -> _RankLoad:
+    def _first_stay(self, stat: LoadStat, load: RankLoad) -> Stay:
+        """Until some request has left: as if what is held were released as fast as it is computed."""
+        seconds = stat.num_tokens / self._initial_prefill_rate
+        return Stay(seconds, seconds * load.mean_uncached_tokens)
+
+    def _load(self, rank: int) -> RankLoad:
         load = self._ranks.get(rank)
         if load is None:
-            load = self._ranks[rank] = _RankLoad()
+            load = self._ranks[rank] = RankLoad()
             self._make_room(rank)
         return load
 
     def _write(self, rank: int) -> None:
-        """Bring the columns up to the rank's load."""
+        """Bring the columns up to the rank's load; but for `release_s`, which only reports change."""
         self._make_room(rank)
         load = self._ranks[rank]
-        waiting, requests, tokens, assigned = self._rows
+        waiting, requests, tokens, assigned, free, place, _ = self._rows
         waiting[rank] = load.waiting_tokens
         requests[rank] = load.num_requests
         tokens[rank] = load.assigned_tokens
         assigned[rank] = load.assigned_requests
+        free[rank] = load.free_tokens
+        place[rank] = load.place_wait_s
 
     def _make_room(self, rank: int) -> None:
         size = self._counts.shape[1]
         if rank >= size:
             missing = max(rank + 1 - size, size)
-            self._counts = np.pad(self._counts, ((0, 0), (0, missing)))
+            self._counts = np.concatenate((self._counts, _nothing(missing)), axis=1)
             self._rows = tuple(self._counts)
 
-    def _note_assigned(self, rank: int, load: _RankLoad, uncached_tokens: int) -> None:
-        load.assigned_tokens += uncached_tokens
-        load.assigned_requests += 1
-        self._write(rank)
+    def _hold(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> RankLoad:
+        self.withdraw(request_id)
+        self._history.note_ask(request_id, ask)
+        deadline = now + self._reservation_timeout_s
+        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
+        load = self._load(rank)
+        load.reserved_tokens += uncached_tokens
+        load.reserved_requests += 1
+        return load
+
+    def _update_mean(self, uncached_tokens: int) -> None:
         self._num_reserved_ever += 1
         mean = self._mean_uncached_tokens or 0.0
         weight = 1 / min(self._num_reserved_ever, MEAN_OVER_REQUESTS)
         self._mean_uncached_tokens = mean + (uncached_tokens - mean) * weight
+
+
+def _nothing(size: int) -> Floats:
+    """Columns of ranks of which nothing is known."""
+    counts = np.zeros((len(COUNTS), size))
+    counts[_FREE_TOKENS] = inf
+    return counts

@@ -77,7 +77,8 @@ def predicted_ttft(
 ) -> Choice:
     """The rank that answers soonest, with the delay that the request causes to others; cost in seconds.
 
-        cost_r = wait_r + (1 + q) * uncached_r / rate_r        wait_r = waiting tokens_r / rate_r
+        cost_r = wait_r + (1 + q) * uncached_r / rate_r
+        wait_r = max(waiting tokens_r / rate_r, admission_r)        admission_r: see `_admission_s`
         q      = 2 * harmonic mean of wait_r over the ranks / mean service time of a request
 
     Without q, this is the predicted time to first token. By Little's law wait / service time requests wait on
@@ -88,14 +89,23 @@ def predicted_ttft(
     would tie every request to the prefix that made it queue. The mean service time is that of past requests;
     before the first, this prompt stands for them.
 
+    A prompt for which there is no room waits until others are done, while those before it are computed: so
+    the longer of both waits counts. q is the same for either: where memory lets requests in, one in a service
+    time of its own, u uncached tokens beside the mean's u' keep each of wait / service time requests waiting
+    for u / u' of that, which is wait * u / u' in all, whatever the service time.
+
     Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
     then to the one with the least tokens assigned so far, then to the first.
 
     Source: replays of a real trace and of bursts on one hot prefix,
-    `docs/decisions/0001-harmonic-mean-wait.md` and `0025-near-ties-and-growing-queues.md`.
+    `docs/decisions/0001-harmonic-mean-wait.md`, `0025-near-ties-and-growing-queues.md` and
+    `0030-waiting-for-memory.md`.
     """
     columns = RankViews.of(views)
     waiting, rate = columns.waiting_tokens, columns.prefill_rate
+    admission = _admission_s(columns, num_tokens)
+    if admission is not None:
+        waiting = np.maximum(waiting, admission * rate)
     service_s = _mean((mean_uncached_tokens or num_tokens - columns.cached_tokens) / rate)
     weight = 1 + QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / service_s
     costs = waiting + weight * num_tokens
@@ -225,8 +235,35 @@ POLICIES: Final[Mapping[PolicyName, Policy]] = MappingProxyType(
 def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Choice:
     """The rank at position `best`; its time is predicted alike whoever chooses it."""
     cached_tokens = columns.cached_at(best)
-    tokens = columns.waiting_tokens.item(best) + num_tokens - cached_tokens
-    return Choice(columns.rank.item(best), cached_tokens, tokens / columns.rate_at(best), costs)
+    rate = columns.rate_at(best)
+    missing = num_tokens - cached_tokens - columns.free_tokens.item(best)
+    wait_s = columns.waiting_tokens.item(best) / rate
+    if missing > 0:  # as in `_admission_s`
+        release_s, place_wait_s = columns.release_s.item(best), columns.place_wait_s.item(best)
+        wait_s = max(wait_s, missing * release_s, place_wait_s)
+    predicted_s = wait_s + (num_tokens - cached_tokens) / rate
+    return Choice(columns.rank.item(best), cached_tokens, predicted_s, costs)
+
+
+def _admission_s(columns: RankViews, num_tokens: int) -> Floats | None:
+    """Seconds until each rank has memory and a place for the prompt; None where all have now.
+
+        admission_r = max((uncached_r - free tokens_r) * release_s_r, place_wait_s_r), at least 0
+
+    What is cached and held by nobody is free, and what is cached of this prompt needs no more room. How soon
+    tokens and places become free, `RankLoad` says.
+    """
+    free = columns.free_tokens
+    if free.item(free.argmin()) >= num_tokens:
+        return None
+    missing = num_tokens - columns.cached_tokens - free
+    return np.maximum(np.maximum(missing, 0) * columns.release_s, columns.place_wait_s)
+
+
+def admission_s(view: RankView, num_tokens: int) -> float:
+    """Seconds until the rank has memory and a place for a prompt of `num_tokens`; 0 if it has now."""
+    waits_s = _admission_s(RankViews.of([view]), num_tokens)
+    return 0.0 if waits_s is None else waits_s.item(0)
 
 
 def _overloaded(columns: RankViews) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from math import inf
 from typing import Final, overload
 
 import numpy as np
@@ -32,6 +33,11 @@ class RankView:
         assigned_tokens: uncached tokens sent there so far.
         assigned_requests: requests sent there so far.
         trust: whether what its cache holds is known; if it isn't exact, `cached_tokens` is 0.
+        free_tokens: of the cache, what no request there holds, waits for or was sent for, evictable blocks
+            included; below 0 where more is wanted than there is, at most 0 where the batch is full, infinite
+            where nothing is held or the rank doesn't say.
+        place_wait_s: seconds until there is a place in the batch.
+        release_s: seconds from one token's release there to the next.
     """
 
     rank: int
@@ -42,11 +48,22 @@ class RankView:
     assigned_tokens: int
     assigned_requests: int
     trust: Trust
+    free_tokens: float = inf
+    place_wait_s: float = 0.0
+    release_s: float = 0.0
 
 
 Tier = tuple[Positions, int]
 """Ranks that hold equally much of a prompt, and how many tokens that is."""
-COUNTS: Final = ("waiting_tokens", "num_requests", "assigned_tokens", "assigned_requests")
+COUNTS: Final = (
+    "waiting_tokens",
+    "num_requests",
+    "assigned_tokens",
+    "assigned_requests",
+    "free_tokens",
+    "place_wait_s",
+    "release_s",
+)
 """What is counted for each rank: the rows of `RankViews.counts`."""
 
 
@@ -121,6 +138,18 @@ class RankViews(Sequence[RankView]):
     def assigned_requests(self) -> Floats:
         return self._row(3)
 
+    @property
+    def free_tokens(self) -> Floats:
+        return self._row(4)
+
+    @property
+    def place_wait_s(self) -> Floats:
+        return self._row(5)
+
+    @property
+    def release_s(self) -> Floats:
+        return self._row(6)
+
     def _row(self, number: int) -> Floats:
         row: Floats = self.counts[number]
         return row
@@ -141,7 +170,7 @@ class RankViews(Sequence[RankView]):
     def __getitem__(self, position: int | slice) -> RankView | list[RankView]:
         if isinstance(position, slice):
             return list(self)[position]
-        waiting, requests, tokens, assigned = self.counts[:, position].tolist()
+        waiting, requests, tokens, assigned, free, place, release = self.counts[:, position].tolist()
         return RankView(
             rank=self.rank.item(position),
             cached_tokens=self.cached_at(position),
@@ -151,6 +180,9 @@ class RankViews(Sequence[RankView]):
             assigned_tokens=int(tokens),
             assigned_requests=int(assigned),
             trust=self.trust[position],
+            free_tokens=free,
+            place_wait_s=place,
+            release_s=release,
         )
 
     def cached_at(self, position: int) -> int:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from app.routing.chooser import Decision
-from app.routing.policy import NEAR_TIE
+from app.routing.policy import NEAR_TIE, admission_s
 
 _COSTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -91,7 +91,9 @@ def _by_cache(decision: Decision) -> str:
         return f"{held}, {other}, which {decision.policy} doesn't look at"
     if decision.policy == "prefix_affinity":
         return f"{held}, {other} but has {best.num_requests} requests"
-    return f"{held}, {other} but has {best.waiting_tokens} waiting"
+    wait_s = admission_s(best, num_tokens)
+    memory = f", and room for this prompt in {wait_s:.3g} s" if wait_s else ""
+    return f"{held}, {other} but has {best.waiting_tokens} waiting{memory}"
 
 
 def _by_trust(decision: Decision) -> str:

@@ -2,7 +2,7 @@
 
 `--config` is YAML with the fields of `app.simulation.config.ClusterConfig`: a rank's prefill rate, cache and
 steps, as measured on the machine in question. The trace has Mooncake's format. Exits with 1 when no number of
-ranks that was tried is enough.
+ranks that was tried is enough. `--plot FILE.svg` or `.png` draws what is printed (the extra `plot`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from app.config import MAX_DP_SIZE, PolicyName
 from app.errors import KvbeaconError
 from app.simulation.config import MOONCAKE
 from app.simulation.files import read_cluster
+from app.simulation.plot import Plot
 from app.simulation.request import speed_up
 from app.simulation.trace import read_trace
 from app.simulation.what_if import find_ranks, report
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.p99 > 0 or not options.speed > 0 or not 1 <= options.max_ranks <= MAX_DP_SIZE:
         parser.error(f"--p99 and --speed must be above 0, --max-ranks from 1 to {MAX_DP_SIZE}")
     try:
+        plot = Plot(options.plot) if options.plot else None
         config = read_cluster(options.config) if options.config else MOONCAKE
         trace = list(speed_up(read_trace(options.trace, config.rank.block_size), options.speed))
         with tqdm(unit="run", desc="simulating") as progress:
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 progress.update()
 
             answer = find_ranks(config, trace, options.policy, options.p99, options.max_ranks, show)
+        if plot is not None:
+            plot.draw(answer, f"{options.trace.name} at {options.speed:g}× its speed, {options.policy}")
     except KvbeaconError as error:
         parser.error(str(error))
     print(report(answer))
@@ -54,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--policy", choices=get_args(PolicyName), default="predicted_ttft")
     parser.add_argument("--speed", type=float, default=1.0, help="times as fast as the trace was recorded")
     parser.add_argument("--max-ranks", type=int, default=64, help="try no more than these")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg or .png")
     return parser
 
 

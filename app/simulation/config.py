@@ -41,7 +41,7 @@ class RankConfig(Settings):
 
 
 class FeedConfig(Settings):
-    """How the router learns of the ranks. All zeros: it knows everything at once."""
+    """How routers learn of the ranks, and of each other. All zeros: they know everything at once."""
 
     event_delay_s: Seconds = Field(0.0, description="From a cache's change to the router's index.")
     event_loss: float = Field(0.0, ge=0, lt=1, description="Share of the batches of events that are lost.")
@@ -51,12 +51,16 @@ class FeedConfig(Settings):
     )
     load_interval_s: Seconds = Field(0.0, description="Between two load reports of a busy rank; 0: always.")
     load_delay_s: Seconds = Field(0.0, description="From a load report to the router's load book.")
+    peer_delay_s: Seconds | None = Field(
+        None, description="From one router's reservation to the others; null: they never hear of it."
+    )
 
 
 class ClusterConfig(Settings):
     """Everything that a simulation needs besides its requests and its policy."""
 
     ranks: Annotated[int, Field(ge=1, le=MAX_DP_SIZE, strict=True)] = Field(8, description="Ranks.")
+    routers: PositiveInt = Field(1, description="Routers, which requests go to in turn.")
     rank: RankConfig = RankConfig()
     feed: FeedConfig = FeedConfig()
     seed: int = Field(0, description="Of everything that is left to chance.")

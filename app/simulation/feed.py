@@ -1,9 +1,9 @@
-"""What the router learns of the ranks, and when: their events and their load, late or lost on the way."""
+"""What routers learn of the ranks, and when: their events and their load, late or lost on the way."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from app.events.schema import CacheEvent, LoadStat
@@ -17,7 +17,7 @@ from app.simulation.rank import Rank
 
 
 class Feed:
-    """Carries batches of events into the index and load reports into the book.
+    """Carries batches of events into the index and load reports into every router's book.
 
     A rank's batches stay in order. One that is lost leaves a gap until it has been replayed, and what came
     after it waits for that; the rank isn't exact meanwhile, as with a real subscriber.
@@ -26,6 +26,8 @@ class Feed:
         config: delays and losses.
         clock: gives the time and runs what is late.
         ranks: all ranks, by number.
+        index: what the routers know of the ranks' caches.
+        loads: their load books.
         seed: of the losses.
     """
 
@@ -35,13 +37,13 @@ class Feed:
         clock: Clock,
         ranks: Sequence[Rank],
         index: PrefixIndex,
-        load: LoadBook,
+        loads: Sequence[LoadBook],
         seed: int,
     ) -> None:
         self._config = config
         self._clock = clock
         self._ranks = ranks
-        self._load = load
+        self._loads = loads
         self._rng = random.Random(seed)
         self._sinks = [IndexSink(index, rank) for rank in range(len(ranks))]
         self._membership = Membership()
@@ -51,7 +53,8 @@ class Feed:
         """Ranks that have something to report, in a fixed order."""
         self._unacknowledged: dict[int, list[str]] = {}
         for rank in range(len(ranks)):
-            load.join(rank)
+            for load in loads:
+                load.join(rank)
             self._membership.set(rank, "exact")
 
     @property
@@ -115,6 +118,7 @@ class Feed:
     def _take_arrivals(self, rank: int) -> list[str]:
         return self._unacknowledged.pop(rank, [])
 
-    def _deliver(self, rank: int, stat: LoadStat, arrived: Iterable[str]) -> None:
-        self._load.report(rank, stat)
-        self._load.acknowledge(rank, arrived)
+    def _deliver(self, rank: int, stat: LoadStat, arrived: Sequence[str]) -> None:
+        for load in self._loads:
+            load.report(rank, stat, self._clock.now)
+            load.acknowledge(rank, arrived)

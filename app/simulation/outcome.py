@@ -21,6 +21,7 @@ class Figures:
         imbalance: prompt tokens computed by the rank that computed most, over the mean of the ranks.
         requests_per_s: requests that the simulator handled per second of real time.
         choose_us: microseconds of real time that one decision took, on average.
+        prediction_error_s: predicted less actual time to first token, without its sign, on average.
     """
 
     hit_rate: float
@@ -31,6 +32,7 @@ class Figures:
     imbalance: float
     requests_per_s: float
     choose_us: float
+    prediction_error_s: float
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Outcome:
         num_ranks: ranks that there were.
         arrivals_s, prompt_tokens: the requests' own.
         ranks: the rank that each was sent to.
+        predicted_ttfts_s: seconds to its first token, as predicted for that rank.
         ttfts_s: seconds to its first token; nan until it came.
         cached_tokens: prompt tokens that its rank needn't compute.
         choose_s, wall_s: seconds of real time, for all decisions and for everything.
@@ -50,16 +53,18 @@ class Outcome:
     arrivals_s: array[float] = field(default_factory=lambda: array("d"))
     prompt_tokens: array[int] = field(default_factory=lambda: array("q"))
     ranks: array[int] = field(default_factory=lambda: array("q"))
+    predicted_ttfts_s: array[float] = field(default_factory=lambda: array("d"))
     ttfts_s: array[float] = field(default_factory=lambda: array("d"))
     cached_tokens: array[int] = field(default_factory=lambda: array("q"))
     choose_s: float = 0.0
     wall_s: float = 0.0
 
-    def add(self, request: SimulatedRequest, rank: int) -> None:
-        """Note the next request and where it went."""
+    def add(self, request: SimulatedRequest, rank: int, predicted_ttft_s: float) -> None:
+        """Note the next request, where it went, and how soon its first token should come."""
         self.arrivals_s.append(request.arrival_s)
         self.prompt_tokens.append(request.num_tokens)
         self.ranks.append(rank)
+        self.predicted_ttfts_s.append(predicted_ttft_s)
         self.ttfts_s.append(math.nan)
         self.cached_tokens.append(0)
 
@@ -85,4 +90,5 @@ class Outcome:
             imbalance=float(by_rank.max() / by_rank.mean()),
             requests_per_s=len(ttfts) / self.wall_s,
             choose_us=self.choose_s / len(ttfts) * 1e6,
+            prediction_error_s=float(np.abs(np.asarray(self.predicted_ttfts_s) - ttfts).mean()),
         )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import random
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from app.config import PolicyName, RoutingConfig
+from app.config import PolicyName
 from app.hashing import chain, wire_hashes
-from app.routing.chooser import Chooser, Prompt
-from app.routing.index import PrefixIndex
-from app.routing.load import LoadBook
+from app.routing.chooser import Prompt
 from app.simulation.batching_rank import BatchingRank
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig
@@ -21,6 +18,7 @@ from app.simulation.fifo_rank import FifoRank
 from app.simulation.outcome import Outcome
 from app.simulation.rank import TOKENS_PER_BLOCK, OnFirstToken, Rank
 from app.simulation.request import SimulatedRequest
+from app.simulation.routers import Routers
 
 
 def simulate(
@@ -56,10 +54,9 @@ class _Simulator:
         self._block_size = config.rank.block_size
         self._clock = Clock()
         self._ranks = _new_ranks(config, self.outcome.note_first_token)
-        routing = RoutingConfig(policy=policy, initial_prefill_tokens_per_s=config.rank.prefill_tokens_per_s)
-        index, load = PrefixIndex(), LoadBook(routing)
-        self._chooser = Chooser(index, load, policy, config.ranks, random.Random(config.seed))
-        self._feed = Feed(config.feed, self._clock, self._ranks, index, load, config.seed)
+        self._routers = Routers(config, policy, self._clock)
+        routers = self._routers
+        self._feed = Feed(config.feed, self._clock, self._ranks, routers.index, routers.loads, config.seed)
         self._wakes = array("d", [float("inf")] * config.ranks)
         """The next moment at which each rank is to be woken."""
 
@@ -71,9 +68,9 @@ class _Simulator:
         digests = chain(request.block_ids, TOKENS_PER_BLOCK)
         prompt = Prompt(str(position), wire_hashes(digests), request.num_tokens, self._block_size)
         started = time.perf_counter()
-        decision = self._chooser.choose(prompt, self._feed.alive, self._clock.now)
+        decision = self._routers.choose(prompt, self._feed.alive)
         self.outcome.choose_s += time.perf_counter() - started
-        self.outcome.add(request, decision.rank)
+        self.outcome.add(request, decision.rank, decision.predicted_ttft_s)
         self._ranks[decision.rank].arrive(position, request, digests, self._clock.now)
         self._feed.note_arrival(decision.rank, prompt.request_id)
         self._follow(decision.rank)

@@ -81,6 +81,8 @@ def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
         "uncached_tokens": 20,
         "waiting_tokens": 50,
         "num_requests": 2,
+        "free_tokens": None,
+        "admission_s": 0.0,
         "prefill_tokens_per_s": 1000.0,
         "predicted_ttft_s": pytest.approx(0.07),
         "cost": pytest.approx(0.07),

@@ -54,6 +54,35 @@ def test_cost_is_wait_plus_uncached_when_nobody_waits() -> None:
     assert choice.predicted_ttft_s == pytest.approx(0.4)
 
 
+def test_a_rank_without_room_costs_the_time_until_enough_is_released() -> None:
+    # 1,000 tokens are to be computed, and there is room for 400 and for 0: 600 and 1,000 must be released.
+    full = [view(0, free_tokens=400, release_s=0.005), view(1, free_tokens=0, release_s=0.002)]
+    choice = predicted_ttft([*full, view(2, waiting_tokens=2500), view(3, prefill_rate=100.0)], 1000)
+    assert choice.costs == pytest.approx((4.0, 3.0, 3.5, 10.0))
+    assert (choice.rank, choice.predicted_ttft_s) == (1, pytest.approx(3.0))
+
+
+def test_when_every_rank_lacks_room_uncached_work_gets_dearer_as_when_every_rank_queues() -> None:
+    waits = [view(0, free_tokens=0, release_s=0.003), view(1, waiting_tokens=1000, cached_tokens=900)]
+    queues = [view(0, waiting_tokens=3000), view(1, waiting_tokens=1000, cached_tokens=900)]
+    by_waits, by_queues = (predicted_ttft(each, 1000, 500.0).costs for each in (waits, queues))
+    assert by_waits == pytest.approx(by_queues)
+
+
+def test_work_before_the_prompt_and_the_wait_for_room_pass_together() -> None:
+    views = [
+        view(0, free_tokens=400, release_s=0.005, waiting_tokens=2000),
+        view(1, free_tokens=0, release_s=0.0001, place_wait_s=5.0, waiting_tokens=7000),
+    ]
+    waits = [cost - 1.0 for cost in predicted_ttft(views, 1000, 1e9).costs]
+    assert waits == pytest.approx((3.0, 7.0), rel=1e-2)
+
+
+def test_what_is_cached_of_a_prompt_needs_no_room() -> None:
+    choice = predicted_ttft([view(0, cached_tokens=600, free_tokens=400, release_s=9.0), view(1)], 1000)
+    assert choice.costs == pytest.approx((0.4, 1.0))
+
+
 def test_when_every_rank_queues_uncached_work_gets_dearer() -> None:
     # Waits are 3 s and 1 s: harmonic mean 1.5 s, twice that over a mean service time of 0.5 s, so q = 6.
     views = [view(0, waiting_tokens=3000, cached_tokens=800), view(1, waiting_tokens=1000)]

@@ -16,6 +16,7 @@ from app.routing.chooser import Chooser, Decision, Prompt
 from app.routing.index import PrefixIndex
 from app.routing.load import LoadBook
 from app.routing.membership import Alive, Membership
+from app.routing.policy import admission_s
 
 BLOCK_SIZE = 20
 RATE = 1000.0
@@ -111,6 +112,53 @@ def test_nobody_follows_a_long_prompt_not_even_to_the_prefix_that_it_shares(repo
     world.index.store(rank, long.block_hashes[:10])
     ranks = Counter(world.burst(short_requests(90, range(200))))
     assert ranks == {other: 30 for other in range(4) if other != rank}
+
+
+def running(count: int, held_tokens: int, waiting: int = 0, max_running: int = 64) -> LoadStat:
+    """A rank of 10,000 tokens of memory, whose requests decode."""
+    return LoadStat(count, waiting, held_tokens, 10_000, 0, 0, held_tokens, max_running, 0, 0)
+
+
+def test_a_rank_full_of_running_requests_is_passed_over_until_waiting_for_it_is_worth_its_prefix() -> None:
+    world = World("predicted_ttft", dp_size=2)
+    request = prompt("a", range(2000))
+    world.index.store(0, request.block_hashes[:80])
+    assert world.choose(request).rank == 0
+    world.chooser.release("a")
+    # 1,600 of 2,000 tokens are cached there, but 9,900 of 10,000 are held, by requests that stay for long.
+    world.load.report(0, running(10, 9_900), now=0.0)
+    world.load.report(0, running(10, 9_900), now=60.0)
+    decision = world.choose(request)
+    assert decision.rank == 1
+    full = decision.considered[0].view
+    # 400 tokens are a request's, as for all that is known, and a whole memory for 60 s did for none yet. What
+    # is assumed until then is that it is released as fast as it is computed, which takes 9.9 s.
+    assert admission_s(full, 2000) == pytest.approx(300 / 400 * (60 + 9.9 * 400 / 9_900))
+    world.chooser.release("a")
+    # Now many leave soon: 20 a second, so that 300 tokens are released in 15 ms.
+    world.load.report(0, running(0, 0), now=60.0)
+    world.load.report(0, running(10, 9_900), now=60.0)
+    for second in range(60, 70):
+        world.load.acknowledge(0, [f"{second}-{number}" for number in range(20)])
+        world.load.report(0, running(10, 9_900), now=second + 1.0)
+    assert world.choose(request).rank == 0
+
+
+def test_a_full_batch_is_passed_over_however_much_memory_is_free() -> None:
+    world = World("predicted_ttft", dp_size=2)
+    for now in (0.0, 10.0):
+        world.load.report(0, running(8, 800, max_running=8), now=now)
+        world.load.report(1, running(7, 9_000, max_running=8), now=now)
+    assert world.choose(prompt("a", range(500))).rank == 1
+    # On its way, it has the last place there.
+    assert world.choose(prompt("b", range(500, 600))).considered[1].view.place_wait_s > 0
+
+
+def test_ranks_that_hold_nothing_keep_nobody_waiting_for_memory() -> None:
+    world = World("predicted_ttft", dp_size=1)
+    world.load.report(0, LoadStat(1, 9, 0, 10_000, 0, 20_000, 20_000, 1, 0, 0), now=0.0)
+    decision = world.choose(prompt("a", range(500)))
+    assert decision.predicted_ttft_s == pytest.approx(20.5)
 
 
 @pytest.mark.parametrize("policy", ["least_loaded", "prefix_affinity"])
@@ -221,27 +269,21 @@ def hear_of(other: World, decision: Decision, request: Prompt) -> None:
     other.load.hear(decision.rank, request.request_id, decision.uncached_tokens, 0.0, request.ask)
 
 
-@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded", "round_robin"])
-@pytest.mark.parametrize("lag", [0, 3])
-def test_routers_that_hear_of_each_other_choose_as_one_would(policy: PolicyName, lag: int) -> None:
+@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded"])
+@pytest.mark.parametrize("lag", [0, 2])
+def test_routers_that_hear_of_each_other_dont_meet_on_one_rank(policy: PolicyName, lag: int) -> None:
     """Requests go to two routers in turn; each hears what the other reserved `lag` requests ago."""
     requests = short_requests(64)
-    one, pair = World(policy), (World(policy), World(policy))
-    decisions = []
+    pair, ranks = (World(policy), World(policy)), list[int]()
+    decisions: list[Decision] = []
     for number, request in enumerate(requests):
         decisions.append(pair[number % 2].choose(request))
+        ranks.append(decisions[-1].rank)
         if number >= lag:
             hear_of(pair[(number - lag + 1) % 2], decisions[number - lag], requests[number - lag])
-    ranks = [decision.rank for decision in decisions]
-    if not lag:
-        assert ranks == one.burst(requests)
-    spread = [ranks.count(rank) for rank in range(4)]
-    assert max(spread) - min(spread) <= lag + 1
+        spread = [ranks.count(rank) for rank in range(4)]
+        assert max(spread) - min(spread) <= 1 + lag
     # Whoever never hears of the other gives every rank's place away twice: both begin with rank 0.
     deaf = World(policy), World(policy)
-    assert [deaf[number % 2].choose(request).rank for number, request in enumerate(requests[:4])] == [
-        0,
-        0,
-        1,
-        1,
-    ]
+    meeting = [deaf[number % 2].choose(request).rank for number, request in enumerate(requests[:4])]
+    assert meeting == [0, 0, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import get_args
 
 import pytest
@@ -107,6 +108,25 @@ def test_what_the_router_does_not_know_yet_it_does_not_credit(feed: dict[str, fl
     assert list(late.cached_tokens) == [0, 0, 90]
 
 
+SIMULTANEOUS = [request(0.01 * number, *range(10 * number, 10 * number + 10)) for number in range(8)]
+"""A second of work each."""
+
+
+@pytest.mark.parametrize(("peer_delay_s", "most"), [(None, 2), (0.0, 1), (0.005, 1), (0.3, 2)])
+def test_routers_take_turns_and_herd_unless_they_hear_of_each_other(
+    peer_delay_s: float | None, most: int
+) -> None:
+    feed = FeedConfig(load_interval_s=1.0, load_delay_s=1.0, peer_delay_s=peer_delay_s)
+    config = ClusterConfig(ranks=8, routers=2, rank=FIFO, feed=feed)
+    outcome = simulate(config, SIMULTANEOUS, "predicted_ttft")
+    assert max(Counter(outcome.ranks).values()) == most
+    # Neither sends two requests of its own to the same rank.
+    for own in (outcome.ranks[::2], outcome.ranks[1::2]):
+        assert len(set(own)) == 4
+    alone = simulate(config.model_copy(update={"routers": 1}), SIMULTANEOUS, "predicted_ttft")
+    assert sorted(alone.ranks) == list(range(8))
+
+
 def test_a_late_load_report_is_bridged_by_reservations() -> None:
     trace = [request(0.01 * number, *range(10 * number, 10 * number + 10)) for number in range(4)]
     outcome = simulate(cluster(4, load_interval_s=1.0, load_delay_s=1.0), trace, "predicted_ttft")
@@ -134,7 +154,7 @@ def traces(draw: st.DrawFn) -> list[SimulatedRequest]:
 FEEDS = st.sampled_from(
     [
         FeedConfig(),
-        FeedConfig(event_delay_s=0.3, load_interval_s=0.2, load_delay_s=0.1),
+        FeedConfig(event_delay_s=0.3, load_interval_s=0.2, load_delay_s=0.1, peer_delay_s=0.05),
         FeedConfig(event_delay_s=0.1, event_loss=0.5, recovery_s=1.0, load_interval_s=0.5),
     ]
 )
@@ -146,11 +166,17 @@ FEEDS = st.sampled_from(
     rank=st.sampled_from([FIFO, BATCHING]),
     policy=st.sampled_from(POLICIES),
     ranks=st.integers(1, 4),
+    routers=st.integers(1, 3),
 )
 def test_every_request_gets_one_first_token_no_sooner_than_it_can(
-    trace: list[SimulatedRequest], feed: FeedConfig, rank: RankConfig, policy: PolicyName, ranks: int
+    trace: list[SimulatedRequest],
+    feed: FeedConfig,
+    rank: RankConfig,
+    policy: PolicyName,
+    ranks: int,
+    routers: int,
 ) -> None:
-    config = ClusterConfig(ranks=ranks, rank=rank, feed=feed)
+    config = ClusterConfig(ranks=ranks, routers=routers, rank=rank, feed=feed)
     outcome = simulate(config, trace, policy)
     assert len(outcome.ttfts_s) == len(trace)
     for position, each in enumerate(trace):
