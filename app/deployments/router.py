@@ -69,6 +69,7 @@ class Router:
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, index, self._fetch_snapshot)
         self._peers = PeerRouters(routing.num_routers)
+        self._num_heard_of_strangers = 0
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._discovery = asyncio.create_task(self._discover_forever())
         await self._until_some_rank_is_known()
@@ -100,6 +101,8 @@ class Router:
         for each in reservations:
             if self._tracker.follows(each.rank, each.replica_id):
                 self._load.hear(each.rank, each.request_id, each.uncached_tokens, now, each.ask)
+            else:
+                self._num_heard_of_strangers += 1
 
     async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
@@ -149,7 +152,11 @@ class Router:
 
     async def stats(self) -> dict[str, Any]:
         """How good this router's decisions have been since its start."""
-        heard = {"reservations": self._load.num_heard, "too_late": self._load.num_heard_too_late}
+        heard = {
+            "reservations": self._load.num_heard,
+            "too_late": self._load.num_heard_too_late,
+            "of_unknown_replicas": self._num_heard_of_strangers,
+        }
         return {"router": self._replica_id, **self._decisions.stats.as_json(), "heard_from_routers": heard}
 
     async def audit(self) -> dict[str, Any]:

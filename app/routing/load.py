@@ -11,7 +11,6 @@ Time is `now`, monotonic seconds, and never goes back.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from math import inf
 from typing import NamedTuple
@@ -24,24 +23,21 @@ from app.routing.membership import Alive
 from app.routing.prefill_rates import PrefillRates
 from app.routing.rank_load import RankLoad
 from app.routing.rank_view import COUNTS, Floats
+from app.routing.request_history import RequestHistory
 from app.routing.residence import Residence, Stay
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""
-MAX_REMEMBERED_ENDS = 10_000
-"""Ends of reservations that are remembered: more than all routers send away within a second."""
-_NEVER = -1
 
 _FREE_TOKENS, _RELEASE_S = COUNTS.index("free_tokens"), COUNTS.index("release_s")
 
 
 class Reservation(NamedTuple):
-    """Work that was sent to a rank and that the rank hasn't reported yet; `ask` as in `Prompt`."""
+    """Work that was sent to a rank and that the rank hasn't reported yet."""
 
     rank: int
     uncached_tokens: int
     deadline: float
-    ask: int
 
 
 class LoadBook:
@@ -66,8 +62,7 @@ class LoadBook:
         self._rates = PrefillRates(config.initial_prefill_tokens_per_s)
         self._reservations: dict[str, Reservation] = {}
         """In the order of their deadlines: all have the same timeout."""
-        self._ended: OrderedDict[str, int | None] = OrderedDict()
-        """Requests that were acknowledged lately → the rank that did; None: released. Oldest first."""
+        self._history = RequestHistory()
         self._mean_uncached_tokens: float | None = None
         self._residence = Residence()
         """Of all ranks."""
@@ -142,9 +137,12 @@ class LoadBook:
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
     def supersede(self, request_id: str, ask: int) -> bool:
-        """End what an earlier ask for this request has reserved; whether none of a later one is left."""
-        known = self._reservations.get(request_id)
-        if known is not None and known.ask > ask:
+        """End what an earlier ask for this request has reserved, unless this one was itself overtaken.
+
+        Returns:
+            Whether it wasn't: no later ask is known, and the request hasn't been released.
+        """
+        if self._history.is_overtaken(request_id, ask):
             return False
         self.withdraw(request_id)
         return True
@@ -154,28 +152,24 @@ class LoadBook:
 
         A reservation that the same request already has, on any rank, is replaced.
         """
-        self.withdraw(request_id)
-        deadline = now + self._reservation_timeout_s
-        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline, ask)
-        load = self._load(rank)
-        load.reserved_tokens += uncached_tokens
-        load.reserved_requests += 1
-        self._note_assigned(rank, load, uncached_tokens)
+        load = self._hold(rank, request_id, uncached_tokens, now, ask)
+        load.assigned_tokens += uncached_tokens
+        load.assigned_requests += 1
+        self._write(rank)
+        self._update_mean(uncached_tokens)
 
     def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> None:
         """Another router has reserved this; counted as waiting unless it comes too late for that.
 
-        It does when the request was released or acknowledged by this rank meanwhile, or has a reservation
-        that isn't of an earlier ask. The work was assigned all the same.
+        It does when the request was released, acknowledged by this rank, or asked for again meanwhile. It
+        isn't counted as assigned, by which ties are broken: routers that break them alike meet on one rank.
         """
         self.num_heard += 1
-        known = self._reservations.get(request_id)
-        has_ended = self._ended.get(request_id, _NEVER) in (rank, None)
-        if has_ended or (known is not None and known.ask >= ask):
+        if self._history.is_settled(request_id, ask, rank):
             self.num_heard_too_late += 1
-            self._note_assigned(rank, self._load(rank), uncached_tokens)
         else:
-            self.reserve(rank, request_id, uncached_tokens, now, ask)
+            self._hold(rank, request_id, uncached_tokens, now, ask)
+            self._write(rank)
 
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
@@ -183,14 +177,14 @@ class LoadBook:
         if rank in self._ranks:
             self._ranks[rank].residence.acknowledge(len(request_ids))
         for request_id in request_ids:
-            self._note_ended(request_id, rank)
+            self._history.note_acknowledged(request_id, rank)
             reservation = self._reservations.get(request_id)
             if reservation is not None and reservation.rank == rank:
                 self.withdraw(request_id)
 
     def release(self, request_id: str) -> None:
         """End a request's reservation, if it still has one; it gets no other."""
-        self._note_ended(request_id, None)
+        self._history.note_released(request_id)
         self.withdraw(request_id)
 
     def withdraw(self, request_id: str) -> None:
@@ -266,19 +260,21 @@ class LoadBook:
             self._counts = np.concatenate((self._counts, _nothing(missing)), axis=1)
             self._rows = tuple(self._counts)
 
-    def _note_assigned(self, rank: int, load: RankLoad, uncached_tokens: int) -> None:
-        load.assigned_tokens += uncached_tokens
-        load.assigned_requests += 1
-        self._write(rank)
+    def _hold(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> RankLoad:
+        self.withdraw(request_id)
+        self._history.note_ask(request_id, ask)
+        deadline = now + self._reservation_timeout_s
+        self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
+        load = self._load(rank)
+        load.reserved_tokens += uncached_tokens
+        load.reserved_requests += 1
+        return load
+
+    def _update_mean(self, uncached_tokens: int) -> None:
         self._num_reserved_ever += 1
         mean = self._mean_uncached_tokens or 0.0
         weight = 1 / min(self._num_reserved_ever, MEAN_OVER_REQUESTS)
         self._mean_uncached_tokens = mean + (uncached_tokens - mean) * weight
-
-    def _note_ended(self, request_id: str, rank: int | None) -> None:
-        self._ended[request_id] = rank
-        if len(self._ended) > MAX_REMEMBERED_ENDS:
-            self._ended.popitem(last=False)
 
 
 def _nothing(size: int) -> Floats:

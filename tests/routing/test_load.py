@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.config import RoutingConfig
 from app.events.schema import LoadStat
-from app.routing.load import MAX_REMEMBERED_ENDS, LoadBook
+from app.routing.load import LoadBook
 from app.routing.membership import Alive
 from app.routing.prefill_rate import MIN_TOKENS, WINDOW_TOKENS, PrefillRate
 from app.routing.prefill_rates import RATE_NOISE
 from app.routing.rank_view import COUNTS
+from app.routing.request_history import MAX_REMEMBERED
 
 TIMEOUT_S = 5.0
 CONFIG = RoutingConfig(reservation_timeout_s=TIMEOUT_S, initial_prefill_tokens_per_s=1000.0)
@@ -120,7 +122,7 @@ def test_dropping_a_rank_forgets_all_of_it(book: LoadBook) -> None:
 
 def test_what_another_router_reserved_waits_until_the_rank_has_it(book: LoadBook) -> None:
     book.hear(0, "a", 40, now=0.0, ask=0)
-    assert (book.waiting_tokens(0), book.num_requests(0), book.assigned(0)) == (40, 1, (40, 1))
+    assert (book.waiting_tokens(0), book.num_requests(0), book.assigned(0)) == (40, 1, (0, 0))
     book.acknowledge(0, ["a"])
     assert (book.waiting_tokens(0), book.num_requests(0)) == (0, 0)
     book.hear(1, "b", 40, now=0.0, ask=0)
@@ -130,13 +132,13 @@ def test_what_another_router_reserved_waits_until_the_rank_has_it(book: LoadBook
 
 
 @pytest.mark.parametrize("end", ["acknowledged", "released"])
-def test_what_is_heard_after_its_end_does_not_wait_but_was_assigned(book: LoadBook, end: str) -> None:
+def test_what_is_heard_after_its_end_changes_nothing(book: LoadBook, end: str) -> None:
     if end == "acknowledged":
         book.acknowledge(0, ["a"])
     else:
         book.release("a")
     book.hear(0, "a", 40, now=0.0, ask=0)
-    assert (book.waiting_tokens(0), book.num_reservations, book.assigned(0)) == (0, 0, (40, 1))
+    assert (book.waiting_tokens(0), book.num_reservations, book.assigned(0)) == (0, 0, (0, 0))
     assert (book.num_heard, book.num_heard_too_late) == (1, 1)
 
 
@@ -153,16 +155,31 @@ def test_a_retry_that_is_heard_replaces_the_first_ask_and_never_the_other_way_ro
     assert (book.waiting_tokens(2), book.waiting_tokens(1)) == (5, 40), "our own of the same ask stays"
 
 
+@pytest.mark.parametrize("end", ["acknowledged", "expired", "released"])
+def test_an_ask_that_was_overtaken_stays_overtaken(book: LoadBook, end: str) -> None:
+    book.hear(1, "a", 40, now=0.0, ask=6)
+    if end == "expired":
+        book.expire(TIMEOUT_S)
+    if end == "released":
+        book.release("a")
+    book.acknowledge(1, ["a"])
+    book.hear(0, "a", 100, now=TIMEOUT_S, ask=5)
+    assert not book.supersede("a", 5)
+    assert book.num_reservations == 0
+
+
 def test_a_rank_that_died_with_the_request_does_not_hide_its_retry(book: LoadBook) -> None:
     book.acknowledge(0, ["a"])
     book.hear(1, "a", 40, now=0.0, ask=1)
     assert book.waiting_tokens(1) == 40
 
 
-def test_ends_are_not_remembered_for_ever(book: LoadBook) -> None:
-    book.acknowledge(0, map(str, range(MAX_REMEMBERED_ENDS + 1)))
-    book.hear(0, "0", 40, now=0.0, ask=0)
+def test_requests_are_not_remembered_for_ever(book: LoadBook) -> None:
+    for number in range(MAX_REMEMBERED + 1):
+        book.acknowledge(0, [str(number)])
     book.hear(0, "1", 40, now=0.0, ask=0)
+    assert book.waiting_tokens(0) == 0
+    book.hear(0, "0", 40, now=0.0, ask=0)
     assert book.waiting_tokens(0) == 40
 
 
@@ -230,8 +247,8 @@ class NothingLeaks(RuleBasedStateMachine):
         self.book = LoadBook(CONFIG)
         self.now = 0.0
         self.expected: dict[str, tuple[int, int, float]] = {}
-        self.asks: dict[str, int] = {}
-        self.ended: dict[str, int | None] = {}
+        self.asks: dict[str, float] = {}
+        self.acknowledged: dict[str, int] = {}
 
     @rule(rank=RANKS, held_tokens=st.integers(0, 1000))
     def report(self, rank: int, held_tokens: int) -> None:
@@ -242,13 +259,11 @@ class NothingLeaks(RuleBasedStateMachine):
     def reserve(self, rank: int, request_id: str, tokens: int) -> None:
         self.book.reserve(rank, request_id, tokens, self.now)
         self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
-        self.asks[request_id] = 0
+        self.asks[request_id] = max(0, self.asks.get(request_id, 0))
 
     @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000), ask=st.integers(0, 2))
     def hear(self, rank: int, request_id: str, tokens: int, ask: int) -> None:
-        held = self.expected.get(request_id)
-        ended = self.ended.get(request_id, "never") in (rank, None)
-        if not ended and (held is None or self.asks[request_id] < ask):
+        if self.asks.get(request_id, -1) < ask and self.acknowledged.get(request_id) != rank:
             self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
             self.asks[request_id] = ask
         self.book.hear(rank, request_id, tokens, self.now, ask)
@@ -256,13 +271,13 @@ class NothingLeaks(RuleBasedStateMachine):
     @rule(rank=RANKS, request_ids=st.lists(REQUESTS))
     def acknowledge(self, rank: int, request_ids: list[str]) -> None:
         self.book.acknowledge(rank, request_ids)
-        self.ended |= dict.fromkeys(request_ids, rank)
+        self.acknowledged |= dict.fromkeys(request_ids, rank)
         self.keep(lambda key, held: held[0] != rank or key not in request_ids)
 
     @rule(request_id=REQUESTS)
     def release(self, request_id: str) -> None:
         self.book.release(request_id)
-        self.ended[request_id] = None
+        self.asks[request_id] = inf
         self.expected.pop(request_id, None)
 
     @rule(request_id=REQUESTS)

@@ -269,27 +269,21 @@ def hear_of(other: World, decision: Decision, request: Prompt) -> None:
     other.load.hear(decision.rank, request.request_id, decision.uncached_tokens, 0.0, request.ask)
 
 
-@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded", "round_robin"])
-@pytest.mark.parametrize("lag", [0, 3])
-def test_routers_that_hear_of_each_other_choose_as_one_would(policy: PolicyName, lag: int) -> None:
+@pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded"])
+@pytest.mark.parametrize("lag", [0, 2])
+def test_routers_that_hear_of_each_other_dont_meet_on_one_rank(policy: PolicyName, lag: int) -> None:
     """Requests go to two routers in turn; each hears what the other reserved `lag` requests ago."""
     requests = short_requests(64)
-    one, pair = World(policy), (World(policy), World(policy))
-    decisions = []
+    pair, ranks = (World(policy), World(policy)), list[int]()
+    decisions: list[Decision] = []
     for number, request in enumerate(requests):
         decisions.append(pair[number % 2].choose(request))
+        ranks.append(decisions[-1].rank)
         if number >= lag:
             hear_of(pair[(number - lag + 1) % 2], decisions[number - lag], requests[number - lag])
-    ranks = [decision.rank for decision in decisions]
-    if not lag:
-        assert ranks == one.burst(requests)
-    spread = [ranks.count(rank) for rank in range(4)]
-    assert max(spread) - min(spread) <= lag + 1
+        spread = [ranks.count(rank) for rank in range(4)]
+        assert max(spread) - min(spread) <= 1 + lag
     # Whoever never hears of the other gives every rank's place away twice: both begin with rank 0.
     deaf = World(policy), World(policy)
-    assert [deaf[number % 2].choose(request).rank for number, request in enumerate(requests[:4])] == [
-        0,
-        0,
-        1,
-        1,
-    ]
+    meeting = [deaf[number % 2].choose(request).rank for number, request in enumerate(requests[:4])]
+    assert meeting == [0, 0, 1, 1]

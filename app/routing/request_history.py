@@ -1,0 +1,55 @@
+"""What happened to requests lately, for news of them that comes late."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from math import inf
+from typing import Final
+
+MAX_REMEMBERED: Final = 10_000
+"""Requests: more than all routers send away while news is on its way."""
+
+
+@dataclass(slots=True)
+class _Past:
+    last_ask: float = -inf
+    acknowledged_by: int | None = None
+
+
+class RequestHistory:
+    """The last requests, the oldest of which are forgotten when there are too many."""
+
+    def __init__(self) -> None:
+        self._past: OrderedDict[str, _Past] = OrderedDict()
+
+    def note_ask(self, request_id: str, ask: int) -> None:
+        """A router has answered this ask for the request."""
+        past = self._of(request_id)
+        past.last_ask = max(past.last_ask, ask)
+
+    def note_acknowledged(self, request_id: str, rank: int) -> None:
+        """`rank` counts the request from now on."""
+        self._of(request_id).acknowledged_by = rank
+
+    def note_released(self, request_id: str) -> None:
+        """Nobody asks for the request any more."""
+        self._of(request_id).last_ask = inf
+
+    def is_overtaken(self, request_id: str, ask: int) -> bool:
+        """Whether a later ask has been answered, or the request was released."""
+        past = self._past.get(request_id)
+        return past is not None and past.last_ask > ask
+
+    def is_settled(self, request_id: str, ask: int, rank: int) -> bool:
+        """Whether this ask, answered with `rank`, is no news: known, overtaken, or acknowledged already."""
+        past = self._past.get(request_id)
+        return past is not None and (past.last_ask >= ask or past.acknowledged_by == rank)
+
+    def _of(self, request_id: str) -> _Past:
+        past = self._past.get(request_id)
+        if past is None:
+            past = self._past[request_id] = _Past()
+            if len(self._past) > MAX_REMEMBERED:
+                self._past.popitem(last=False)
+        return past
