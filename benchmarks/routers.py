@@ -1,0 +1,158 @@
+"""What it costs that several routers tell each other their reservations, and how soon they are heard.
+
+    python -m benchmarks.routers
+
+Real routers on a Ray cluster of their own, asked at fixed rates from this process; the ranks are silent ones,
+which are only there to be chosen. Each rate is driven twice: with routers that tell each other, and without.
+All processes share this machine, so one clock times them all. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from app.build import CONTROL_CPUS, MAX_CONNECTIONS, QUIET
+from app.config import AppConfig, load_config
+from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, RankInfo, Unroutable
+from app.deployments.peer_routers import PeerRouters
+from app.deployments.router import Router
+from app.events.schema import LoadStat
+from benchmarks.arguments import list_of, positive
+from benchmarks.graph import APP_NAME, running_ray
+
+BLOCKS, BLOCK_SIZE = 64, 16
+"""A prompt of 1,024 tokens."""
+
+
+class SilentRank:
+    """Describes itself and does nothing."""
+
+    async def describe(self) -> RankInfo:
+        """As `DPRank.describe`."""
+        context = serve.get_replica_context()
+        return RankInfo(
+            rank=context.rank.rank,
+            replica_id=context.replica_id.unique_id,
+            publisher=None,
+            load=LoadStat(0, 0, 0, 1, context.rank.rank, 0, 0, 1, 0, 0),
+            max_prompt_tokens=1_000_000,
+            node_ip="",
+            pid=os.getpid(),
+            num_blocks=1,
+            num_cached_blocks=0,
+            max_model_len=1_000_000,
+            device="none",
+            dtype="none",
+            kernels="none",
+        )
+
+
+class TimedRouter(Router):
+    """Notes when it chose and when it heard."""
+
+    async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any], *, tells: bool) -> None:  # type: ignore[misc]
+        await super().__init__(config, ranks)
+        if not tells:
+            self._peers = PeerRouters(num_routers=1)
+        self._chosen: dict[str, float] = {}
+        self._heard: dict[str, float] = {}
+
+    async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
+        """As the real one."""
+        answer = await super().choose(request)
+        self._chosen[request.request_id] = time.monotonic()
+        return answer
+
+    async def hear(self, sender: str, reservations: Sequence[PeerReservation]) -> None:
+        """As the real one."""
+        await super().hear(sender, reservations)
+        if sender != self._replica_id:
+            self._heard |= {each.request_id: time.monotonic() for each in reservations}
+
+    async def timings(self) -> tuple[dict[str, float], dict[str, float], float]:
+        """When each request was chosen for here, and heard of from others; CPU seconds of this process."""
+        return self._chosen, self._heard, time.process_time()
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.routers", description=__doc__)
+    number = positive(int)
+    parser.add_argument("--routers", type=number, default=2, help="router replicas")
+    parser.add_argument("--ranks", type=number, default=4, help="ranks to choose from")
+    parser.add_argument("--rates", type=list_of(number), default=[20, 100, 300], help="requests per second")
+    parser.add_argument("--seconds", type=positive(float), default=5.0, help="of each rate")
+    arguments = parser.parse_args()
+    routing = {"num_routers": arguments.routers}
+    config = load_config({"dp_size": arguments.ranks, "resources": {"num_cpus": 0.1}, "routing": routing})
+    results: dict[str, dict[str, Any]] = {str(rate): {} for rate in arguments.rates}
+    with running_ray(config):
+        for tells in (False, True):
+            router = _deploy(config, tells)
+            for rate in arguments.rates:
+                figures = asyncio.run(_drive(router, rate, arguments.seconds))
+                results[str(rate)]["telling" if tells else "silent"] = figures
+                print(f"{rate} requests/s, {'telling' if tells else 'silent'}: {figures}", flush=True)
+            serve.delete(APP_NAME)
+    print(json.dumps({"routers": arguments.routers, "rates": results}))
+
+
+def _deploy(config: AppConfig, tells: bool) -> DeploymentHandle[Any]:
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": CONTROL_CPUS}, "logging_config": QUIET}
+    ranks = serve.deployment(name="DPRank", num_replicas=config.dp_size, **options)(SilentRank).bind()
+    router = serve.deployment(
+        name="Router",
+        num_replicas=config.routing.num_routers,
+        max_ongoing_requests=MAX_CONNECTIONS,
+        **options,
+    )(TimedRouter).bind(config, ranks, tells=tells)
+    handle: DeploymentHandle[Any] = serve.run(router, name=APP_NAME, route_prefix=None)
+    return handle.options(_by_reference=False)
+
+
+async def _drive(router: DeploymentHandle[Any], rate: int, seconds: float) -> dict[str, float]:
+    """Ask at `rate`; every figure is of this run alone."""
+    await _ask(router, f"{rate}-warm")
+    before = await router.broadcast("timings").results_async()
+    start, asked = time.monotonic(), []
+    for number in range(int(rate * seconds)):
+        await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
+        asked.append(asyncio.create_task(_ask(router, f"{rate}-{number}")))
+    answered = await asyncio.gather(*asked)
+    after = await router.broadcast("timings").results_async()
+    cpu_s = sum(timings[2] for timings in after) - sum(timings[2] for timings in before)
+    chosen = {request_id: at for timings in after for request_id, at in timings[0].items()}
+    ids = {f"{rate}-{number}" for number in range(len(asked))}
+    delays = [at - chosen[key] for timings in after for key, at in timings[1].items() if key in ids]
+    figures = {"cpu_ms_per_request": 1e3 * cpu_s / len(asked), **_percentiles("choose", answered)}
+    if delays:
+        figures |= {"heard": len(delays) / len(asked), **_percentiles("delay", delays)}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+async def _ask(router: DeploymentHandle[Any], request_id: str) -> float:
+    """Seconds until the router's answer."""
+    started = time.monotonic()
+    hashes = [hash((request_id, block)) for block in range(BLOCKS)]
+    answer = await router.choose.remote(ChooseRequest(request_id, hashes, BLOCKS * BLOCK_SIZE))
+    assert isinstance(answer, Assignment), answer
+    return time.monotonic() - started
+
+
+def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, float]:
+    p50, p99 = np.percentile(seconds, [50, 99])
+    return {f"{name}_p50_ms": 1e3 * float(p50), f"{name}_p99_ms": 1e3 * float(p99)}
+
+
+if __name__ == "__main__":
+    main()
