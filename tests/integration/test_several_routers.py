@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from typing import NamedTuple
 
 import httpx
 import pytest
@@ -17,9 +18,8 @@ LONG_TOKENS = 3000
 MORE_TOKENS = 100
 """That rank 1 has to compute: whoever doesn't know of a short request on rank 0 goes there."""
 SHORT_TOKENS = 200
-APART_S = 0.04
-"""Between the two requests of a pair: far less than that step."""
-PAIRS = 8
+PAIRS = 3
+"""That two different routers choose for."""
 
 
 @pytest.fixture
@@ -31,20 +31,19 @@ def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
     args["ingress"]["num_ingresses"] = 2
     graph = graphs.get({"/": args})
     # The graph serves as soon as one of its routers knows the ranks.
-    wait_for(lambda: graph.http.get("/router/audit").json().get("equal"), "both routers know both ranks")
+    wait_for(lambda: audited(graph) == [True, True], "both routers know both ranks", 60)
     return graph
 
 
 async def test_routers_do_not_herd_onto_a_rank_that_has_not_reported_yet(graph: ServeGraph) -> None:
     async with httpx.AsyncClient(base_url=graph.url, timeout=60) as http:
-        pairs = [await choose_pair(http) for _ in range(PAIRS)]
-    by_two_routers = [ranks for ranks, routers in pairs if len(set(routers)) == 2]
-    print(f"\n{PAIRS} pairs, {len(by_two_routers)} of them chosen by two routers: {pairs}")
-    assert by_two_routers
-    assert all(ranks == [0, 1] for ranks, _ in pairs), pairs
-    heard = [router["heard_from_routers"]["reservations"] for router in graph.get("/router/stats")]
-    assert len(heard) == 2
-    assert min(heard) > 0
+        client = Client(http, await num_heard(http))
+        pairs: list[Pair] = []
+        while sum(pair.by_two_routers for pair in pairs) < PAIRS:
+            pairs.append(await client.choose_pair())
+            assert len(pairs) < 20 * PAIRS, "one router chooses always"
+    print(f"\n{len(pairs)} pairs, {PAIRS} of them chosen by two routers")
+    assert all(pair.ranks == [0, 1] for pair in pairs), pairs
 
 
 def test_every_router_knows_every_block_of_every_rank(graph: ServeGraph) -> None:
@@ -60,29 +59,61 @@ def test_every_router_knows_every_block_of_every_rank(graph: ServeGraph) -> None
     assert min(held[0]) >= 2 * (330 // 16)
 
 
-async def choose_pair(http: httpx.AsyncClient) -> tuple[list[int], list[str]]:
-    """The ranks of two requests that come while both ranks are amid a step, and the routers that chose."""
-    busy = [asyncio.create_task(complete(http, LONG_TOKENS + rank * MORE_TOKENS, rank)) for rank in (0, 1)]
-    await until(lambda: are_busy(http), "both ranks at work")
-    pair = []
-    for _ in range(2):
-        pair.append(asyncio.create_task(complete(http, SHORT_TOKENS)))
-        await asyncio.sleep(APART_S)
-    answers = await asyncio.gather(*pair)
-    await asyncio.gather(*busy)
-    receipts = [(await http.get(f"/router/decisions/{each.json()['id']}")).json() for each in answers]
-    routers = [receipt["attempts"][-1]["router"] for receipt in receipts]
-    return [int(answer.headers["x-dp-rank"]) for answer in answers], routers
+class Pair(NamedTuple):
+    """Where two requests went, and whether different routers sent them there."""
+
+    ranks: list[int]
+    by_two_routers: bool
 
 
-async def complete(http: httpx.AsyncClient, num_tokens: int, rank: int | None = None) -> httpx.Response:
-    body = {"prompt": random.choices(range(1000, 40_000), k=num_tokens), "max_tokens": 1}
-    headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
-    response = await http.post("/v1/completions", json=body, headers=headers)
-    assert response.status_code == 200, response.text
-    return response
+class Client:
+    """Sends requests, each of which one router chooses for, and another hears of."""
+
+    def __init__(self, http: httpx.AsyncClient, heard_before: int) -> None:
+        self._http = http
+        self._num_sent = heard_before
+
+    async def choose_pair(self) -> Pair:
+        """Two requests that come while both ranks are amid a step.
+
+        The second comes when the other router has heard of the first.
+        """
+        busy = [self._send(LONG_TOKENS + rank * MORE_TOKENS, rank) for rank in (0, 1)]
+        await until(self._is_heard, "the routers have heard of both")
+        pair = []
+        for _ in range(2):
+            pair.append(self._send(SHORT_TOKENS))
+            await until(self._is_heard, "the other router has heard of it")
+        answers = await asyncio.gather(*pair)
+        await asyncio.gather(*busy)
+        receipts = [
+            (await self._http.get(f"/router/decisions/{each.json()['id']}")).json() for each in answers
+        ]
+        routers = {receipt["attempts"][-1]["router"] for receipt in receipts}
+        return Pair([int(answer.headers["x-dp-rank"]) for answer in answers], len(routers) == 2)
+
+    def _send(self, num_tokens: int, rank: int | None = None) -> asyncio.Task[httpx.Response]:
+        self._num_sent += 1
+        return asyncio.create_task(self._complete(num_tokens, rank))
+
+    async def _complete(self, num_tokens: int, rank: int | None) -> httpx.Response:
+        body = {"prompt": random.choices(range(1000, 40_000), k=num_tokens), "max_tokens": 1}
+        headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
+        response = await self._http.post("/v1/completions", json=body, headers=headers)
+        assert response.status_code == 200, response.text
+        return response
+
+    async def _is_heard(self) -> bool:
+        return await num_heard(self._http) == self._num_sent
 
 
-async def are_busy(http: httpx.AsyncClient) -> bool:
-    known = (await http.get("/router/ranks")).json()
-    return [each["waiting_tokens"] >= LONG_TOKENS for each in known] == [True, True]
+async def num_heard(http: httpx.AsyncClient) -> int:
+    routers = (await http.get("/router/stats")).json()
+    assert len(routers) == 2
+    return sum(router["heard_from_routers"]["reservations"] for router in routers)
+
+
+def audited(graph: ServeGraph) -> list[bool | None]:
+    """Whether each router that answers knows every block of both ranks."""
+    routers = graph.http.get("/router/audit").json().get("routers", [])
+    return [all(rank["equal"] for rank in router["ranks"]) for router in routers]
