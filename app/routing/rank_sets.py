@@ -12,9 +12,11 @@ Integers = npt.NDArray[np.int64]
 
 @lru_cache(maxsize=1024)
 def ranks_in(bits: int) -> Integers:
-    """The ranks of a bit set, lowest first. To be read only.
+    """The ranks of a bit set, lowest first; nobody may write to them.
 
     The same sets come again and again: the ranks that hold a prefix that many requests share.
     """
     octets = np.frombuffer(bits.to_bytes((bits.bit_length() + 7) // 8, "little"), np.uint8)
-    return np.flatnonzero(np.unpackbits(octets, bitorder="little"))
+    ranks = np.flatnonzero(np.unpackbits(octets, bitorder="little"))
+    ranks.flags.writeable = False
+    return ranks
