@@ -11,10 +11,10 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from app.config import AppConfig, load_config
-from app.deployments.dp_rank import DPRank
-from app.deployments.ingress import Ingress
-from app.deployments.rank_request_router import RankRequestRouter
-from app.deployments.router import Router
+from app.deployments.ingress.ingress import Ingress
+from app.deployments.rank.dp_rank import DPRank
+from app.deployments.replica_addressing import RankRequestRouter
+from app.deployments.router.router import Router
 from app.events.endpoints import parse
 
 CONTROL_CPUS = 0.1

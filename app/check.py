@@ -19,13 +19,13 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.config import AppConfig, ModelConfig, load_config
-from app.engine.architecture import read_architecture
-from app.engine.limits import resolve_max_model_len
+from app.engine.torch.limits import resolve_max_model_len
+from app.engine.torch.model.architecture import read_architecture
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse, rank_endpoints
-from app.model_store import resolve_model
-from app.tokenizer import Tokenizer
+from app.models.store import resolve_model
+from app.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from app.config import load_config
 from app.errors import KvbeaconError
-from benchmarks.graph import deployed, running_ray, with_policy
-from benchmarks.narrow_model import MAX_POSITIONS, VOCAB, write_served_model
-from benchmarks.replicas import replica_pids
+from benchmarks.engine.narrow_model import MAX_POSITIONS, VOCAB, write_served_model
+from benchmarks.graphs.graph import deployed, running_ray, with_policy
+from benchmarks.graphs.replicas import replica_pids
 
 READY_WITHIN_S = 240.0
 LOOK_EVERY_S = 0.05

@@ -24,11 +24,11 @@ from ray.serve.handle import DeploymentHandle
 from app.build import CONTROL_CPUS, MAX_CONNECTIONS, QUIET
 from app.config import AppConfig, load_config
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, RankInfo, Unroutable
-from app.deployments.peer_routers import PeerRouters
-from app.deployments.router import Router
+from app.deployments.router.peer_routers import PeerRouters
+from app.deployments.router.router import Router
 from app.events.schema import LoadStat
-from benchmarks.arguments import list_of, positive
-from benchmarks.graph import APP_NAME, running_ray
+from benchmarks.graphs.arguments import list_of, positive
+from benchmarks.graphs.graph import APP_NAME, running_ray
 
 BLOCKS, BLOCK_SIZE = 64, 16
 """A prompt of 1,024 tokens."""

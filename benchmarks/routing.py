@@ -24,15 +24,15 @@ from tqdm import tqdm
 
 from app.config import PolicyName
 from app.errors import KvbeaconError
-from app.simulation.bounds import Bound, lower_bound
 from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig
-from app.simulation.files import read_cluster
-from app.simulation.outcome import Figures
-from app.simulation.request import SimulatedRequest, speed_up
-from app.simulation.shared_prefixes import SharedPrefixes
+from app.simulation.results.bounds import Bound, lower_bound
+from app.simulation.results.outcome import Figures
 from app.simulation.simulator import simulate
-from app.simulation.trace import read_trace
-from benchmarks.arguments import list_of, positive
+from app.simulation.traces.files import read_cluster
+from app.simulation.traces.request import SimulatedRequest, speed_up
+from app.simulation.traces.shared_prefixes import SharedPrefixes
+from app.simulation.traces.trace import read_trace
+from benchmarks.graphs.arguments import list_of, positive
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]

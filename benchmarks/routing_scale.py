@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from tqdm import tqdm
 
 from app.simulation.config import DELAYED, ClusterConfig
-from app.simulation.shared_prefixes import SharedPrefixes
 from app.simulation.simulator import simulate
-from benchmarks.arguments import list_of, positive
+from app.simulation.traces.shared_prefixes import SharedPrefixes
+from benchmarks.graphs.arguments import list_of, positive
 
 REQUESTS_PER_S = 2.0
 """For each rank."""

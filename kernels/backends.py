@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from kernels.cpu_library import CpuLibraryError, load_library
+from kernels.cpu.library import CpuLibraryError, load_library
 from kernels.interface import Kernels
 
 logger = logging.getLogger("kernels")
@@ -53,14 +53,14 @@ def _why_not_cpu(device: torch.device) -> str | None:
 
 
 def _is_triton_interpreted() -> bool:
-    return bool(import_module("kernels.triton_numerics").INTERPRETED.value)
+    return bool(import_module("kernels.triton.numerics").INTERPRETED.value)
 
 
 BACKENDS = {
     "reference": Backend("kernels.reference", _runs_anywhere),
-    "torch": Backend("kernels.torch_backend", _runs_anywhere),
-    "cpu": Backend("kernels.cpu_backend", _why_not_cpu),
-    "triton": Backend("kernels.triton_backend", _why_not_triton),
+    "torch": Backend("kernels.torch.backend", _runs_anywhere),
+    "cpu": Backend("kernels.cpu.backend", _why_not_cpu),
+    "triton": Backend("kernels.triton.backend", _why_not_triton),
 }
 
 # What `auto` tries, in this order, by type of device; `torch` comes last and always runs.

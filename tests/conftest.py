@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import save_file
 
 from app.config import ModelConfig
-from app.model_store import resolve_model
-from tests import examples  # noqa: F401  (registers the profile before the command line chooses it)
+from app.models.store import resolve_model
+from tests.support import examples  # noqa: F401  (registers the profile before the command line chooses it)
 
 # Without a GPU, Triton's kernels run in its interpreter. Triton decides that when it is imported, which
 # transformers may do first: so here, before any test file.

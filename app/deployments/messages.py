@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.engine.outputs import TokenLogprobs
-from app.engine.request import SamplingParams
+from app.engine.torch.outputs import TokenLogprobs
+from app.engine.torch.request import SamplingParams
 from app.errors import RequestError
-from app.routing.tracker import RankDescription
+from app.routing.tracking.tracker import RankDescription
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from app.config import MAX_DP_SIZE, PolicyName
 from app.errors import KvbeaconError
 from app.simulation.config import MOONCAKE
-from app.simulation.files import read_cluster
-from app.simulation.plot import Plot
-from app.simulation.request import speed_up
-from app.simulation.trace import read_trace
+from app.simulation.results.plot import Plot
+from app.simulation.traces.files import read_cluster
+from app.simulation.traces.request import speed_up
+from app.simulation.traces.trace import read_trace
 from app.simulation.what_if import find_ranks, report
 
 

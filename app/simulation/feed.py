@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from app.events.schema import CacheEvent, LoadStat
-from app.routing.index import PrefixIndex
-from app.routing.index_sink import IndexSink
-from app.routing.load import LoadBook
+from app.routing.index.index_writer import IndexSink
+from app.routing.index.prefix_index import PrefixIndex
+from app.routing.load.load_book import LoadBook
 from app.routing.membership import Alive, Membership
 from app.simulation.clock import Clock
 from app.simulation.config import FeedConfig
-from app.simulation.rank import Rank
+from app.simulation.ranks.rank import Rank
 
 
 class Feed:

@@ -12,9 +12,9 @@ from functools import partial
 from itertools import cycle
 
 from app.config import PolicyName, RoutingConfig
-from app.routing.chooser import Chooser, Decision, Prompt
-from app.routing.index import PrefixIndex
-from app.routing.load import LoadBook
+from app.routing.decisions.chooser import Chooser, Decision, Prompt
+from app.routing.index.prefix_index import PrefixIndex
+from app.routing.load.load_book import LoadBook
 from app.routing.membership import Alive
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig

@@ -9,16 +9,16 @@ from functools import partial
 
 from app.config import PolicyName
 from app.hashing import chain, wire_hashes
-from app.routing.chooser import Prompt
-from app.simulation.batching_rank import BatchingRank
+from app.routing.decisions.chooser import Prompt
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig
 from app.simulation.feed import Feed
-from app.simulation.fifo_rank import FifoRank
-from app.simulation.outcome import Outcome
-from app.simulation.rank import TOKENS_PER_BLOCK, OnFirstToken, Rank
-from app.simulation.request import SimulatedRequest
+from app.simulation.ranks.batching_rank import BatchingRank
+from app.simulation.ranks.fifo_rank import FifoRank
+from app.simulation.ranks.rank import TOKENS_PER_BLOCK, OnFirstToken, Rank
+from app.simulation.results.outcome import Outcome
 from app.simulation.routers import Routers
+from app.simulation.traces.request import SimulatedRequest
 
 
 def simulate(

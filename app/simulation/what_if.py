@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from app.config import PolicyName
 from app.simulation.config import ClusterConfig
-from app.simulation.outcome import Figures
-from app.simulation.request import SimulatedRequest
+from app.simulation.results.outcome import Figures
 from app.simulation.simulator import simulate
+from app.simulation.traces.request import SimulatedRequest
 
 BAR_WIDTH = 50
 

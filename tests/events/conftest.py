@@ -15,8 +15,9 @@ import zmq
 
 from app.events.batch_codec import encode_batch
 from app.events.endpoints import KvEventsConfig, PublisherInfo
-from app.events.publisher import EventPublisher
-from app.events.recovery_server import RecoveryServer
+from app.events.following.subscriber import RankSubscriber
+from app.events.publishing.publisher import EventPublisher
+from app.events.publishing.recovery_server import RecoveryServer
 from app.events.replay import Framing, ReplayBuffer
 from app.events.schema import (
     AllBlocksCleared,
@@ -27,8 +28,7 @@ from app.events.schema import (
     encode_seq,
 )
 from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
-from app.events.subscriber import RankSubscriber
-from tests.free_ports import find_free_ports
+from tests.support.free_ports import find_free_ports
 
 
 def stored(*hashes: int) -> BlockStored:

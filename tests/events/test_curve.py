@@ -19,7 +19,6 @@ from zmq.auth import create_certificates
 
 from app.check import IMPORT_PATH, check
 from app.errors import ConfigError, EndpointInUseError
-from app.events.connection import Connection
 from app.events.curve import (
     CurveClient,
     CurveConfig,
@@ -29,8 +28,9 @@ from app.events.curve import (
     load_router_keys,
 )
 from app.events.endpoints import KvEventsConfig, PublisherInfo, parse
-from app.events.publisher import EventPublisher
-from app.events.recovery_client import RecoveryClient
+from app.events.following.connection import Connection
+from app.events.following.recovery_client import RecoveryClient
+from app.events.publishing.publisher import EventPublisher
 from app.events.schema import LoadStat, encode_seq
 from app.events.snapshot import CacheContent
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import zmq.asyncio
 
-from app.events.recovery_client import RecoveryClient
-from tests.events.faulty_link import (
+from app.events.following.recovery_client import RecoveryClient
+from tests.support.events.faulty_link import (
     Fault,
     FaultyLink,
     Message,
@@ -28,7 +28,7 @@ from tests.events.faulty_link import (
     send_twice,
     swap_neighbours,
 )
-from tests.snapshots import parents_in
+from tests.support.snapshots import parents_in
 
 LOOK_INTERVAL_S = 0.5
 """As often as a router by default looks at the ranks."""
@@ -221,7 +221,7 @@ class Process:
     """A publisher in a process of its own."""
 
     def __init__(self, port: int, replay_port: int, seed: int) -> None:
-        script = Path(__file__).with_name("publisher_process.py")
+        script = Path(__file__).parents[1] / "support/events/publisher_process.py"
         self._process = subprocess.Popen(
             [sys.executable, str(script), str(port), str(replay_port), str(seed)],
             env={"PYTHONPATH": str(Path(__file__).parents[2])},

@@ -13,7 +13,7 @@ import zmq
 
 from app.errors import WireError
 from app.events.batch_codec import encode_batch
-from app.events.recovery_server import RecoveryServer
+from app.events.publishing.recovery_server import RecoveryServer
 from app.events.replay import Framing, ReplayBuffer, parse_request
 from app.events.schema import AllBlocksCleared, EventBatch, encode_seq
 from tests.events import fuzz, fuzz_inputs

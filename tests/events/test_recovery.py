@@ -14,12 +14,12 @@ import zmq.asyncio
 
 from app.errors import EngineFailedError, WireError
 from app.events.batch_codec import decode_batch, encode_batch
-from app.events.recovery_client import RecoveryClient
-from app.events.recovery_server import RecoveryServer
+from app.events.following.recovery_client import RecoveryClient
+from app.events.publishing.recovery_server import RecoveryServer
 from app.events.replay import Framing, ReplayBuffer, parse_request
 from app.events.schema import AllBlocksCleared, BlockStored, EventBatch, encode_seq
 from app.events.snapshot import BLOCKS_PER_PAYLOAD, CacheContent, CachedBlock, snapshot_payloads
-from tests.snapshots import parents_in
+from tests.support.snapshots import parents_in
 
 END = b"\xff" * 8
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.serve_graph import Json, ServeGraph, serve_config
+from tests.support.graph.serve_graph import Json, ServeGraph, serve_config
 
 
 class Graphs:

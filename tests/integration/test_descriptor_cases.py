@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from app import __version__
 from app.config import load_config
 from app.events.descriptor import read_descriptor
-from tests.free_ports import find_free_ports
 from tests.integration.conftest import Graphs
-from tests.integration.serve_graph import Json, ServeGraph, merged, serve_config, wait_for
+from tests.support.free_ports import find_free_ports
+from tests.support.graph.serve_graph import Json, ServeGraph, merged, serve_config, wait_for
 
 MISCONFIGURED = "KV events are misconfigured"
 ENDPOINT = "tcp://127.0.0.1:5557"
@@ -141,7 +141,7 @@ def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
             }
         }
     )
-    config["applications"][0]["import_path"] = "tests.integration.reconfigured_graph:build"
+    config["applications"][0]["import_path"] = "tests.support.graph.reconfigured_graph:build"
     graph = ReconfiguredGraph(config)
     graph.start()
     try:

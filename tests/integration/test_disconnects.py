@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.integration.serve_graph import ServeGraph
-from tests.integration.streams import LONG, Streams, until
+from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.streams import LONG, Streams, until
 
 FREED_S = 4
 """Far less than the requests would take to end by themselves."""

@@ -14,7 +14,7 @@ import zmq
 from zmq.auth import create_certificates, load_certificate
 
 from tests.integration.conftest import Graphs
-from tests.integration.serve_graph import REPO, ServeGraph, kv_events, wait_for
+from tests.support.graph.serve_graph import REPO, ServeGraph, kv_events, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.serve_graph import Json, ServeGraph
-from tests.integration.streams import Streams
+from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.streams import Streams
 
 CHAT: Any = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
 TEXT: Any = {"prompt": "Hello", "max_tokens": 1}

@@ -11,7 +11,7 @@ import pytest
 import zmq
 
 from app import hashing
-from tests.integration.serve_graph import ServeGraph, wait_for
+from tests.support.graph.serve_graph import ServeGraph, wait_for
 
 END = b"\xff" * 8
 

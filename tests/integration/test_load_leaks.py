@@ -8,9 +8,9 @@ import time
 
 import httpx
 
-from benchmarks.hang_ups import Crowd, Traffic
-from tests.integration.serve_graph import ServeGraph
-from tests.integration.streams import until
+from benchmarks.load_leaks.disconnects import Crowd, Traffic
+from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.streams import until
 
 NUM_REQUESTS = 150
 SETTLED_S = 10

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.integration.serve_graph import Json, ServeGraph
+from tests.support.graph.serve_graph import Json, ServeGraph
 
 MODEL = "smollm2-135m-instruct"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 
-from tests.integration.serve_graph import Json, ServeGraph
+from tests.support.graph.serve_graph import Json, ServeGraph
 
 TOPICS = ["the tides of the North Sea", "how bread rises", "the rules of chess", "why leaves turn red"]
 

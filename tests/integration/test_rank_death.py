@@ -9,9 +9,9 @@ import signal
 
 import httpx
 
-from tests.integration.serve_graph import Json, ServeGraph
-from tests.integration.streams import Streams, until
 from tests.integration.test_receipts import audited
+from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.streams import Streams, until
 
 RETURN_S = 90
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from tests.integration.serve_graph import Json, ServeGraph, wait_for
-from tests.integration.streams import Streams, until
 from tests.integration.test_error_answers import refused
+from tests.support.graph.serve_graph import Json, ServeGraph, wait_for
+from tests.support.graph.streams import Streams, until
 
 NUM_HITS = 96
 """Of the 100 tokens of a `new_prompt`."""

@@ -7,10 +7,10 @@ import os
 import random
 import signal
 
-from tests.integration.serve_graph import ServeGraph
-from tests.integration.streams import Streams, until
 from tests.integration.test_rank_death import arrive_until_cancelled, cached_tokens
 from tests.integration.test_receipts import audited
+from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.streams import Streams, until
 
 RETURN_S = 60
 ARRIVAL_S = 0.2

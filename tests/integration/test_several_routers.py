@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.integration.conftest import Graphs, tiny_args
-from tests.integration.serve_graph import ServeGraph, wait_for
-from tests.integration.streams import until
+from tests.support.graph.serve_graph import ServeGraph, wait_for
+from tests.support.graph.streams import until
 
 LONG_TOKENS = 3000
 """One step of some tenths of a second, in which a rank can report nothing."""

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 import app.check
-from tests.free_ports import find_free_ports
-from tests.integration.serve_graph import (
+from tests.support.free_ports import find_free_ports
+from tests.support.graph.serve_graph import (
     REPO,
     START_S,
     Json,

@@ -12,10 +12,10 @@ import openai
 import pytest
 
 from app import hashing
-from app.deployments.ingress import api
+from app.deployments.ingress.ingress import api
 from tests.integration.conftest import Graphs, tiny_args
-from tests.integration.serve_graph import Json, ServeGraph
 from tests.integration.test_error_answers import refused
+from tests.support.graph.serve_graph import Json, ServeGraph
 
 HEADER = "X-Tenant"
 NUM_HITS = 96

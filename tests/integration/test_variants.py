@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from tests.integration.conftest import Graphs
-from tests.integration.serve_graph import ServeGraph
+from tests.support.graph.serve_graph import ServeGraph
 
 MALFORMED = '{"publisher": "zmq", "endpoint": "tcp://127.0.0.1:5557"'
 

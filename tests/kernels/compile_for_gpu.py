@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import KernelInterface
 
-from kernels.triton_backend import KERNELS
+from kernels.triton.backend import KERNELS
 
 
 class AbsentGpu:

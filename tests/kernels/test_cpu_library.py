@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels.backends import BACKENDS, CPU
-from kernels.cpu_library import CpuLibraryError, open_library
+from kernels.cpu.library import CpuLibraryError, open_library
 
 WHY_NOT = BACKENDS["cpu"].why_not(CPU)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import torch_backend
+from kernels.torch import backend as torch_backend
 from tests.kernels.harness import DTYPES, PLAIN, Backend, assert_exact
 
 

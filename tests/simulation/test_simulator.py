@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from app.config import PolicyName
 from app.errors import ConfigError
-from app.simulation.bounds import lower_bound
 from app.simulation.config import ClusterConfig, DecodeConfig, FeedConfig, RankConfig
-from app.simulation.outcome import Outcome
-from app.simulation.request import SimulatedRequest
+from app.simulation.results.bounds import lower_bound
+from app.simulation.results.outcome import Outcome
 from app.simulation.simulator import simulate
+from app.simulation.traces.request import SimulatedRequest
 
 FIFO = RankConfig(prefill_tokens_per_s=100.0, block_size=10, num_blocks=20)
 STEPS = DecodeConfig(fixed_s=0.1, per_request_s=0.1, chunk_tokens=10, max_running_requests=4)

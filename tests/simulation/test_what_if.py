@@ -9,7 +9,7 @@ import pytest
 
 from app.simulation.__main__ import main
 from app.simulation.config import ClusterConfig, RankConfig
-from app.simulation.request import SimulatedRequest
+from app.simulation.traces.request import SimulatedRequest
 from app.simulation.what_if import find_ranks
 
 RANK = RankConfig(prefill_tokens_per_s=10.0, block_size=10, num_blocks=100)

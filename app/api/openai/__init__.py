@@ -1,0 +1,4 @@
+"""OpenAI's requests, answers and errors.
+
+The ingress imports it.
+"""

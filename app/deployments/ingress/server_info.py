@@ -1,0 +1,84 @@
+"""What `/server_info` and `/model_info` say: SGLang's contract, and kvbeacon's list of publishers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from app import __version__
+from app.config import AppConfig
+from app.deployments.messages import RankInfo
+from app.events.endpoints import Descriptor, KvEvents, parse
+from app.models.store import served_name
+
+Json = dict[str, Any]
+
+
+def server_info(config: AppConfig, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
+    """Everything about the deployment: every setting, SGLang's own names for some, and each rank as it is.
+
+    `kv_events` is the descriptor that routers look for, null when there is nothing to follow, or while ranks
+    encrypt and none says with which key. `publishers` has one entry per rank, also for one that doesn't
+    answer (`"state": "unreachable"`).
+    """
+    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    by_rank = {info.rank: info for info in ranks}
+    return {
+        **config.model_dump(mode="json"),
+        **model_info(config, max_model_len),
+        "tp_size": 1,
+        "max_running_requests": config.engine.scheduler.max_running_requests,
+        "page_size": config.engine.cache.block_size,
+        "kv_events": _descriptor(events, ranks),
+        "publishers": [_publisher(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
+        "internal_states": [_internal_state(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
+        "version": __version__,
+    }
+
+
+def model_info(config: AppConfig, max_model_len: int) -> Json:
+    """What is served."""
+    return {
+        "model_path": config.model.path,
+        "served_model_name": served_name(config.model),
+        "is_generation": True,
+        "max_model_len": max_model_len,
+    }
+
+
+def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | None:
+    """With the ranks' public key as they say it: their key files may be on other nodes than this ingress."""
+    if events.descriptor is None or events.config is None or events.config.curve is None:
+        return events.descriptor
+    keys = (info.publisher.curve_public_key for info in ranks if info.publisher is not None)
+    key = next((key for key in keys if key is not None), None)
+    return None if key is None else {**events.descriptor, "curve_public_key": key}
+
+
+def _publisher(rank: int, info: RankInfo | None) -> Json:
+    if info is None:
+        return {"rank": rank, "state": "unreachable"}
+    if info.publisher is None:
+        return {"rank": rank, "state": "disabled"}
+    return msgspec.to_builtins(info.publisher)
+
+
+def _internal_state(rank: int, info: RankInfo | None) -> Json:
+    if info is None:
+        return {"dp_rank": rank, "state": "unreachable"}
+    return {
+        "dp_rank": rank,
+        "state": "ready",
+        "replica_id": info.replica_id,
+        "node_ip": info.node_ip,
+        "pid": info.pid,
+        "device": info.device,
+        "dtype": info.dtype,
+        "kernels": info.kernels,
+        "max_model_len": info.max_model_len,
+        "num_blocks": info.num_blocks,
+        "num_cached_blocks": info.num_cached_blocks,
+        "load": {name: getattr(info.load, name) for name in info.load.__struct_fields__},
+    }

@@ -1,0 +1,4 @@
+"""One DP rank's Ray replica: its engine and its event publisher.
+
+`app.build` imports it.
+"""

@@ -1,0 +1,4 @@
+"""The router's Ray replica, and what it sends to the other routers.
+
+`app.build` imports it.
+"""

@@ -1,0 +1,226 @@
+"""The router: a Ray replica that follows every rank and chooses. Tokens never pass it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from app.config import AppConfig
+from app.deployments.detached_task import apart
+from app.deployments.logs import log_with_ray
+from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
+from app.deployments.rank_directory import RankDirectory
+from app.deployments.router.peer_routers import PeerRouters
+from app.errors import KvbeaconError, PromptTooLongError, RequestError
+from app.events.curve import KeyPair, load_router_keys
+from app.events.endpoints import parse
+from app.events.snapshot import CacheSnapshot
+from app.routing.decisions.chooser import Chooser, Decision, Prompt
+from app.routing.decisions.decision_log import DecisionLog, Outcome
+from app.routing.decisions.explanation import explanation, record_json
+from app.routing.index.prefix_index import PrefixIndex
+from app.routing.load.load_book import LoadBook
+from app.routing.tracking.audit import Auditor
+from app.routing.tracking.tracker import Tracker
+
+logger = logging.getLogger("ray.serve")
+
+LOOK_TIMEOUT_S = 2.0
+"""Seconds that a rank gets to describe itself: a busy one should not be missed."""
+
+FIRST_LOOK_S = 3.0
+"""Seconds that a new router looks for a rank before it takes requests. When it replaces another one, ranks
+answer at once; when everything starts, they are still loading, and there is nothing to route to."""
+
+
+class Router:
+    """Finds the ranks from their descriptions, follows their events and load, and chooses.
+
+    Args:
+        config: the whole deployment's; the router reads `routing`, the block size, `dp_size` and the key file
+            with which it connects to ranks that encrypt.
+        ranks: handle of the `DPRank` deployment.
+
+    Raises:
+        ConfigError: that key file is missing or holds no key pair.
+    """
+
+    # Ray Serve awaits a constructor that is a coroutine function.
+    async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+        log_with_ray()
+        routing = config.routing
+        self._ranks = ranks
+        self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)
+        self._block_size = config.engine.cache.block_size
+        self._discovery_interval_s = routing.discovery_interval_s
+        index = PrefixIndex()
+        load = LoadBook(routing)
+        self._tracker = Tracker(index, load, self._fetch_snapshot, _curve_keys(config))
+        self._load = load
+        self._chooser = Chooser(index, load, routing.policy, config.dp_size)
+        self._dp_size = config.dp_size
+        self._decisions = DecisionLog(routing.remembered_decisions)
+        self._auditor = Auditor(self._tracker, index, self._fetch_snapshot)
+        self._peers = PeerRouters(routing.num_routers)
+        self._num_heard_of_strangers = 0
+        self._replica_id = serve.get_replica_context().replica_id.unique_id
+        self._discovery = asyncio.create_task(self._discover_forever())
+        await self._until_some_rank_is_known()
+
+    async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
+        """The rank for a request, its work reserved there until the rank itself reports it."""
+        try:
+            decision = self._decide(self._chooser.choose, request)
+        except RequestError as error:
+            return Unroutable(error)
+        self._decisions.note(request.request_id, decision)
+        replica_id = self._tracker.replica_id(decision.rank)
+        self._peers.note(
+            PeerReservation(
+                request.request_id,
+                decision.rank,
+                replica_id,
+                decision.uncached_tokens,
+                request.ask,
+            )
+        )
+        return Assignment(decision.rank, replica_id)
+
+    async def hear(self, router: str, reservations: Sequence[PeerReservation]) -> None:
+        """What a router, perhaps this one, has reserved."""
+        if router == self._replica_id:
+            return
+        now = time.monotonic()
+        for each in reservations:
+            if self._tracker.follows(each.rank, each.replica_id):
+                self._load.hear(each.rank, each.request_id, each.uncached_tokens, now, each.ask)
+            else:
+                self._num_heard_of_strangers += 1
+
+    async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
+        """What `choose` would do now, and why; nothing is reserved or remembered."""
+        try:
+            decision = self._decide(self._chooser.consider, request)
+        except RequestError as error:
+            return Unroutable(error)
+        return {"router": self._replica_id, **explanation(decision, self._dp_size)}
+
+    def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
+        """What the chooser's `choose` or `consider` says of the request, as things are now."""
+        return decide(
+            self._prompt(request),
+            self._tracker.alive(),
+            time.monotonic(),
+            exclude=request.exclude,
+            pinned_rank=request.pinned_rank,
+        )
+
+    def _prompt(self, request: ChooseRequest) -> Prompt:
+        """The request's prompt. Raises `PromptTooLongError` when it fits no rank."""
+        limit = self._tracker.max_prompt_tokens()
+        if limit is not None and request.num_tokens > limit:
+            # Refused before anything is reserved: the ranks would only say the same.
+            message = f"the prompt has {request.num_tokens} tokens; at most {limit} fit context and KV cache"
+            raise PromptTooLongError(message)
+        return Prompt(
+            request.request_id,
+            request.block_hashes,
+            request.num_tokens,
+            self._block_size,
+            request.session_id,
+            request.ask,
+        )
+
+    async def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """What became of requests, of other routers' too."""
+        for outcome in outcomes:
+            self._decisions.learn(outcome)
+
+    async def decisions(self, request_id: str) -> list[dict[str, Any]]:
+        """The receipts of what this router decided for a request; none when it doesn't know it."""
+        return [
+            {"router": self._replica_id, **record_json(record, self._dp_size)}
+            for record in self._decisions.of(request_id)
+        ]
+
+    async def stats(self) -> dict[str, Any]:
+        """How good this router's decisions have been since its start."""
+        heard = {
+            "reservations": self._load.num_heard,
+            "too_late": self._load.num_heard_too_late,
+            "of_unknown_replicas": self._num_heard_of_strangers,
+        }
+        return {"router": self._replica_id, **self._decisions.stats.as_json(), "heard_from_routers": heard}
+
+    async def audit(self) -> dict[str, Any]:
+        """This router's index beside every rank's own cache."""
+        audits = await apart(self._auditor.audit(range(self._dp_size)))
+        ranks = [{**asdict(audit), "equal": audit.equal} for audit in audits]
+        return {"router": self._replica_id, "ranks": ranks}
+
+    async def release(self, request_id: str) -> None:
+        """The request will not reach its rank, or is no longer wanted there."""
+        self._chooser.release(request_id)
+
+    async def mark_failed(self, rank: int, replica_id: str) -> None:
+        """An ingress saw this replica die: its blocks and load are dropped now."""
+        self._tracker.mark_failed(rank, replica_id)
+
+    async def view(self) -> list[dict[str, Any]]:
+        """What this router believes of every rank that can take requests."""
+        now = time.monotonic()
+        self._load.expire(now)
+        return [
+            {
+                "rank": member.rank,
+                "replica_id": member.replica_id,
+                "trust": member.status.state,
+                "reason": member.status.reason,
+                "since": member.status.since,
+                "applied_seq": member.status.applied_seq,
+                "gaps": member.status.gaps,
+                "resyncs": member.status.resyncs,
+                "bad_messages": member.status.bad_messages,
+                "num_blocks": member.num_blocks,
+                "num_requests": self._load.num_requests(member.rank),
+                "waiting_tokens": self._load.waiting_tokens(member.rank),
+            }
+            for member in self._tracker.members()
+        ]
+
+    def check_health(self) -> None:
+        """Ray Serve replaces the router when this raises: without discovery it would route blindly."""
+        if self._discovery.done():
+            raise KvbeaconError("the router no longer looks for ranks")
+
+    async def _until_some_rank_is_known(self) -> None:
+        """Ray sends requests as soon as the constructor is done; knowing no rank, a router refuses them."""
+        deadline = time.monotonic() + FIRST_LOOK_S
+        while not self._tracker.alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _discover_forever(self) -> None:
+        while True:
+            try:
+                await self._tracker.update(await self._directory.look())
+            except Exception:
+                logger.exception("looking at the ranks failed; trying again")
+            await asyncio.sleep(self._discovery_interval_s)
+
+    async def _fetch_snapshot(self, replica_id: str) -> CacheSnapshot:
+        snapshot = await self._ranks.snapshot.remote(replica_id=replica_id)
+        if snapshot is None:
+            raise KvbeaconError(f"replica {replica_id} is gone")
+        return snapshot
+
+
+def _curve_keys(config: AppConfig) -> KeyPair | None:
+    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size).config
+    return load_router_keys(events.curve) if events is not None and events.curve is not None else None

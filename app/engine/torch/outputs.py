@@ -1,0 +1,58 @@
+"""What one step of the engine gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.engine.torch.request import FinishReason
+from app.events.schema import CacheEvent
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities at one place of an output.
+
+    They are of the raw distribution, `log_softmax` of the model's logits in float32, as OpenAI and vLLM give
+    them: what the request asks of sampling changes the choice, but not these. So the chosen token may be none
+    of the likeliest.
+
+    Attributes:
+        logprob: the chosen token's.
+        likeliest: (token id, logprob) of as many as were asked for, the likeliest first.
+    """
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """New tokens of one sample of a request.
+
+    Attributes:
+        index: the sample's number, from 0.
+        new_token_ids: in order; the last output includes a stop or end-of-sequence token.
+        finish_reason: None while there is more of this sample to come.
+        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence.
+        num_cached_tokens: prompt tokens found in the cache when the first sample was first admitted.
+        error: what went wrong where `finish_reason` is "error".
+        logprobs: one per new token, if the request asked for them.
+    """
+
+    request_id: str
+    index: int
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """All outputs of one step, and what changed in the cache up to its end, in order."""
+
+    outputs: list[RequestOutput]
+    events: list[CacheEvent]

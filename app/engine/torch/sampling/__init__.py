@@ -1,0 +1,4 @@
+"""From logits to tokens.
+
+Only the torch engine imports it.
+"""

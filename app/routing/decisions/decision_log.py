@@ -1,0 +1,138 @@
+"""What a router decided lately, what became of it, and how good its decisions are.
+
+    choose ──note──▶ DecisionLog ◀──learn── outcomes, told by the ingress afterwards, in batches
+                     last N requests, and counters since the router's start
+
+Noting is on every request's path, so it only keeps references; `explanation` makes words of them when asked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.routing.decisions.chooser import Decision
+from app.routing.membership import Trust
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """News of a request on the rank that it was sent to.
+
+    Attributes:
+        request_id: the request's.
+        rank: where it was sent.
+        result: "answering" (its first token is there), "finished", "aborted" (the client left), "died" (the
+            rank was gone before the first token: another is tried), or the code of the error it ended with
+            ("failed" if that has none).
+        ttft_s: seconds from the call to the rank until the first token; None before it.
+    """
+
+    request_id: str
+    rank: int
+    result: str
+    ttft_s: float | None = None
+
+
+@dataclass(slots=True)
+class Record:
+    """One decision and the last that was heard of it.
+
+    Attributes:
+        decision: what was decided.
+        decided_at: when, Unix time in seconds.
+        result: as in `Outcome`; "sent" before the first news.
+        ttft_s: as in `Outcome`.
+    """
+
+    decision: Decision
+    decided_at: float
+    result: str = "sent"
+    ttft_s: float | None = None
+
+
+@dataclass
+class RoutingStats:
+    """Counters since a router's start.
+
+    Attributes:
+        decisions: by policy's name and by the trust in the chosen rank's cache.
+        missed_tokens: prompt tokens that the rank with the most of them in its cache held and the chosen one
+            didn't, over all decisions: what it cost in cache hits to weigh load too.
+        missed_decisions: decisions that missed some.
+        ttft_errors: first tokens whose time is known.
+        ttft_error_sum_s: sum of actual minus predicted time to first token: positive when too optimistic.
+        ttft_error_abs_sum_s: the same without signs.
+    """
+
+    decisions: Counter[tuple[str, Trust]] = field(default_factory=Counter)
+    missed_tokens: int = 0
+    missed_decisions: int = 0
+    ttft_errors: int = 0
+    ttft_error_sum_s: float = 0.0
+    ttft_error_abs_sum_s: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For `GET /router/stats`; means are null before the first first token."""
+        by_policy: dict[str, dict[str, int]] = {}
+        for (policy, trust), count in self.decisions.items():
+            by_policy.setdefault(policy, {})[trust] = count
+        count = self.ttft_errors
+        return {
+            "decisions": by_policy,
+            "missed_cached_tokens": {"sum": self.missed_tokens, "count": self.missed_decisions},
+            "ttft_prediction_error_s": {
+                "mean": self.ttft_error_sum_s / count if count else None,
+                "mean_absolute": self.ttft_error_abs_sum_s / count if count else None,
+                "count": count,
+            },
+        }
+
+
+class DecisionLog:
+    """The decisions for the last `capacity` requests, and counters over all of them.
+
+    Attributes:
+        stats: the counters.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.stats = RoutingStats()
+        self._capacity = capacity
+        self._records: OrderedDict[str, list[Record]] = OrderedDict()
+        """By request, oldest first; each one's records in the order of its attempts."""
+
+    def note(self, request_id: str, decision: Decision) -> None:
+        """Keep a decision, in place of the oldest request's when there are too many."""
+        self._records.setdefault(request_id, []).append(Record(decision, time.time()))
+        if len(self._records) > self._capacity:
+            self._records.popitem(last=False)
+        stats = self.stats
+        stats.decisions[decision.policy, decision.trust] += 1
+        missed = decision.missed_tokens
+        if missed:
+            stats.missed_tokens += missed
+            stats.missed_decisions += 1
+
+    def learn(self, outcome: Outcome) -> None:
+        """Keep what was heard of a request; of one that isn't known here, nothing."""
+        record = next(
+            (each for each in reversed(self.of(outcome.request_id)) if each.decision.rank == outcome.rank),
+            None,
+        )
+        if record is None:
+            return
+        record.result = outcome.result
+        if outcome.ttft_s is not None and record.ttft_s is None:
+            record.ttft_s = outcome.ttft_s
+            error = outcome.ttft_s - record.decision.predicted_ttft_s
+            self.stats.ttft_errors += 1
+            self.stats.ttft_error_sum_s += error
+            self.stats.ttft_error_abs_sum_s += abs(error)
+
+    def of(self, request_id: str) -> Sequence[Record]:
+        """A request's records in the order of its attempts; none when it isn't, or no longer, known."""
+        return self._records.get(request_id, ())

@@ -1,0 +1,4 @@
+"""Which rank holds which block.
+
+`app.routing` imports it, and whatever fills or audits the index.
+"""

@@ -1,0 +1,4 @@
+"""Which ranks there are, what each one says, and whether the index is true.
+
+The router imports it.
+"""

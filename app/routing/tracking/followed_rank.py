@@ -1,0 +1,156 @@
+"""One replica that a router follows: writes its events into the index and its load into the book."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+
+import msgspec
+
+from app.events.curve import KeyPair
+from app.events.endpoints import PublisherInfo
+from app.events.following.subscriber import RankSubscriber
+from app.events.following.sync_status import SyncState, SyncStatus
+from app.events.schema import LoadStat
+from app.events.snapshot import CacheSnapshot
+from app.routing.index.index_writer import IndexSink, Journal
+from app.routing.index.prefix_index import PrefixIndex
+from app.routing.load.load_book import LoadBook
+from app.routing.membership import Membership
+from app.routing.tracking.description import RankDescription
+
+
+class FollowedRank:
+    """Its last description and, if it publishes, its subscriber.
+
+    Once detached it changes nothing any more, whatever its subscriber still had in hand: the rank's number
+    may be somebody else's by then.
+
+    Attributes:
+        description: what the replica last said of itself.
+        missed_looks: looks in a row that it was missing from; written by the tracker.
+    """
+
+    def __init__(
+        self,
+        description: RankDescription,
+        index: PrefixIndex,
+        load: LoadBook,
+        membership: Membership,
+        fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
+        curve_keys: KeyPair | None = None,
+    ) -> None:
+        self.description = description
+        self.missed_looks = 0
+        self._sink = IndexSink(index, description.rank)
+        self._load = load
+        self._membership = membership
+        self._since = time.time()
+        self._is_detached = False
+        self._load_came_by_itself = False
+        self._subscriber: RankSubscriber | None = None
+        self._acknowledges = False
+        self._reserved_at_last_look: list[str] = []
+        publisher = description.publisher
+        if publisher is not None and publisher.state == "publishing":
+            self._subscriber = RankSubscriber(
+                publisher,
+                self._sink,
+                fetch_snapshot=fetch_snapshot,
+                on_load=self._on_load,
+                on_acknowledged=self._on_acknowledged,
+                on_state=self._on_state,
+                curve_keys=curve_keys,
+            )
+            self._subscriber.start()
+            self._acknowledges = publisher.load_port is not None
+        membership.set(description.rank, self.status.state)
+
+    @property
+    def status(self) -> SyncStatus:
+        """How well the rank's cache is known; stale for good when it publishes nothing."""
+        if self._subscriber is None:
+            return SyncStatus("stale", "no events published", self._since, -1, 0, 0, 0)
+        return self._subscriber.status
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether there is anything to follow."""
+        return self._subscriber is not None
+
+    def journal(self) -> AbstractContextManager[Journal]:
+        """The batches that are applied from here on, until the context's end."""
+        return self._sink.journal()
+
+    def is_same(self, description: RankDescription) -> bool:
+        """Whether `description` is of the replica and publisher that are followed here."""
+        own = self.description
+        return (own.replica_id, _identity(own.publisher)) == (
+            description.replica_id,
+            _identity(description.publisher),
+        )
+
+    def see(self, description: RankDescription) -> None:
+        """Take over a later description of the same replica."""
+        self.description = description
+        self.missed_looks = 0
+        if self._subscriber is not None and description.publisher is not None:
+            self._subscriber.observe(description.publisher.epoch, description.publisher.last_seq)
+        if not self._is_behind(description.load):
+            self._load.report(description.rank, description.load, time.monotonic())
+        self._load_came_by_itself = False
+        if not self._acknowledges:
+            self._settle()
+
+    def detach(self) -> asyncio.Task[None] | None:
+        """Stop writing at once; returns the subscriber's closing, if there is one."""
+        self._is_detached = True
+        self._sink.detach()
+        return asyncio.create_task(self._subscriber.close()) if self._subscriber is not None else None
+
+    def _on_load(self, stat: LoadStat) -> None:
+        if not self._is_detached:
+            self._load_came_by_itself = True
+            self._load.report(self.description.rank, stat, time.monotonic())
+
+    def _on_acknowledged(self, request_ids: Sequence[str]) -> None:
+        if not self._is_detached:
+            self._load.acknowledge(self.description.rank, request_ids)
+
+    def _on_state(self, state: SyncState) -> None:
+        if not self._is_detached:
+            self._membership.set(self.description.rank, state)
+
+    def _settle(self) -> None:
+        """End the reservations that stood at the last look already: this look's load counts their requests.
+
+        For a rank that acknowledges nothing: without this each request would count twice until its
+        reservation's deadline, and on after its end.
+        """
+        self._load.acknowledge(self.description.rank, self._reserved_at_last_look)
+        self._reserved_at_last_look = self._load.reserved_on(self.description.rank)
+
+    def _is_behind(self, described: LoadStat) -> bool:
+        """Whether a description's load is older than the last report.
+
+        One replica's totals never go back. With equal totals nothing tells them apart, and a report that
+        came by itself since the last look is taken for the later one.
+        """
+        last = self._load.last_report(self.description.rank)
+        if last is None:
+            return False
+        totals, last_totals = _totals(described), _totals(last)
+        return totals < last_totals or (totals == last_totals and self._load_came_by_itself)
+
+
+def _identity(publisher: PublisherInfo | None) -> PublisherInfo | None:
+    """A publisher without what changes while it lives."""
+    if publisher is None:
+        return None
+    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0, overflows=0, refused_clients=0)
+
+
+def _totals(stat: LoadStat) -> tuple[int, int]:
+    return (stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)

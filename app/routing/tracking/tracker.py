@@ -1,0 +1,187 @@
+"""Which ranks there are, and what is known of each: membership, events and load.
+
+    descriptions of the ranks ──▶ Tracker ──▶ one RankSubscriber per rank ──▶ PrefixIndex, LoadBook
+    (polled from them)              │             │
+                                    └─────────────┴──▶ Membership: which ranks, and their trust
+
+A rank is named by its number but identified by its replica and that replica's publisher. When either changes,
+everything known under that number is of somebody else, so blocks, load and reservations are dropped in the
+same step, before the new subscriber has connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from app.events.curve import KeyPair
+from app.events.following.sync_status import SyncStatus
+from app.events.snapshot import CacheSnapshot
+from app.routing.index.prefix_index import PrefixIndex
+from app.routing.load.load_book import LoadBook
+from app.routing.membership import Alive, Membership
+from app.routing.tracking.description import RankDescription
+from app.routing.tracking.followed_rank import FollowedRank
+
+__all__ = ["MAX_MISSED_LOOKS", "Member", "RankDescription", "SnapshotFetcher", "Tracker"]
+
+logger = logging.getLogger(__name__)
+
+MAX_MISSED_LOOKS = 3
+"""A rank missing from more looks than this in a row is dropped: one slow answer is no death."""
+SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
+"""Asks the replica with this id for its cache's content."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One rank as this router knows it."""
+
+    rank: int
+    replica_id: str
+    status: SyncStatus
+    num_blocks: int
+
+
+class Tracker:
+    """Keeps `index` and `load` at what the ranks say. All on one event loop.
+
+    Args:
+        index: written for each rank by its subscriber.
+        load: written from load reports and from descriptions.
+        fetch_snapshot: asks a replica for its cache's content; may fail, and is then tried again.
+        curve_keys: the router's own, for ranks that encrypt.
+    """
+
+    def __init__(
+        self,
+        index: PrefixIndex,
+        load: LoadBook,
+        fetch_snapshot: SnapshotFetcher,
+        curve_keys: KeyPair | None = None,
+    ) -> None:
+        self._index = index
+        self._load = load
+        self._fetch_snapshot = fetch_snapshot
+        self._curve_keys = curve_keys
+        self._membership = Membership()
+        self._max_prompt_tokens: int | None = None
+        self._followed: dict[int, FollowedRank] = {}
+        self._failed: dict[int, str] = {}
+        """Rank → replica id that failed since the last look."""
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def alive(self) -> Alive:
+        """The ranks that can take requests, each with the trust in what is known of its cache."""
+        return self._membership.alive
+
+    def max_prompt_tokens(self) -> int | None:
+        """The longest prompt that some rank takes; None while there is no rank."""
+        return self._max_prompt_tokens
+
+    def replica_id(self, rank: int) -> str:
+        """The replica that answers for `rank`, which must be alive."""
+        return self._followed[rank].description.replica_id
+
+    def follows(self, rank: int, replica_id: str) -> bool:
+        """Whether `rank` is this replica."""
+        followed = self._followed.get(rank)
+        return followed is not None and followed.description.replica_id == replica_id
+
+    def followed(self, rank: int) -> FollowedRank | None:
+        """Who is followed under this number now."""
+        return self._followed.get(rank)
+
+    def members(self) -> list[Member]:
+        """Every rank that can take requests, by number."""
+        return [
+            Member(rank, followed.description.replica_id, followed.status, self._index.num_blocks_of(rank))
+            for rank, followed in sorted(self._followed.items())
+        ]
+
+    async def update(self, descriptions: Sequence[RankDescription]) -> None:
+        """Take over one look at all ranks, complete but for ranks that didn't answer in time.
+
+        Where two replicas claim a rank, the one already followed keeps it until it stops claiming.
+        A replica that failed since the last look is not believed in this one, which may be older than the
+        failure; if it still answers in the next, it is back.
+        """
+        failed, self._failed = self._failed, {}
+        believed = [each for each in descriptions if failed.get(each.rank) != each.replica_id]
+        described = self._one_per_rank(believed)
+        for rank in self._followed.keys() - described.keys():
+            self._miss(rank)
+        for description in described.values():
+            self._see(description)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def mark_failed(self, rank: int, replica_id: str) -> None:
+        """Somebody saw this replica die: drop it now, unless another has already taken its place."""
+        if self.follows(rank, replica_id):
+            self._failed[rank] = replica_id
+            self._drop(rank, "reported dead")
+
+    async def close(self) -> None:
+        """Stop following; nothing is known of any rank afterwards."""
+        for rank in list(self._followed):
+            self._drop(rank, "router closes")
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _one_per_rank(self, descriptions: Sequence[RankDescription]) -> dict[int, RankDescription]:
+        chosen: dict[int, RankDescription] = {}
+        for description in descriptions:
+            followed = self._followed.get(description.rank)
+            is_followed = followed is not None and followed.description.replica_id == description.replica_id
+            if is_followed or description.rank not in chosen:
+                chosen[description.rank] = description
+        return chosen
+
+    def _miss(self, rank: int) -> None:
+        followed = self._followed[rank]
+        followed.missed_looks += 1
+        if followed.missed_looks > MAX_MISSED_LOOKS:
+            self._drop(rank, f"missing from {followed.missed_looks} looks")
+
+    def _see(self, description: RankDescription) -> None:
+        followed = self._followed.get(description.rank)
+        if followed is not None and followed.is_same(description):
+            followed.see(description)
+            return
+        if followed is not None:
+            self._drop(description.rank, f"replaced by {description.replica_id}")
+        self._follow(description)
+
+    def _follow(self, description: RankDescription) -> None:
+        logger.info("rank %d: following %s", description.rank, description.replica_id)
+        self._load.join(description.rank)
+        self._load.report(description.rank, description.load)
+        self._followed[description.rank] = FollowedRank(
+            description,
+            self._index,
+            self._load,
+            self._membership,
+            partial(self._fetch_snapshot, description.replica_id),
+            self._curve_keys,
+        )
+        self._note_limit()
+
+    def _drop(self, rank: int, reason: str) -> None:
+        followed = self._followed.pop(rank)
+        logger.warning("rank %d: dropping %s (%s)", rank, followed.description.replica_id, reason)
+        self._membership.remove(rank)
+        self._index.clear(rank)
+        self._load.drop(rank)
+        self._note_limit()
+        closing = followed.detach()
+        if closing is not None:
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _note_limit(self) -> None:
+        limits = (each.description.max_prompt_tokens for each in self._followed.values())
+        self._max_prompt_tokens = max(limits, default=None)

@@ -1,0 +1,4 @@
+"""Simulated ranks: the real prefix cache, modelled computing.
+
+The simulator imports it.
+"""

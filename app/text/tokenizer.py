@@ -1,0 +1,182 @@
+"""A model's tokenizer: text to token ids and back, chat messages to prompt text.
+
+Read from a folder in the Hugging Face layout, as transformers reads it: tokenizer.json, tokenizer_config.json
+(special tokens, chat template), special_tokens_map.json (older folders), chat_template.jinja (wins over
+tokenizer_config.json's), generation_config.json or config.json (end of sequence).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
+from app.text.chat_template import ChatTemplate
+from app.text.text_stream import TextStream
+from app.text.token_spelling import TokenSpelling, byte_fallback_bytes, byte_level_bytes
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """Immutable after construction: every method may be called from several threads at once.
+
+    Attributes:
+        eos_token_ids: tokens that end an answer.
+        vocab_size: token ids known here, special ones included; the model's own may be padded to more.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        eos_token_ids: Sequence[int],
+        chat_template: ChatTemplate | None,
+    ) -> None:
+        # Serving never cuts or pads a prompt, whatever the file says.
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._chat_template = chat_template
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added_texts = {token_id: token.content for token_id, token in added.items()}
+        # The library shows what its decoders are made of only in their pickled form, which is JSON.
+        is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
+        self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """
+        Raises:
+            ModelNotFoundError: the folder has no tokenizer.json.
+            UnsupportedModelError: a file that can't be read as what it should be.
+        """
+        backend = _read_backend(folder / "tokenizer.json")
+        config = _read_json(folder / "tokenizer_config.json")
+        special_tokens = _special_tokens(folder, config)
+        source = _chat_template_source(folder, config)
+        return cls(
+            backend,
+            eos_token_ids=_eos_token_ids(folder, backend, special_tokens),
+            chat_template=None if source is None else ChatTemplate(source, special_tokens),
+        )
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`; with `add_special_tokens` also what the tokenizer puts around a text.
+
+        A special token's text inside `text`, a client's "<|im_end|>" say, becomes that token: chat templates
+        rely on it, and transformers does the same. Who serves untrusted text must know that a client can
+        write turn marks.
+
+        Raises:
+            InvalidRequestError: `text` has a lone surrogate, which no UTF-8 can express.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"the text has a lone surrogate ({text[error.start]!r}) at character {error.start}; "
+                "only text that UTF-8 can express has tokens"
+            ) from None
+        # Unlike `encode`, this lets other threads run meanwhile: a long text takes seconds.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `token_ids`. Ids outside the vocabulary have none; invalid UTF-8 becomes U+FFFD."""
+        return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt text of a conversation; `variables` are what else the template may know (`tools`, …).
+
+        Raises:
+            InvalidRequestError: the model has no chat template, or the template refuses the messages.
+        """
+        if self._chat_template is None:
+            raise InvalidRequestError(
+                "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
+            )
+        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    def text_stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
+        """A new answer's text, cut before the first of the `stop` strings. Special tokens have no text, so
+        they never match, and neither does the text of the first `min_tokens` tokens.
+
+        Raises:
+            InvalidRequestError: a stop string is empty.
+        """
+        return TextStream(self.decode, self._is_skipped, stop, min_tokens)
+
+    def spell(self, token_id: int) -> TokenSpelling:
+        """What the token is by itself; an id outside the vocabulary is nothing."""
+        if token_id in self._special_ids:
+            return TokenSpelling(b"", self._added_texts[token_id])
+        if token_id in self._added_texts:
+            return TokenSpelling.of_text(self._added_texts[token_id].encode())
+        return TokenSpelling.of_text(self._token_bytes(self._backend.id_to_token(token_id) or ""))
+
+    def _is_skipped(self, token_id: int) -> bool:
+        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
+
+
+def _read_backend(file: Path) -> tokenizers.Tokenizer:
+    if not file.is_file():
+        raise ModelNotFoundError(f"{file.parent} has no {file.name}")
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception
+        raise UnsupportedModelError(f"{file}: not a tokenizer that can be read: {error}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """The file's object; {} if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnsupportedModelError(f"{file}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UnsupportedModelError(f"{file}: a JSON object is needed, not {type(content).__name__}")
+    return content
+
+
+def _special_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
+    """Name → text; the files give a token as its text or as an object that holds it."""
+    if "added_tokens_decoder" not in config:
+        # Written before transformers 4.34: a file of their own wins.
+        config = {**config, **_read_json(folder / "special_tokens_map.json")}
+    given = {name: config.get(name) for name in _SPECIAL_TOKENS}
+    texts = {name: token["content"] if isinstance(token, dict) else token for name, token in given.items()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _chat_template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name; clients' messages want the default one
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
+
+
+def _eos_token_ids(
+    folder: Path, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]
+) -> list[int]:
+    """generation_config.json's, else config.json's, else the tokenizer's own end-of-sequence token."""
+    for name in ("generation_config.json", "config.json"):
+        found = _read_json(folder / name).get("eos_token_id")
+        if found not in (None, []):
+            return found if isinstance(found, list) else [found]
+    token_id = backend.token_to_id(special_tokens.get("eos_token", ""))
+    return [] if token_id is None else [token_id]

@@ -1,0 +1,1 @@
+"""The engine beside transformers and vLLM: `python -m benchmarks.engine`."""

@@ -1,0 +1,1 @@
+"""What following the caches costs: `python -m benchmarks.events`."""

@@ -1,0 +1,1 @@
+"""What benchmarks of the whole graph share: starting it, its clients, watching its replicas."""

@@ -1,0 +1,1 @@
+"""The prefix index and a whole choice: `python -m benchmarks.index`."""

@@ -1,0 +1,84 @@
+"""What routers and ranks of a running graph count, all of them at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+
+from benchmarks.graphs.graph import APP_NAME
+
+READY_WITHIN_S = 120.0
+SETTLED_S = 10.0
+"""Within this all load must be gone."""
+STAYS_S = 2.5
+"""And stay gone: longer than ranks take between two reports, and routers between two looks."""
+LOOK_EVERY_S = 0.1
+
+
+@dataclass(frozen=True)
+class Settling:
+    """What was left once nobody asked for anything.
+
+    Attributes:
+        seconds_until_zero: from the last client's end, or from the kill under long streams, until load was
+            zero everywhere and stayed so; None if it didn't become so within `SETTLED_S`.
+        held: what routers and ranks still counted at the last look that found any.
+        tokens_in_held_blocks: summed over the ranks, at the last look.
+    """
+
+    seconds_until_zero: float | None
+    held: str | None
+    tokens_in_held_blocks: int
+
+
+class LoadWatch:
+    """Asks every router and every rank what they count."""
+
+    def __init__(self, num_routers: int, num_ranks: int) -> None:
+        self._num_routers = num_routers
+        self._num_ranks = num_ranks
+        self._routers: Any = serve.get_deployment_handle("Router", APP_NAME)
+        self._ranks: Any = serve.get_deployment_handle("DPRank", APP_NAME)
+
+    def wait_until_ready(self) -> None:
+        """Raises `TimeoutError` unless every router follows every rank soon."""
+        deadline = time.monotonic() + READY_WITHIN_S
+        while not self._is_ready():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the graph did not get ready")
+            time.sleep(LOOK_EVERY_S)
+
+    def settle(self, since: float) -> Settling:
+        """Looks until nothing is counted anywhere, for `STAYS_S`; `since` is when the last client left."""
+        zero_at: float | None = None
+        held = None
+        while True:
+            found, num_tokens = self._held()
+            now = time.monotonic()
+            if found:
+                zero_at, held = None, found
+            else:
+                zero_at = now if zero_at is None else zero_at
+                if now - zero_at > STAYS_S:
+                    return Settling(round(zero_at - since, 2), held, num_tokens)
+            if zero_at is None and now - since > SETTLED_S:
+                return Settling(None, held, num_tokens)
+            time.sleep(LOOK_EVERY_S)
+
+    def _is_ready(self) -> bool:
+        views = self._routers.broadcast("view").results()
+        exact = [[rank["trust"] for rank in view] for view in views]
+        return exact == [["exact"] * self._num_ranks] * self._num_routers
+
+    def _held(self) -> tuple[str | None, int]:
+        """What is counted anywhere, in words, and the tokens in blocks that ranks hold for requests."""
+        views = self._routers.broadcast("view").results()
+        loads = [info.load for info in self._ranks.broadcast("describe").results()]
+        counted = [[(rank["num_requests"], rank["waiting_tokens"]) for rank in view] for view in views]
+        running = [(load.num_running_reqs, load.num_waiting_reqs, load.num_tokens) for load in loads]
+        is_zero = not any(any(pair) for view in counted for pair in view) and not any(map(any, running))
+        words = f"routers (requests, waiting tokens): {counted}; ranks (running, waiting, tokens): {running}"
+        return None if is_zero else words, sum(load.num_tokens for load in loads)

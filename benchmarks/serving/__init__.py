@@ -1,0 +1,1 @@
+"""The whole graph under conversations, by policy: `python -m benchmarks.serving`."""

@@ -1,0 +1,158 @@
+"""Runs a plan: the real graph under its conversations, once per policy and round, caches empty each time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+import ray
+import torch
+from tqdm import tqdm
+
+from benchmarks.graphs.client import ChatClient, hold_conversation
+from benchmarks.graphs.graph import deployed, running_ray, with_policy
+from benchmarks.serving.options import POLICIES
+from benchmarks.serving.overhead import LocalEngine, TtftPair, measure_pair, overhead_ms
+from benchmarks.serving.plan import Plan
+from benchmarks.serving.summary import Reply, Summary, median_summary, summarize
+from benchmarks.serving.workload import Conversation, make_prompt
+
+WARM_UP_WORDS = 150
+"""Long enough for routers to learn a rank's prefill rate."""
+READY_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, by policy's name, and both ways for the overhead."""
+
+    policies: Mapping[str, Summary]
+    overhead: Mapping[str, float]
+
+
+def run_plan(plan: Plan) -> Report:
+    """All rounds of all policies. The overhead's pairs are spread over the runs, as the machine is noisy.
+
+    Raises:
+        RequestFailedError: a request got no whole answer.
+        TimeoutError: the graph did not get ready.
+    """
+    options = plan.options
+    engine = LocalEngine(plan.config)
+    summaries: dict[str, list[Summary]] = {name: [] for name in options.policies}
+    pairs: list[TtftPair] = []
+    num_pairs = -(-options.overhead_requests // (options.rounds * len(options.policies)))
+    with running_ray(plan.config) as url:
+        for label, name in _runs(options.policies, options.rounds):
+            with deployed(with_policy(plan.args, POLICIES[name], plan.config.dp_size)):
+                summary, new_pairs = asyncio.run(_run(plan, url, engine, num_pairs, label))
+            summaries[name].append(summary)
+            pairs += new_pairs
+    return Report(
+        {name: median_summary(rounds) for name, rounds in summaries.items()},
+        {**overhead_ms(pairs), "overhead_requests": len(pairs)},
+    )
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Settings and machine, as JSON."""
+    config = plan.config
+    return {
+        "options": asdict(plan.options) | {"config": str(plan.options.config)},
+        "model": config.model.path,
+        "dp_size": config.dp_size,
+        "block_size": config.engine.cache.block_size,
+        "num_blocks_per_rank": config.engine.cache.num_blocks,
+        "num_blocks_needed_by_all": plan.needed_blocks,
+        "machine": {
+            "cpus": os.cpu_count(),
+            "load_average_1m": os.getloadavg()[0],
+            "architecture": platform.machine(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "ray": ray.__version__,
+        },
+    }
+
+
+def _runs(policies: Sequence[str], rounds: int) -> Iterator[tuple[str, str]]:
+    """(label, policy) of every run; each round begins with another policy."""
+    for number in range(rounds):
+        first = number % len(policies)
+        for name in (*policies[first:], *policies[:first]):
+            yield f"round {number + 1}/{rounds} {name}", name
+
+
+async def _run(
+    plan: Plan, url: str, engine: LocalEngine, num_pairs: int, label: str
+) -> tuple[Summary, list[TtftPair]]:
+    options = plan.options
+    async with ChatClient(
+        url, answer_tokens=options.answer_tokens, concurrency=options.concurrency
+    ) as client:
+        await _wait_until_ready(client, plan.config.dp_size)
+        await _warm_up(client, plan.config.dp_size)
+        started = time.perf_counter()
+        replies = await _hold_all(client, plan.conversations, options.stagger_s, label)
+        summary = summarize(replies, time.perf_counter() - started)
+    async with ChatClient(url, answer_tokens=1, concurrency=1) as client:
+        return summary, await _measure_pairs(client, engine, options.overhead_words, num_pairs, label)
+
+
+async def _wait_until_ready(client: ChatClient, dp_size: int) -> None:
+    """Until the router knows what every rank's cache holds."""
+    async with asyncio.timeout(READY_WITHIN_S):
+        while not await _all_exact(client, dp_size):
+            await asyncio.sleep(LOOK_EVERY_S)
+
+
+async def _all_exact(client: ChatClient, dp_size: int) -> bool:
+    try:
+        ranks = await client.get("/router/ranks")
+    except httpx.HTTPStatusError:  # the proxy hasn't heard of the application yet
+        return False
+    return [rank["trust"] for rank in ranks] == ["exact"] * dp_size
+
+
+async def _warm_up(client: ChatClient, dp_size: int) -> None:
+    """Every rank has computed something, and every connection exists; nothing of it is of use to a run."""
+    for rank in range(dp_size):
+        for number in range(2):
+            await client.chat(make_prompt(WARM_UP_WORDS, seed=number), cache_salt="warm-up", rank=rank)
+
+
+async def _hold_all(
+    client: ChatClient, conversations: Sequence[Conversation], stagger_s: float, label: str
+) -> list[Reply]:
+    """All users' replies; the first failure ends everything."""
+    total = sum(len(each.questions) for each in conversations)
+    with tqdm(total=total, desc=label, unit="request") as progress:
+
+        async def arrive(position: int, conversation: Conversation) -> list[Reply]:
+            await asyncio.sleep(position * stagger_s)
+            return await hold_conversation(client, conversation, progress.update)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(arrive(*each)) for each in enumerate(conversations)]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+    return [reply for task in tasks for reply in task.result()]
+
+
+async def _measure_pairs(
+    client: ChatClient, engine: LocalEngine, num_words: int, count: int, label: str
+) -> list[TtftPair]:
+    """Unloaded pairs; the first one warms up. Which side goes first alternates."""
+    prompt = make_prompt(num_words, seed=0)
+    numbers = tqdm(range(count + 1), desc=f"{label}: overhead", unit="pair")
+    pairs = [await measure_pair(client, engine, prompt, http_first=number % 2 == 0) for number in numbers]
+    return pairs[1:]

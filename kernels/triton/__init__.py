@@ -1,0 +1,4 @@
+"""Kernels in Triton, for GPUs.
+
+`kernels.backends` imports it.
+"""

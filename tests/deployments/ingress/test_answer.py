@@ -1,0 +1,282 @@
+"""Text out of a rank's tokens, with the real tokenizer; only the transport from the rank is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types.chat.chat_completion import ChoiceLogprobs
+from openai.types.completion_choice import Logprobs as TextLogprobs
+from starlette.types import Message
+
+from app.api.openai.responses import AnswerShape
+from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
+from app.deployments.ingress.dispatcher import RankStream
+from app.deployments.messages import RankMessage, Refusal, TokenChunk
+from app.engine.torch.outputs import TokenLogprobs
+from app.errors import EngineFailedError
+from app.text.tokenizer import Tokenizer
+
+SHAPE = AnswerShape("text", "1", "m")
+CHAT_SHAPE = AnswerShape("chat", "1", "m")
+TEXT = "Zwölf Boxkämpfer 🙂 語 — the end"
+
+
+class Messages:
+    """What a rank would send, and whether it was told to stop."""
+
+    def __init__(self, messages: Sequence[RankMessage]) -> None:
+        self._messages = messages
+        self.num_cancelled = 0
+        self.results: list[str] = []
+
+    async def __aiter__(self) -> AsyncIterator[RankMessage]:
+        for message in self._messages:
+            yield message
+
+    def cancel(self) -> None:
+        self.num_cancelled += 1
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2_dir: Path) -> Tokenizer:
+    return Tokenizer.from_folder(smollm2_dir)
+
+
+def chunks(token_ids: list[int], finish_reason: str | None) -> list[TokenChunk]:
+    """One token each, as a rank sends them while it decodes."""
+    parts = [TokenChunk([token_id], 20, 16) for token_id in token_ids[:-1]]
+    return [*parts, TokenChunk(token_ids[-1:], 20, 16, finish_reason)]
+
+
+def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> tuple[RankStream, Messages]:
+    first, *rest = messages
+    assert isinstance(first, TokenChunk)
+    transport = Messages(rest)
+    stream = RankStream(1, first, aiter(transport), transport.cancel, transport.results.append, num_samples)
+    return stream, transport
+
+
+async def events_of(stream: RankStream, tokenizer: Tokenizer, **options: Any) -> list[Any]:
+    """The stream's events, parsed; the last may be the string `[DONE]`."""
+    options = {"with_usage": False} | options
+    stop = options.pop("stop", ())
+    lines = [line async for line in stream_answer(SHAPE, stream, tokenizer.text_stream(stop), **options)]
+    data = [line.removeprefix(b"data: ").removesuffix(b"\n\n").decode() for line in lines]
+    return [each if each == "[DONE]" else json.loads(each) for each in data]
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(event["choices"][0]["text"] for event in events if event != "[DONE]" and event["choices"])
+
+
+async def test_whole_and_streamed_are_the_same_text(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode(TEXT)
+    whole_stream, transport = begun(chunks(token_ids, "length"))
+    whole = await whole_answer(SHAPE, whole_stream, tokenizer.text_stream())
+    events = await events_of(begun(chunks(token_ids, "length"))[0], tokenizer)
+    assert whole["choices"][0]["text"] == text_of(events) == TEXT
+    assert whole["choices"][0]["finish_reason"] == events[-2]["choices"][0]["finish_reason"] == "length"
+    assert events[-1] == "[DONE]"
+    assert transport.results == ["finished"]
+    assert not any("\ufffd" in json.dumps(event, ensure_ascii=False) for event in events)
+    assert transport.num_cancelled == 1
+
+
+async def test_usage_counts_every_token_even_those_without_text(tokenizer: Tokenizer) -> None:
+    token_ids = [*tokenizer.encode("Hi"), *tokenizer.eos_token_ids]
+    whole = await whole_answer(SHAPE, begun(chunks(token_ids, "stop"))[0], tokenizer.text_stream())
+    assert whole["choices"][0]["text"] == "Hi"
+    assert whole["usage"]["completion_tokens"] == len(token_ids)
+    assert whole["usage"]["prompt_tokens"] == 20
+    assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 16
+    events = await events_of(begun(chunks(token_ids, "stop"))[0], tokenizer, with_usage=True)
+    assert events[-2]["usage"] == whole["usage"]
+
+
+async def test_an_unfinished_character_at_the_end_is_shown_as_one(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("a🙂")[:-1]
+    events = await events_of(begun(chunks(token_ids, "length"))[0], tokenizer)
+    assert text_of(events).startswith("a\ufffd")
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_nothing_of_a_stop_string_is_sent(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("one, two, three")
+    events = await events_of(begun(chunks(token_ids, "stop"))[0], tokenizer, stop=(", thr",))
+    assert text_of(events) == "one, two"
+
+
+async def test_a_stream_that_breaks_off_ends_with_the_error_and_not_with_done(tokenizer: Tokenizer) -> None:
+    refusal = Refusal(EngineFailedError("the engine broke"))
+    stream, _ = begun([*chunks(tokenizer.encode("Hello"), None), refusal])
+    events = await events_of(stream, tokenizer, with_usage=True)
+    assert text_of(events[:-1]) == "Hello"
+    assert events[-1] == {
+        "error": {
+            "message": "the engine broke",
+            "type": "server_error",
+            "param": None,
+            "code": "engine_failed",
+        }
+    }
+
+
+async def test_an_answer_in_one_piece_that_breaks_off_is_an_error(tokenizer: Tokenizer) -> None:
+    stream, transport = begun([*chunks(tokenizer.encode("Hello"), None), Refusal(EngineFailedError("broke"))])
+    with pytest.raises(EngineFailedError, match="broke"):
+        await whole_answer(SHAPE, stream, tokenizer.text_stream())
+    assert transport.results == ["engine_failed"]
+
+
+async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenizer) -> None:
+    wanted = ["Zwölf Boxkämpfer", "the 🙂 end"]
+    of_samples = [chunks(tokenizer.encode(sample), "stop") for sample in wanted]
+    messages = [
+        replace(chunk, index=index)
+        for pair in zip_longest(*of_samples)
+        for index, chunk in enumerate(pair)
+        if chunk is not None
+    ]
+    whole = await whole_answer(
+        SHAPE, begun(messages, num_samples=2)[0], tokenizer.text_stream(), tokenizer.text_stream()
+    )
+    assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == list(enumerate(wanted))
+    assert whole["usage"]["prompt_tokens"] == 20
+    assert whole["usage"]["completion_tokens"] == len(messages)
+
+    stream = begun(messages, num_samples=2)[0]
+    texts = [tokenizer.text_stream() for _ in wanted]
+    lines = [line async for line in stream_answer(CHAT_SHAPE, stream, *texts, with_usage=False)]
+    choices = [json.loads(line.removeprefix(b"data: "))["choices"][0] for line in lines[:-1]]
+    for index, sample in enumerate(wanted):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert "".join(choice["delta"].get("content", "") for choice in own) == sample
+        assert ["role" in choice["delta"] for choice in own] == [True] + [False] * (len(own) - 1)
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
+
+
+@pytest.mark.parametrize("num_sent", [0, 1, 3], ids=["before the headers", "before the text", "in the text"])
+async def test_hanging_up_on_a_stream_cancels_the_rank(tokenizer: Tokenizer, num_sent: int) -> None:
+    stream, transport = begun(chunks(tokenizer.encode(TEXT), "length"))
+    answer = AnswerEvents(SHAPE, stream, tokenizer.text_stream(), with_usage=False)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        if len(sent) == num_sent:
+            await asyncio.Event().wait()
+        sent.append(message)
+
+    async def receive() -> Message:
+        """The client's hanging up, once it has read `num_sent` messages."""
+        while len(sent) < num_sent:
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    await answer({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    assert len(sent) == num_sent
+    assert transport.num_cancelled == 1
+    assert transport.results == ["aborted"]
+
+
+async def test_only_the_first_chunk_of_a_chat_says_who_speaks(tokenizer: Tokenizer) -> None:
+    stream, _ = begun(chunks(tokenizer.encode("one, two"), "length"))
+    shape = AnswerShape("chat", "1", "m")
+    lines = [line async for line in stream_answer(shape, stream, tokenizer.text_stream(), with_usage=False)]
+    deltas = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"] for line in lines[:-1]]
+    assert ["role" in delta for delta in deltas] == [True] + [False] * (len(deltas) - 1)
+    assert "".join(delta.get("content", "") for delta in deltas) == "one, two"
+
+
+async def test_a_rank_that_dies_after_the_last_token_spoils_nothing(tokenizer: Tokenizer) -> None:
+    messages = [*chunks(tokenizer.encode("Hello"), "stop"), Refusal(EngineFailedError("too late"))]
+    whole = await whole_answer(SHAPE, begun(messages)[0], tokenizer.text_stream())
+    assert whole["choices"][0]["text"] == "Hello"
+
+
+async def test_a_stream_that_just_ends_is_an_error_and_not_a_short_answer(tokenizer: Tokenizer) -> None:
+    events = await events_of(begun(chunks(tokenizer.encode("Hello"), None))[0], tokenizer)
+    assert events[-1]["error"]["code"] == "rank_died"
+
+
+def scored(token_ids: list[int], finish_reason: str = "length") -> list[TokenChunk]:
+    """Chunks in which token n's logprob is -n / 100000, and the likeliest are 198, a line's end, and 504."""
+    return [
+        replace(chunk, logprobs=[TokenLogprobs(-chunk.token_ids[0] / 1e5, ((198, -0.25), (504, -2.5)))])
+        for chunk in chunks(token_ids, finish_reason)
+    ]
+
+
+async def whole_and_streamed(
+    tokenizer: Tokenizer, kind: Any, messages: Sequence[TokenChunk]
+) -> tuple[Any, list[Any]]:
+    """The choice of the answer in one piece, and those of the stream."""
+    shape = AnswerShape(kind, "1", "m", spell=tokenizer.spell)
+    whole = await whole_answer(shape, begun(messages)[0], tokenizer.text_stream())
+    lines = [
+        line
+        async for line in stream_answer(shape, begun(messages)[0], tokenizer.text_stream(), with_usage=False)
+    ]
+    events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    return whole["choices"][0], [event["choices"][0] for event in events]
+
+
+async def test_a_chats_logprobs_come_with_every_token_and_its_bytes(tokenizer: Tokenizer) -> None:
+    token_ids = [*tokenizer.encode(TEXT), *tokenizer.eos_token_ids]
+    whole, parts = await whole_and_streamed(tokenizer, "chat", scored(token_ids, "stop"))
+    content = whole["logprobs"]["content"]
+    assert content == [entry for part in parts for entry in part["logprobs"]["content"]]
+    assert whole["logprobs"]["refusal"] is None
+    assert [entry["logprob"] for entry in content] == [-token_id / 1e5 for token_id in token_ids]
+    assert (
+        b"".join(bytes(entry["bytes"]) for entry in content).decode() == whole["message"]["content"] == TEXT
+    )
+    assert (content[-1]["token"], content[-1]["bytes"]) == ("<|im_end|>", [])
+    assert content[0]["top_logprobs"] == [
+        {"token": "\n", "logprob": -0.25, "bytes": [10]},
+        {"token": "The", "logprob": -2.5, "bytes": [84, 104, 101]},
+    ]
+    ChoiceLogprobs.model_validate(whole["logprobs"], strict=True)
+
+
+async def test_a_token_that_is_part_of_a_character_has_its_bytes(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("a語")
+    whole, _ = await whole_and_streamed(tokenizer, "chat", scored(token_ids))
+    shown = [(entry["token"], bytes(entry["bytes"])) for entry in whole["logprobs"]["content"]]
+    assert shown[0] == ("a", b"a")
+    assert len(shown) > 2
+    assert "".join(token for token, _ in shown[1:]) == r"\xe8\xaa\x9e"
+    assert b"".join(data for _, data in shown[1:]) == "語".encode()
+    whole, _ = await whole_and_streamed(tokenizer, "text", scored(token_ids))
+    assert all(token.startswith("bytes:\\x") for token in whole["logprobs"]["tokens"][1:])
+
+
+async def test_a_texts_logprobs_have_offsets_and_the_chosen_token_among_the_likeliest(
+    tokenizer: Tokenizer,
+) -> None:
+    token_ids = tokenizer.encode(TEXT)
+    whole, parts = await whole_and_streamed(tokenizer, "text", scored(token_ids))
+    logprobs = whole["logprobs"]
+    for name, values in logprobs.items():
+        assert values == [value for part in parts for value in part["logprobs"][name]]
+        assert len(values) == len(token_ids)
+    assert logprobs["token_logprobs"] == [-token_id / 1e5 for token_id in token_ids]
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert token.startswith("bytes:") or TEXT.startswith(token, offset)
+    assert any(token.startswith("bytes:") for token in logprobs["tokens"])
+    for token, token_id, likeliest in zip(
+        logprobs["tokens"], token_ids, logprobs["top_logprobs"], strict=True
+    ):
+        assert likeliest == {token: -token_id / 1e5, "\n": -0.25, "The": -2.5}
+    TextLogprobs.model_validate(logprobs, strict=True)
+
+
+async def test_who_asks_for_no_logprobs_gets_none(tokenizer: Tokenizer) -> None:
+    events = await events_of(begun(chunks(tokenizer.encode("one two"), "length"))[0], tokenizer)
+    assert {event["choices"][0]["logprobs"] for event in events[:-1]} == {None}

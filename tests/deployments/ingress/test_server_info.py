@@ -1,0 +1,252 @@
+"""The descriptor: every case in which there is none, and what is said besides."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from app.config import AppConfig, load_config
+from app.deployments.ingress.server_info import model_info, server_info
+from app.deployments.messages import RankInfo
+from app.errors import ConfigError
+from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.publishing.publisher import EventPublisher
+from app.events.schema import LoadStat
+
+ZMQ = {"publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "kv"}
+MAX_MODEL_LEN = 4096
+LOAD = LoadStat(1, 2, 3, 4, 1, 6, 7, 8, 9, 10)
+
+
+def app_config(events: Any = None, **args: Any) -> AppConfig:
+    raw = events if events is None or isinstance(events, str) else json.dumps(events)
+    return load_config({"kv_events_config": raw} | args)
+
+
+def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
+    return RankInfo(
+        rank=rank,
+        replica_id=f"replica-{rank}",
+        node_ip="10.0.0.5",
+        pid=100 + rank,
+        publisher=publisher,
+        load=LOAD,
+        num_blocks=50,
+        num_cached_blocks=20,
+        max_model_len=MAX_MODEL_LEN,
+        max_prompt_tokens=MAX_MODEL_LEN - 1,
+        device="cpu",
+        dtype="float32",
+        kernels="torch",
+    )
+
+
+def test_the_descriptor_is_sglangs() -> None:
+    config = app_config(ZMQ, engine={"cache": {"block_size": 64}})
+    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    assert info["kv_events"] == {
+        "publisher": "zmq",
+        "endpoint_host": "*",
+        "endpoint_port_base": 5557,
+        "topic": "kv",
+        "block_size": 64,
+        "dp_size": 2,
+        "load_endpoint_port_base": 5559,
+        "load_topic": "load",
+    }
+
+
+def test_without_load_reports_only_sglangs_required_keys_are_there() -> None:
+    descriptor = server_info(app_config(ZMQ | {"load_reports": False}), MAX_MODEL_LEN, [])["kv_events"]
+    assert list(descriptor) == [
+        "publisher",
+        "endpoint_host",
+        "endpoint_port_base",
+        "topic",
+        "block_size",
+        "dp_size",
+    ]
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "[::]", "127.0.0.1", "10.0.0.5", "node-7.example"])
+def test_the_host_is_verbatim(host: str) -> None:
+    descriptor = server_info(app_config(ZMQ | {"endpoint": f"tcp://{host}:5557"}), MAX_MODEL_LEN, [])[
+        "kv_events"
+    ]
+    assert descriptor["endpoint_host"] == host
+
+
+def test_the_replay_port_is_there_when_it_applies() -> None:
+    config = app_config(ZMQ | {"replay_endpoint": "tcp://*:6000"})
+    assert server_info(config, MAX_MODEL_LEN, [])["kv_events"]["replay_endpoint_port_base"] == 6000
+
+
+NO_DESCRIPTOR: dict[str, Any] = {
+    "no config": None,
+    "an empty string": "",
+    "publisher not set": {"endpoint": "tcp://*:5557"},
+    "publisher null": {"publisher": None, "endpoint": "tcp://*:5557"},
+    'publisher "null"': {"publisher": "null", "endpoint": "tcp://*:5557"},
+    "malformed JSON": '{"publisher": "zmq"',
+    "JSON, but no object": '["zmq"]',
+    "JSON null": "null",
+    "inproc": ZMQ | {"endpoint": "inproc://events"},
+    "ipc": ZMQ | {"endpoint": "ipc:///tmp/events"},
+    "no port": ZMQ | {"endpoint": "tcp://127.0.0.1"},
+    "no port after the colon": ZMQ | {"endpoint": "tcp://127.0.0.1:"},
+    "a port that is no integer": ZMQ | {"endpoint": "tcp://127.0.0.1:http"},
+    "port 0": ZMQ | {"endpoint": "tcp://127.0.0.1:0"},
+    "port -1": ZMQ | {"endpoint": "tcp://127.0.0.1:-1"},
+    "port 65536": ZMQ | {"endpoint": "tcp://127.0.0.1:65536"},
+    "port 1000000": ZMQ | {"endpoint": "tcp://127.0.0.1:1000000"},
+    "a last rank beyond port 65535": ZMQ | {"endpoint": "tcp://127.0.0.1:65535"},
+    "an empty host": ZMQ | {"endpoint": "tcp://:5557"},
+    "a bare IPv6 address": ZMQ | {"endpoint": "tcp://::1:5557"},
+}
+
+
+@pytest.mark.parametrize("case", NO_DESCRIPTOR)
+def test_the_descriptor_is_null_and_everything_else_is_there(case: str) -> None:
+    config = app_config(NO_DESCRIPTOR[case])
+    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    whole = server_info(app_config(ZMQ), MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    assert info.keys() == whole.keys()
+    assert info["kv_events"] is None
+    assert info["kv_events_config"] == config.kv_events_config
+    for key in whole.keys() - {"kv_events", "kv_events_config"}:
+        assert info[key] == whole[key]
+
+
+@pytest.mark.parametrize("block_size", [None, 0, -16])
+def test_a_block_size_that_would_make_it_null_is_refused_before(block_size: int | None) -> None:
+    with pytest.raises(ConfigError, match=r"args\.engine\.cache\.block_size"):
+        app_config(ZMQ, engine={"cache": {"block_size": block_size}})
+
+
+@pytest.mark.parametrize("case", NO_DESCRIPTOR)
+def test_the_raw_string_stays_as_it_was(case: str) -> None:
+    config = app_config(NO_DESCRIPTOR[case])
+    assert server_info(config, MAX_MODEL_LEN, [])["kv_events_config"] == config.kv_events_config
+
+
+def test_every_setting_is_there() -> None:
+    config = app_config(ZMQ)
+    info = server_info(config, MAX_MODEL_LEN, [])
+    settings = config.model_dump(mode="json")
+    assert {key: info[key] for key in settings} == settings
+
+
+def test_of_tenants_only_their_header_is_there() -> None:
+    info = server_info(app_config(ZMQ, ingress={"tenant_header": "X-Tenant"}), MAX_MODEL_LEN, [rank_info(0)])
+    assert info["ingress"]["tenant_header"] == "X-Tenant"
+    assert "salt" not in json.dumps(info)
+
+
+def test_what_sglangs_routers_read() -> None:
+    config = app_config(ZMQ, engine={"scheduler": {"max_running_requests": 7}})
+    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    assert info["model_path"] == info["served_model_name"] == "smollm2-135m-instruct"
+    assert (info["tp_size"], info["dp_size"], info["page_size"]) == (1, 2, 16)
+    assert info["max_running_requests"] == 7
+    assert info["max_model_len"] == MAX_MODEL_LEN
+    assert isinstance(info["version"], str)
+
+
+def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
+    rank, port = 1, 5558
+    publisher = PublisherInfo(
+        rank, "10.0.0.5", port, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0
+    )
+    info = server_info(app_config(ZMQ, dp_size=3), MAX_MODEL_LEN, [rank_info(1, publisher), rank_info(2)])
+    assert info["publishers"] == [
+        {"rank": 0, "state": "unreachable"},
+        {
+            "rank": 1,
+            "host": "10.0.0.5",
+            "event_port": 5558,
+            "replay_port": None,
+            "load_port": 5561,
+            "topic": "kv",
+            "load_topic": "load",
+            "block_size": 16,
+            "epoch": "epoch",
+            "last_seq": 9,
+            "state": "publishing",
+            "dropped_batches": 0,
+            "overflows": 0,
+            "curve_public_key": None,
+            "refused_clients": 0,
+        },
+        {"rank": 2, "state": "disabled"},
+    ]
+    states = info["internal_states"]
+    assert states[0] == {"dp_rank": 0, "state": "unreachable"}
+    assert [state["dp_rank"] for state in states] == [0, 1, 2]
+    assert (states[1]["pid"], states[1]["num_blocks"], states[1]["num_cached_blocks"]) == (101, 50, 20)
+    assert states[1]["load"]["num_running_reqs"] == 1
+    assert states[1]["load"]["total_prefill_busy_us"] == 10
+    assert len(states[1]["load"]) == 10
+
+
+CURVE = {"secret_key_file": "/keys/rank.key_secret", "allowed_clients": "/keys/clients"}
+"""Files of the ranks' nodes; there are none on the ingress's."""
+
+
+@pytest.mark.parametrize("silent", [[], [rank_info(0)]], ids=["rank 0 doesn't answer", "nor publishes"])
+def test_ranks_that_encrypt_say_with_which_key(silent: list[RankInfo]) -> None:
+    key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+    publisher = PublisherInfo(
+        1, "10.0.0.5", 5558, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0, 0, key, 3
+    )
+    config = app_config(ZMQ | {"curve": CURVE})
+    info = server_info(config, MAX_MODEL_LEN, [*silent, rank_info(1, publisher)])
+    plain = server_info(app_config(ZMQ), MAX_MODEL_LEN, [])
+    assert info["kv_events"] == plain["kv_events"] | {"curve_public_key": key}
+    assert (info["publishers"][1]["curve_public_key"], info["publishers"][1]["refused_clients"]) == (key, 3)
+
+
+def test_while_no_rank_says_its_key_there_is_no_descriptor_to_follow() -> None:
+    config = app_config(ZMQ | {"curve": CURVE})
+    info = server_info(config, MAX_MODEL_LEN, [])
+    assert info["kv_events"] is None
+    assert info.keys() == server_info(app_config(ZMQ), MAX_MODEL_LEN, []).keys()
+
+
+def test_no_rank_answers() -> None:
+    info = server_info(app_config(ZMQ), MAX_MODEL_LEN, [])
+    assert info["kv_events"] is not None
+    assert [state["state"] for state in info["internal_states"]] == ["unreachable"] * 2
+
+
+def test_what_is_advertised_is_what_a_publisher_binds() -> None:
+    raw = ZMQ | {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
+    descriptor = server_info(app_config(raw, dp_size=4), MAX_MODEL_LEN, [])["kv_events"]
+    for rank in range(4):
+        publisher = EventPublisher(KvEventsConfig(**raw), dp_rank=rank, dp_size=4, block_size=16)
+        info = publisher.info("10.0.0.5")
+        assert info.event_port == descriptor["endpoint_port_base"] + rank
+        assert info.replay_port == descriptor["replay_endpoint_port_base"] + rank
+        assert info.load_port == descriptor["load_endpoint_port_base"] + rank
+
+
+def test_it_is_plain_json_without_anything_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVBEACON_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    shown = json.dumps(server_info(app_config(ZMQ), MAX_MODEL_LEN, [rank_info(0)]))
+    assert "secret" not in shown
+    for name in ("api_key", "apikey", 'token"', "password"):
+        assert name not in shown.lower()
+
+
+def test_model_info_is_part_of_server_info() -> None:
+    config = app_config(ZMQ, model={"served_name": "mine"})
+    info = model_info(config, MAX_MODEL_LEN)
+    assert info == {
+        "model_path": "smollm2-135m-instruct",
+        "served_model_name": "mine",
+        "is_generation": True,
+        "max_model_len": MAX_MODEL_LEN,
+    }
+    assert info.items() <= server_info(config, MAX_MODEL_LEN, [rank_info(0)]).items()

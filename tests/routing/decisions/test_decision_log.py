@@ -1,0 +1,175 @@
+"""What is remembered of decisions, and what is counted over all of them: with real decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.config import RoutingConfig
+from app.events.schema import LoadStat
+from app.routing.decisions.chooser import Chooser, Decision, Prompt
+from app.routing.decisions.decision_log import DecisionLog, Outcome
+from app.routing.decisions.explanation import explanation, record_json
+from app.routing.index.prefix_index import PrefixIndex
+from app.routing.load.load_book import LoadBook
+from app.routing.membership import Alive
+
+BLOCK_SIZE = 4
+HASHES = list(range(100, 105))
+ALIVE = Alive({0: "exact", 1: "exact", 2: "stale"})
+
+
+class Router:
+    """A chooser of four ranks, the last of which isn't alive, and the log of what it chose."""
+
+    def __init__(self, capacity: int = 10) -> None:
+        self.index = PrefixIndex()
+        self.load = LoadBook(RoutingConfig(reservation_timeout_s=5.0, initial_prefill_tokens_per_s=1000.0))
+        self.chooser = Chooser(self.index, self.load, "predicted_ttft", dp_size=4)
+        self.log = DecisionLog(capacity)
+
+    def choose(
+        self, request_id: str, *, exclude: frozenset[int] = frozenset(), pinned: int | None = None
+    ) -> Decision:
+        prompt = Prompt(request_id, HASHES, 20, BLOCK_SIZE)
+        decision = self.chooser.choose(prompt, ALIVE, now=0.0, exclude=exclude, pinned_rank=pinned)
+        self.log.note(request_id, decision)
+        return decision
+
+    def wait_at(self, rank: int, tokens: int) -> None:
+        self.load.report(rank, LoadStat(1, 1, 0, 1000, rank, tokens, 0, 8, 0, 0))
+
+
+@pytest.fixture
+def router() -> Router:
+    return Router()
+
+
+def test_a_dry_run_decides_the_same_and_changes_nothing(router: Router) -> None:
+    router.index.store(1, HASHES[:3])
+    prompt = Prompt("a", HASHES, 20, BLOCK_SIZE)
+    dry = router.chooser.consider(prompt, ALIVE, now=0.0)
+    assert router.load.num_reservations == 0
+    assert router.load.assigned(1) == (0, 0)
+    assert router.load.mean_uncached_tokens is None
+    assert explanation(router.choose("a"), dp_size=4) == explanation(dry, dp_size=4)
+
+
+def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
+    router.index.store(1, HASHES[:3])
+    router.wait_at(0, 50)
+    receipt = explanation(router.choose("a"), dp_size=4)
+    rows = receipt.pop("ranks")
+    why = receipt.pop("why")
+    assert receipt == {
+        "policy": "predicted_ttft",
+        "deferred_by": None,
+        "prompt_tokens": 20,
+        "prompt_blocks": 5,
+        "winner": 1,
+        "cached_tokens": 12,
+        "missed_cached_tokens": 0,
+        "predicted_ttft_s": pytest.approx(0.008),
+        "pinned_rank": None,
+        "failed_ranks": [],
+    }
+    assert rows[0] == {
+        "rank": 0,
+        "eligible": True,
+        "why_not": None,
+        "trust": "exact",
+        "cached_tokens": 0,
+        "uncached_tokens": 20,
+        "waiting_tokens": 50,
+        "num_requests": 2,
+        "free_tokens": None,
+        "admission_s": 0.0,
+        "prefill_tokens_per_s": 1000.0,
+        "predicted_ttft_s": pytest.approx(0.07),
+        "cost": pytest.approx(0.07),
+    }
+    assert [row.get("cached_tokens") for row in rows] == [0, 12, 0, None]
+    assert rows[3] == {"rank": 3, "eligible": False, "why_not": "not alive"}
+    assert why == (
+        "rank 1 has the lowest cost of predicted_ttft (seconds to the first token, and of delay to others), "
+        "0.008; next is rank 2 with 0.02; "
+        "it holds 12 of the prompt's 20 tokens; ranks [2] aren't exact and are credited nothing"
+    )
+
+
+def test_a_pinned_requests_receipt_shows_the_ranks_that_it_could_not_have(router: Router) -> None:
+    router.index.store(1, HASHES)
+    decision = router.choose("a", pinned=0)
+    receipt = explanation(decision, dp_size=4)
+    assert (receipt["policy"], receipt["winner"], receipt["pinned_rank"]) == ("pinned", 0, 0)
+    assert [row["eligible"] for row in receipt["ranks"]] == [True, False, False, False]
+    assert receipt["ranks"][1]["why_not"] == "the client named rank 0"
+    assert (receipt["ranks"][1]["cached_tokens"], receipt["ranks"][1]["cost"]) == (16, None)
+    # The client wanted it so: nothing that the policy missed.
+    assert decision.missed_tokens == router.log.stats.missed_tokens == 0
+
+
+def test_what_the_chosen_rank_did_not_hold_is_missed(router: Router) -> None:
+    router.index.store(0, HASHES[:4])
+    router.index.store(1, HASHES[:1])
+    router.wait_at(0, 500)
+    decision = router.choose("a")
+    assert (decision.rank, decision.missed_tokens) == (1, 12)
+    router.wait_at(0, 0)
+    assert router.choose("b").missed_tokens == 0
+    stats = router.log.stats.as_json()
+    assert stats["missed_cached_tokens"] == {"sum": 12, "count": 1}
+    assert stats["decisions"] == {"predicted_ttft": {"exact": 2}}
+    why = explanation(decision, dp_size=4)["why"]
+    assert "it holds 4 of the prompt's 20 tokens, rank 0 holds 16 but has 500 waiting" in why
+
+
+def test_decisions_are_counted_by_policy_and_trust(router: Router) -> None:
+    router.choose("a", pinned=2)
+    router.choose("b", pinned=1)
+    router.choose("c")
+    assert router.log.stats.as_json()["decisions"] == {
+        "pinned": {"stale": 1, "exact": 1},
+        "predicted_ttft": {"exact": 1},
+    }
+
+
+def test_a_retry_is_a_second_record_and_outcomes_find_theirs(router: Router) -> None:
+    first = router.choose("a")
+    second = router.choose("a", exclude=frozenset({first.rank}))
+    router.log.learn(Outcome("a", first.rank, "died"))
+    router.log.learn(Outcome("a", second.rank, "answering", 0.5))
+    router.log.learn(Outcome("a", second.rank, "finished", 0.5))
+    records = [record_json(record, dp_size=4) for record in router.log.of("a")]
+    assert [(each["winner"], each["outcome"], each["actual_ttft_s"]) for each in records] == [
+        (first.rank, "died", None),
+        (second.rank, "finished", 0.5),
+    ]
+    assert records[1]["failed_ranks"] == [first.rank]
+    assert records[1]["ranks"][first.rank]["why_not"] == "the request has failed there already"
+
+
+def test_the_error_of_the_prediction_is_counted_once_for_each_first_token(router: Router) -> None:
+    assert router.log.stats.as_json()["ttft_prediction_error_s"] == {
+        "mean": None,
+        "mean_absolute": None,
+        "count": 0,
+    }
+    for request_id, error in (("a", 0.03), ("b", -0.01)):
+        decision = router.choose(request_id)
+        actual = decision.predicted_ttft_s + error
+        router.log.learn(Outcome(request_id, decision.rank, "answering", actual))
+        router.log.learn(Outcome(request_id, decision.rank, "finished", actual))
+        router.chooser.release(request_id)
+    errors = router.log.stats.as_json()["ttft_prediction_error_s"]
+    assert errors == {"mean": pytest.approx(0.01), "mean_absolute": pytest.approx(0.02), "count": 2}
+
+
+def test_only_the_last_requests_are_remembered() -> None:
+    router = Router(capacity=3)
+    for number in range(5):
+        router.choose(f"r{number}", exclude=frozenset({0}))
+        router.choose(f"r{number}", exclude=frozenset({0, 1}))
+    assert [len(router.log.of(f"r{number}")) for number in range(5)] == [0, 0, 2, 2, 2]
+    router.log.learn(Outcome("r0", 2, "finished", 1.0))
+    router.log.learn(Outcome("r4", 0, "finished", 1.0))
+    assert router.log.stats.ttft_errors == 0

@@ -1,0 +1,54 @@
+"""What requests take until they leave, from what ranks report."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from app.events.schema import LoadStat
+from app.routing.load.service_time import WINDOW, ReportedResidence, Residence, Stay
+
+
+def report(running: int, held_tokens: int = 0) -> LoadStat:
+    return LoadStat(running, 0, held_tokens, 1000, 0, 0, held_tokens, 64, 0, 0)
+
+
+def test_nobody_has_left_yet() -> None:
+    residence = ReportedResidence()
+    residence.observe(report(4, 200), now=0.0)
+    residence.observe(report(4, 200), now=10.0)
+    assert residence.mean is None
+    # One of another rank's requests is counted as if it had been here and gone.
+    assert residence.mean_with(Stay(3.0, 90.0)) == pytest.approx((4 * 10.0 + 3.0, 200 * 10.0 + 90.0))
+
+
+def test_it_is_measured_to_within_chance() -> None:
+    rng = Random(1)
+    residence = ReportedResidence()
+    ends: list[float] = []
+    for step in range(4000):
+        now = step * 0.1
+        arrived = sum(rng.random() < 0.5 for _ in range(2))
+        ends = [end for end in ends if end > now]
+        ends += [now + rng.expovariate(1 / 5.0) for _ in range(arrived)]
+        residence.observe(report(len(ends), 7 * len(ends)), now)
+        residence.acknowledge(arrived)
+    assert residence.mean is not None
+    assert residence.mean.request_s == pytest.approx(5.0, rel=3 / WINDOW**0.5)
+    assert residence.mean.token_s == pytest.approx(7 * residence.mean.request_s)
+
+
+def test_what_is_long_ago_counts_for_little() -> None:
+    residence = Residence()
+    for stay_s, number in ((100.0, 10 * WINDOW), (1.0, 10 * WINDOW)):
+        for _ in range(number):
+            residence.add(Stay(stay_s, stay_s), 1)
+    assert residence.mean == pytest.approx((1.0, 1.0), rel=0.01)
+
+
+def test_where_nothing_is_acknowledged_those_who_are_fewer_have_left() -> None:
+    residence = ReportedResidence()
+    for now, running in ((0.0, 1), (1.0, 3), (2.0, 2), (3.0, 2)):
+        residence.observe(report(running), now)
+    assert residence.mean == pytest.approx((1 + 3 + 2, 0.0))

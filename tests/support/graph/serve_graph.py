@@ -1,0 +1,254 @@
+"""Runs the graph as a user does: a `serve_config.yaml`, `serve run` on it, HTTP from outside.
+
+Every graph is a Ray cluster of its own with its own ports, and `stop` leaves no process of it behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import yaml
+
+from benchmarks.graphs.replicas import replica_pids
+from tests.support.free_ports import find_free_ports
+
+REPO = Path(__file__).resolve().parents[3]
+START_S = 240
+"""Seconds within which a graph must serve: mostly imports, on two busy cores."""
+STOP_S = 30
+FAILURE_MARKS = ("Deploying app 'kvbeacon' failed", "Exception in Replica(")
+"""What Ray prints when a graph can't be built, and when a replica can't start, which it tries for ever."""
+
+Json = dict[str, Any]
+Found = TypeVar("Found")
+
+
+def wait_for(look: Callable[[], Found], what: str, timeout_s: float = 20) -> Found:
+    """What `look` returns once that is true. Fails with what it returned last."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}; last seen: {found!r}"
+        time.sleep(0.02)
+    return found
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:
+    """`base` with `changes`; mappings are merged, everything else is replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def serve_config(applications: Mapping[str, Json]) -> Json:
+    """The repository's `serve_config.yaml` on free ports, with one application per route prefix.
+
+    Each application's `args` are the repository's with the given changes. Unless these say otherwise,
+    `kv_events_config` names ports of the application's own: events, load reports behind them, replay.
+    """
+    config: Json = yaml.safe_load((REPO / "serve_config.yaml").read_text())
+    template = config["applications"][0]
+    config["applications"] = []
+    for index, (prefix, changes) in enumerate(applications.items()):
+        args = merged(merged(template["args"], {"resources": {"num_cpus": 0.2}}), changes)
+        if "kv_events_config" not in changes:
+            args["kv_events_config"] = json.dumps(kv_events(args["dp_size"]))
+        name = template["name"] if index == 0 else f"{template['name']}-{index}"
+        config["applications"].append({**template, "name": name, "route_prefix": prefix, "args": args})
+    config["http_options"]["port"] = find_free_ports(1)
+    return config
+
+
+def kv_events(dp_size: int) -> Json:
+    """A `kv_events_config` on free ports for `dp_size` ranks."""
+    base = find_free_ports(3 * dp_size)
+    return {
+        "publisher": "zmq",
+        "endpoint": f"tcp://127.0.0.1:{base}",
+        "replay_endpoint": f"tcp://127.0.0.1:{base + 2 * dp_size}",
+        "topic": "kv",
+    }
+
+
+class ServeGraph:
+    """One `serve run FILE`.
+
+    Attributes:
+        config: the file's content.
+        url: where HTTP is served.
+    """
+
+    def __init__(self, config: Json, file_text: str | None = None) -> None:
+        self.config = config
+        self.url = f"http://127.0.0.1:{config['http_options']['port']}"
+        # Ray puts unix sockets below it, whose paths are limited to 107 characters.
+        self._dir = Path(tempfile.mkdtemp(prefix="kvb-", dir="/tmp"))
+        self._file = self._dir / "serve_config.yaml"
+        self._file.write_text(yaml.safe_dump(config) if file_text is None else file_text)
+        self._log = self._dir / "log"
+        # Ray guards every new cluster with a token from the user's home; this one gets its own.
+        self._auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def start(self) -> None:
+        """Start `serve run`; returns at once."""
+        environment = {
+            **os.environ,
+            "RAY_ADDRESS": "local",
+            "RAY_TMPDIR": str(self._dir),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_DEDUP_LOGS": "0",
+            **self._auth,
+        }
+        command = [str(Path(sys.executable).parent / "serve"), "run", str(self._file)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=REPO, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait_until_ready(self) -> None:
+        """Wait for every rank of every application; fails with the log's end when they will never come."""
+        deadline = time.monotonic() + START_S
+        while not self.is_ready:
+            is_hopeless = self.has_ended or any(mark in self.output() for mark in FAILURE_MARKS)
+            assert not is_hopeless, self.output()[-6000:]
+            assert time.monotonic() < deadline, self.output()[-6000:]
+            time.sleep(0.2)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the routers of all applications know all ranks."""
+        return all(map(self._is_ready, self.config["applications"]))
+
+    def pids(self, deployment: str) -> list[int]:
+        """The processes of a deployment's replicas."""
+        assert self._process is not None, "not started"
+        return replica_pids(deployment, self._process.pid)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the command came back."""
+        assert self._process is not None, "not started"
+        return self._process.poll() is not None
+
+    def output(self) -> str:
+        """What the command has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def logs(self) -> str:
+        """What the command has printed so far, and everything that Ray and its processes wrote down."""
+        files = [file for file in self._dir.rglob("logs/**/*") if file.is_file()]
+        return self.output() + "".join(_read(file).decode(errors="replace") for file in files)
+
+    def stop(self) -> None:
+        """End it as a process manager does; whatever doesn't go by itself is killed."""
+        self.http.close()
+        assert self._process is not None, "not started"
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_S)
+        finally:
+            if self._processes():
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            wait_for(lambda: not self._processes(), f"all processes of {self._dir} gone", STOP_S)
+            shutil.rmtree(self._dir, ignore_errors=True)
+
+    # What a user sees.
+
+    def get(self, path: str) -> Any:
+        """The JSON at `path`."""
+        response = self.http.get(path)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def load(self, rank: int) -> Json:
+        """The load that `rank` says it has."""
+        return self.get("/server_info")["internal_states"][rank]["load"]
+
+    def router_rank(self, rank: int) -> Json | None:
+        """What the router believes of `rank`; None if it doesn't know it."""
+        return next((each for each in self.get("/router/ranks") if each["rank"] == rank), None)
+
+    def complete(self, prompt: str | list[int], *, rank: int | None = None, **fields: Any) -> httpx.Response:
+        """A text completion of 4 tokens, unless `fields` say otherwise, on `rank` if one is given."""
+        body = {"prompt": prompt, "max_tokens": 4, "temperature": 0} | fields
+        headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
+        response = self.http.post("/v1/completions", json=body, headers=headers)
+        assert response.status_code == 200, response.text
+        return response
+
+    def wait_until_followed(self) -> None:
+        """Wait until the router knows exactly as many blocks of every rank as the rank holds."""
+        wait_for(self._is_followed, f"the router has every rank's blocks: {self.get('/router/ranks')}")
+
+    def snapshots(self) -> dict[int, Json]:
+        """What every rank itself says that its cache holds: rank → `epoch`, `seq`, `block_hashes`."""
+        script = Path(__file__).with_name("rank_snapshots.py")
+        application = self.config["applications"][0]["name"]
+        output = subprocess.run(
+            [sys.executable, str(script), self._ray_address(), application],
+            cwd=REPO,
+            env={**os.environ, "PYTHONPATH": str(REPO), **self._auth},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert output.returncode == 0, output.stderr[-3000:]
+        return {int(rank): snapshot for rank, snapshot in json.loads(output.stdout.splitlines()[-1]).items()}
+
+    def _is_followed(self) -> bool:
+        held = {each["dp_rank"]: each.get("num_cached_blocks") for each in self._internal_states()}
+        known = {
+            each["rank"]: each["num_blocks"] for each in self.get("/router/ranks") if each["trust"] == "exact"
+        }
+        return known == held
+
+    def _internal_states(self) -> list[Json]:
+        states: list[Json] = self.get("/server_info")["internal_states"]
+        return states
+
+    def _is_ready(self, application: Json) -> bool:
+        prefix = application["route_prefix"].rstrip("/")
+        try:
+            response = self.http.get(f"{prefix}/router/ranks")
+        except httpx.TransportError:
+            return False
+        if response.status_code != 200:
+            return False
+        settled = [each for each in response.json() if each["trust"] != "syncing"]
+        return len(settled) == application["args"]["dp_size"]
+
+    def _processes(self) -> list[Path]:
+        """Everything that was started with this graph's environment and still runs."""
+        mark = f"RAY_TMPDIR={self._dir}\0".encode()
+        return [process for process in Path("/proc").glob("[0-9]*") if mark in _read(process / "environ")]
+
+    def _ray_address(self) -> str:
+        for process in self._processes():
+            found = re.search(rb"--gcs-address=([^\0]+)", _read(process / "cmdline"))
+            if found:
+                return found[1].decode()
+        raise AssertionError(f"no raylet among {self._processes()}")
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,132 @@
+"""Clients that keep a graph busy: long streams, and requests that wait behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from tests.support.graph.serve_graph import Json, ServeGraph
+
+LONG = {"max_tokens": 4000, "ignore_eos": True, "temperature": 0}
+"""Twenty seconds or more on the tiny model, whose caches hold 4,096 tokens."""
+
+
+class Stream:
+    """One streaming request.
+
+    Attributes:
+        rank: where it runs.
+        num_pieces: chunks of text so far.
+        ended: the last thing it said: `[DONE]`, or an error's code.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.rank = int(response.headers["x-dp-rank"])
+        self.num_pieces = 0
+        self.ended: str | None = None
+        self.message = ""
+        self._response = response
+        self.reading = asyncio.create_task(self._read())
+
+    async def hang_up(self) -> None:
+        """Close the connection in the middle of the answer."""
+        self.reading.cancel()
+        await asyncio.wait([self.reading])
+        await self._response.aclose()
+
+    async def _read(self) -> None:
+        async for line in self._response.aiter_lines():
+            if not line:
+                continue
+            data = line.removeprefix("data: ")
+            error = {} if data == "[DONE]" else json.loads(data).get("error", {})
+            if data == "[DONE]" or error:
+                self.ended = error.get("code", data)
+                self.message = error.get("message", "")
+            else:
+                self.num_pieces += 1
+        await self._response.aclose()
+
+
+class Streams:
+    """Opens streams and asks questions; whatever still goes on at the end is hung up."""
+
+    def __init__(self, graph: ServeGraph) -> None:
+        limits = httpx.Limits(max_connections=None)
+        self.http = httpx.AsyncClient(base_url=graph.url, timeout=120, limits=limits)
+        self.asked: list[asyncio.Task[httpx.Response]] = []
+        self._open: list[Stream] = []
+        self._num_prompts = 0
+
+    async def __aenter__(self) -> Streams:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.hang_up()
+        await self.http.aclose()
+
+    async def open(self, count: int, rank: int, **fields: Any) -> list[Stream]:
+        """`count` long streams on `rank`, each past its first token."""
+        requests = [self._request(rank, LONG | {"stream": True} | fields) for _ in range(count)]
+        responses = await asyncio.gather(*(self.http.send(request, stream=True) for request in requests))
+        assert [response.status_code for response in responses] == [200] * count
+        streams = [Stream(response) for response in responses]
+        self._open += streams
+        await until(lambda: all(stream.num_pieces > 1 for stream in streams), "text on every stream")
+        return streams
+
+    def ask(self, count: int = 1, rank: int | None = None, **fields: Any) -> None:
+        """`count` requests whose answers come in one piece, in the background; kept in `asked`."""
+        for _ in range(count):
+            request = self._request(rank, {"max_tokens": 4} | fields)
+            self.asked.append(asyncio.create_task(self.http.send(request)))
+
+    async def hang_up(self) -> None:
+        """Close every connection, answered or not."""
+        for task in self.asked:
+            task.cancel()
+        if self.asked:
+            await asyncio.wait(self.asked)
+        for stream in self._open:
+            await stream.hang_up()
+        self.asked, self._open = [], []
+
+    async def load(self, rank: int) -> Json:
+        """The load that `rank` says it has."""
+        info = (await self.http.get("/server_info")).json()
+        load: Json = info["internal_states"][rank]["load"]
+        return load
+
+    async def until_load(self, rank: int, **expected: int) -> None:
+        """Wait until `rank` reports these numbers."""
+
+        async def is_reported() -> bool:
+            load = await self.load(rank)
+            return load | expected == load
+
+        await until(is_reported, f"rank {rank} at {expected}")
+
+    def _request(self, rank: int | None, fields: Json) -> httpx.Request:
+        self._num_prompts += 1
+        body = {"prompt": [time.time_ns() % 40_000 + 100, self._num_prompts, 5]} | fields
+        headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
+        return self.http.build_request("POST", "/v1/completions", json=body, headers=headers)
+
+
+async def until(look: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = 20) -> None:
+    """Wait until `look` says true."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = look()
+        if found if isinstance(found, bool) else await found:
+            return
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        await asyncio.sleep(0.02)
