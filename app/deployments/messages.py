@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from app.engine.torch.outputs import TokenLogprobs
-from app.engine.torch.request import SamplingParams
 from app.errors import RequestError
+from app.generation import SamplingParams, TokenChunk
 from app.routing.tracking.tracker import RankDescription
 
 
@@ -23,23 +22,6 @@ class GenerateRequest:
     cache_salt: str | None = field(default=None, repr=False)  # a secret: no log and no error may show it
     n: int = 1
     priority: int = 0
-
-
-@dataclass(frozen=True)
-class TokenChunk:
-    """What one engine step added to a sample of a request.
-
-    `finish_reason` is None while the sample goes on, else `stop` or `length`. `index` is the sample's number;
-    the stream ends when every sample has. The prompt's tokens are the same in every chunk: they count once.
-    `logprobs` has one entry per token if the request asked for them.
-    """
-
-    token_ids: list[int]
-    num_prompt_tokens: int
-    num_cached_tokens: int
-    finish_reason: str | None = None
-    index: int = 0
-    logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)

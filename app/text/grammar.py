@@ -14,8 +14,8 @@ from pathlib import Path
 import llguidance
 
 from app.errors import InvalidRequestError, RequestFailedError
+from app.generation import StructuredOutput
 from app.text.deep_stack import call_on_deep_stack
-from app.text.structured_output import StructuredOutput
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import torch
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
-from app.engine.torch.request import SamplingParams
+from app.generation import SamplingParams
 from benchmarks.engine.narrow_model import write_narrow_model
 from benchmarks.engine.perplexity import perplexity
 

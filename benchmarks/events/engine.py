@@ -16,10 +16,10 @@ import torch
 from app.config import EngineConfig
 from app.engine.cache.prefix_cache import BlockTable, PrefixCache
 from app.engine.torch.engine import Engine
-from app.engine.torch.request import SamplingParams
 from app.events.endpoints import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockStored
+from app.generation import SamplingParams
 from app.hashing import ROOT
 from benchmarks.events.rank import BLOCK_SIZE
 

@@ -17,7 +17,7 @@ import torch
 
 from app.config import AppConfig
 from app.engine.torch.engine import Engine
-from app.engine.torch.request import SamplingParams
+from app.generation import SamplingParams
 from app.models.store import resolve_model
 from app.text.tokenizer import Tokenizer
 from benchmarks.graphs.client import ChatClient, RequestFailedError

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidRequestError, RequestFailedError
+from app.generation import MAX_SOURCE_CHARS, StructuredOutput
 from app.text.grammar import GrammarCompiler
-from app.text.structured_output import MAX_SOURCE_CHARS, StructuredOutput
 from app.text.tokenizer import Tokenizer
 
 PERSON = json.dumps(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from app.deployments.messages import TokenChunk
+from app.generation import TokenChunk
 from app.text.token_spelling import TokenSpelling
 
 Kind = Literal["chat", "text"]

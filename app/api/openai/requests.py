@@ -17,8 +17,8 @@ from starlette.datastructures import Headers
 
 from app.api.openai.request_model import Fields
 from app.api.openai.response_format import StructuredFields
-from app.engine.torch.request import MAX_LOGPROBS, SamplingParams
 from app.errors import InvalidRequestError
+from app.generation import MAX_LOGPROBS, SamplingParams
 from app.hashing import MAX_SALT_CHARS
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

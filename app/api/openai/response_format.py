@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from app.api.openai.request_model import Fields
 from app.errors import InvalidRequestError
-from app.text.structured_output import StructuredOutput
+from app.generation import StructuredOutput
 
 JsonSchema = str | dict[str, Any]
 Regex = Annotated[str, Field(min_length=1)]

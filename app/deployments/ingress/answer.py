@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, error_json, sse
 from app.deployments.ingress.dispatcher import RankStream
-from app.deployments.messages import TokenChunk
 from app.errors import RequestError
+from app.generation import TokenChunk
 from app.text.text_stream import TextStream
 
 

@@ -31,11 +31,11 @@ from app.deployments.messages import (
     NotAddressed,
     RankMessage,
     Refusal,
-    TokenChunk,
     Unroutable,
 )
 from app.deployments.router_client import ROUTER_TIMEOUT_S, tell_routers
 from app.errors import EngineFailedError, NoRankError, RankDiedError, RequestError
+from app.generation import TokenChunk
 
 logger = logging.getLogger("ray.serve")
 

@@ -23,16 +23,7 @@ from app.engine.torch.model.decoder import Decoder
 from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput, StepOutput
-from app.engine.torch.request import (
-    FinishReason,
-    Grammar,
-    NewGrammar,
-    NewTextStream,
-    PromptUsage,
-    Request,
-    SamplingParams,
-    TextStream,
-)
+from app.engine.torch.request import Grammar, NewGrammar, NewTextStream, PromptUsage, Request, TextStream
 from app.engine.torch.sampling.sampler import Sampled, sample
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
@@ -40,6 +31,7 @@ from app.engine.torch.stopping import ending
 from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
+from app.generation import FinishReason, SamplingParams
 
 __all__ = ["Engine", "RequestOutput", "StepOutput"]
 

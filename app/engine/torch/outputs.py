@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.engine.torch.request import FinishReason
 from app.events.schema import CacheEvent
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Natural logarithms of probabilities at one place of an output.
-
-    They are of the raw distribution, `log_softmax` of the model's logits in float32, as OpenAI and vLLM give
-    them: what the request asks of sampling changes the choice, but not these. So the chosen token may be none
-    of the likeliest.
-
-    Attributes:
-        logprob: the chosen token's.
-        likeliest: (token id, logprob) of as many as were asked for, the likeliest first.
-    """
-
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...]
+from app.generation import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

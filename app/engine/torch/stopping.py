@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from app.engine.torch.request import FinishReason, Request
+from app.engine.torch.request import Request
+from app.generation import FinishReason
 
 
 def ending(

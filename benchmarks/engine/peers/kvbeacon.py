@@ -10,7 +10,7 @@ import torch
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
-from app.engine.torch.request import SamplingParams
+from app.generation import SamplingParams
 from benchmarks.engine.peers.server import Generate, serve
 
 

@@ -10,9 +10,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from app.api.openai.requests import ChatRequest, TextRequest, is_chat, parse_body, pinned_rank
-from app.engine.torch.request import SamplingParams
 from app.errors import InvalidRequestError
-from app.text.structured_output import StructuredOutput
+from app.generation import SamplingParams, StructuredOutput
 
 
 def text(**fields: Any) -> TextRequest:

@@ -18,9 +18,9 @@ from starlette.types import Message
 from app.api.openai.responses import AnswerShape
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
 from app.deployments.ingress.dispatcher import RankStream
-from app.deployments.messages import RankMessage, Refusal, TokenChunk
-from app.engine.torch.outputs import TokenLogprobs
+from app.deployments.messages import RankMessage, Refusal
 from app.errors import EngineFailedError
+from app.generation import TokenChunk, TokenLogprobs
 from app.text.tokenizer import Tokenizer
 
 SHAPE = AnswerShape("text", "1", "m")

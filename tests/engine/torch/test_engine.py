@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from app import hashing
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine, RequestOutput
-from app.engine.torch.request import SamplingParams
 from app.errors import (
     ConfigError,
     InvalidRequestError,
@@ -21,6 +20,7 @@ from app.errors import (
     QueueFullError,
 )
 from app.events.schema import AllBlocksCleared, BlockStored
+from app.generation import SamplingParams
 from tests.support.engine.runs import run, tokens_of
 
 BLOCK = 4

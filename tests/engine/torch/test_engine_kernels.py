@@ -8,7 +8,7 @@ import torch
 
 from app.config import Device, EngineConfig
 from app.engine.torch.engine import Engine
-from app.engine.torch.request import SamplingParams
+from app.generation import SamplingParams
 from tests.kernels.harness import run_uninterpreted
 
 PROMPTS = [list(range(10, 47)), list(range(100, 103)), [7]]

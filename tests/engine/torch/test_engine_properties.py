@@ -20,8 +20,8 @@ from app.engine.torch.model.architecture import read_architecture
 from app.engine.torch.model.decoder import Decoder
 from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
-from app.engine.torch.request import SamplingParams
 from app.events.schema import CacheEvent
+from app.generation import SamplingParams
 from kernels import load_kernels
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples

@@ -16,13 +16,13 @@ from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.memory.available import available_bytes
 from app.engine.torch.memory.placement import resolve_device, resolve_dtype
-from app.engine.torch.request import SamplingParams
 from app.errors import (
     ConfigError,
     InsufficientMemoryError,
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from app.generation import SamplingParams
 
 MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
 QWEN: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}

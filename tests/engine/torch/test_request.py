@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.engine.torch.request import SamplingParams
 from app.errors import InvalidRequestError
+from app.generation import SamplingParams
 
 
 @pytest.mark.parametrize(

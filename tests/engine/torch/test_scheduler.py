@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from app.config import SchedulerConfig
 from app.engine.cache.prefix_cache import PrefixCache
-from app.engine.torch.request import Request, SamplingParams
+from app.engine.torch.request import Request
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
+from app.generation import SamplingParams
 from tests.support.examples import examples
 
 BLOCK = 4

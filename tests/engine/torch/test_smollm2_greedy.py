@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
-from app.engine.torch.request import SamplingParams
+from app.generation import SamplingParams
 from app.text.tokenizer import Tokenizer
 
 NUM_TOKENS = 60

@@ -10,8 +10,8 @@ import pytest
 from app import hashing
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine, RequestOutput
-from app.engine.torch.request import SamplingParams
 from app.events.schema import BlockRemoved, BlockStored
+from app.generation import SamplingParams
 from app.routing.index.prefix_index import PrefixIndex
 from tests.support.depths import depth_by_rank
 from tests.support.engine.runs import run

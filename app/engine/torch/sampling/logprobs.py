@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from app.engine.torch.outputs import TokenLogprobs
+from app.generation import TokenLogprobs
 
 
 def token_logprobs(logits: Tensor, token_id: int, num_likeliest: int) -> TokenLogprobs:

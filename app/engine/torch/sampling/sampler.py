@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.engine.torch.outputs import TokenLogprobs
-from app.engine.torch.request import Request, SamplingParams
+from app.engine.torch.request import Request
 from app.engine.torch.sampling.logit_changes import changed_logits
 from app.engine.torch.sampling.logprobs import token_logprobs
 from app.errors import RequestFailedError
+from app.generation import SamplingParams, TokenLogprobs
 
 # Most nuclei (top_p) are small: looking among this many first spares sorting the vocabulary.
 FIRST_CANDIDATES = 512

@@ -28,8 +28,9 @@ from app.engine.torch.model.architecture import read_architecture
 from app.engine.torch.model.decoder import Decoder
 from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
-from app.engine.torch.request import Request, SamplingParams
+from app.engine.torch.request import Request
 from app.engine.torch.scheduler import Scheduler
+from app.generation import SamplingParams
 from kernels import load_kernels
 from kernels.backends import BACKENDS
 

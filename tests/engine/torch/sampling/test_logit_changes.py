@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from app.engine.torch.request import Request, SamplingParams
+from app.engine.torch.request import Request
 from app.engine.torch.sampling.logit_changes import changed_logits
 from app.engine.torch.sampling.logprobs import token_logprobs
 from app.engine.torch.sampling.sampler import sample
 from app.errors import RequestFailedError
+from app.generation import SamplingParams
 
 VOCAB = 50
 EOS = (2, 4)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.engine.torch.request import Request, SamplingParams
+from app.engine.torch.request import Request
 from app.engine.torch.sampling.sampler import Sampled, probabilities, sample
+from app.generation import SamplingParams
 
 EOS = (2,)
 

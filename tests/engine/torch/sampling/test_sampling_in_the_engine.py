@@ -10,9 +10,8 @@ import pytest
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine, RequestOutput
-from app.engine.torch.request import SamplingParams
 from app.errors import InvalidRequestError
-from app.text.structured_output import StructuredOutput
+from app.generation import SamplingParams, StructuredOutput
 from app.text.text_stream import TextStream
 from tests.support.engine.runs import run, tokens_of
 

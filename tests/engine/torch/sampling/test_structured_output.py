@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
-from app.engine.torch.request import SamplingParams
+from app.generation import SamplingParams, StructuredOutput
 from app.text.grammar import GrammarCompiler
-from app.text.structured_output import StructuredOutput
 from app.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]

@@ -1,0 +1,164 @@
+"""What every engine and every API share: sampling parameters, structured outputs, token chunks, logprobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.errors import InvalidRequestError
+
+FinishReason = Literal["stop", "length", "error"]
+MAX_LOGPROBS = 20
+"""Likeliest tokens whose logprobs a request may ask for, beside each output token's own."""
+MAX_SOURCE_CHARS = 65_536
+"""Characters of a schema, regex, grammar or list of choices at most: what compiles within about a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """A constraint as it was asked for.
+
+    Attributes:
+        kind: what `source` is.
+        source: a JSON schema or a list of choices, both as JSON; a regex; a grammar in Lark's or llama.cpp's
+            notation.
+        field: the request's field that `source` came in, for errors.
+
+    Raises:
+        InvalidRequestError: the source is too long.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    source: str
+    field: str
+
+    def __post_init__(self) -> None:
+        if len(self.source) > MAX_SOURCE_CHARS:
+            raise InvalidRequestError(
+                f"{self.field}: {len(self.source)} characters; allowed: at most {MAX_SOURCE_CHARS}",
+                param=self.field,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How output tokens are chosen and when they end.
+
+    Attributes:
+        max_tokens: output tokens at most; clipped to what the context and the cache allow.
+        temperature: 0 takes the likeliest token (as does anything below 1e-5).
+        top_k: only the k likeliest tokens; 0 is off.
+        top_p: only the fewest likeliest tokens whose probabilities reach this sum; 1 is off.
+        seed: gives the same tokens whatever else is in the batch; None draws one.
+        stop: strings that end the output.
+        stop_token_ids: tokens that end the output, and are its last.
+        ignore_eos: go on after the model's end-of-sequence tokens.
+        min_tokens: output tokens before which no end-of-sequence or stop token comes and no stop string is
+            looked for. A structured output that is complete ends all the same.
+        min_p: only tokens at least this fraction as likely as the likeliest; 0 is off.
+        presence_penalty: taken once off the logits of tokens that the output has (OpenAI's definition).
+        frequency_penalty: taken off for every time that the output has a token (OpenAI's definition).
+        repetition_penalty: divides positive logits of tokens that prompt or output have and multiplies
+            negative ones (https://arxiv.org/abs/1909.05858); 1 is off.
+        logit_bias: token id to what is added to its logit.
+        logprobs: how many likeliest tokens' logprobs to give beside each output token's own; None is off.
+        structured_output: what the output must be.
+
+    Raises:
+        InvalidRequestError: a value is out of range.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    structured_output: StructuredOutput | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check(0 <= self.temperature < float("inf"), "temperature", self.temperature, "at least 0 and finite")
+        _check(self.top_k >= 0, "top_k", self.top_k, "at least 1, or 0 for off")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check("" not in self.stop, "stop", self.stop, "strings of at least one character")
+        self._check_shaping()
+
+    def _check_shaping(self) -> None:
+        allowed = f"0 to max_tokens, which is {self.max_tokens}"
+        _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, allowed)
+        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "0 to 1")
+        _check(-2 <= self.presence_penalty <= 2, "presence_penalty", self.presence_penalty, "-2 to 2")
+        _check(-2 <= self.frequency_penalty <= 2, "frequency_penalty", self.frequency_penalty, "-2 to 2")
+        penalty = self.repetition_penalty
+        _check(0.01 <= penalty <= 100, "repetition_penalty", penalty, "0.01 to 100; 1 is off")
+        for token_id, bias in self.logit_bias.items():
+            _check(-100 <= bias <= 100, f"logit_bias.{token_id}", bias, "-100 to 100")
+        logprobs = self.logprobs
+        allowed = f"0 to {MAX_LOGPROBS}, or None for off"
+        _check(logprobs is None or 0 <= logprobs <= MAX_LOGPROBS, "logprobs", logprobs, allowed)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether chance has no part. Dividing logits by less than 1e-5 would only make it slower."""
+        return self.temperature < 1e-5 or self.top_k == 1
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a bias, a penalty or `min_tokens` stands between the model's logits and the choice."""
+        return bool(
+            self.logit_bias
+            or self.min_tokens
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities at one place of an output.
+
+    They are of the raw distribution, `log_softmax` of the model's logits in float32, as OpenAI and vLLM give
+    them: what the request asks of sampling changes the choice, but not these. So the chosen token may be none
+    of the likeliest.
+
+    Attributes:
+        logprob: the chosen token's.
+        likeliest: (token id, logprob) of as many as were asked for, the likeliest first.
+    """
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class TokenChunk:
+    """What one engine step added to a sample of a request.
+
+    `finish_reason` is None while the sample goes on, else `stop` or `length`. `index` is the sample's number;
+    the stream ends when every sample has. The prompt's tokens are the same in every chunk: they count once.
+    `logprobs` has one entry per token if the request asked for them.
+    """
+
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    finish_reason: str | None = None
+    index: int = 0
+    logprobs: list[TokenLogprobs] | None = None
+
+
+def _check(ok: bool, field_name: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise InvalidRequestError(f"{field_name} = {value!r}; allowed: {allowed}", param=field_name)
