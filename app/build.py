@@ -13,7 +13,7 @@ from ray.serve.schema import LoggingConfig
 from app.config import AppConfig, load_config
 from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
-from app.deployments.replica_addressing import RankRequestRouter
+from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
 from app.events.endpoints import parse
 
@@ -39,7 +39,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
     parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
 
     # Ray accepts the class, as documented; its annotation knows only dicts.
-    request_router = RequestRouterConfig(request_router_class=RankRequestRouter)  # type: ignore[arg-type]
+    request_router = RequestRouterConfig(request_router_class=ReplicaAddressing)  # type: ignore[arg-type]
     ranks = serve.deployment(
         name="DPRank",
         num_replicas=config.dp_size,

@@ -73,10 +73,10 @@ class TimedRouter(Router):
         self._chosen[request.request_id] = time.monotonic()
         return answer
 
-    async def hear(self, sender: str, reservations: Sequence[PeerReservation]) -> None:
+    async def add_peer_reservations(self, router: str, reservations: Sequence[PeerReservation]) -> None:
         """As the real one."""
-        await super().hear(sender, reservations)
-        if sender != self._replica_id:
+        await super().add_peer_reservations(router, reservations)
+        if router != self._replica_id:
             self._heard |= {each.request_id: time.monotonic() for each in reservations}
 
     async def timings(self) -> tuple[dict[str, float], dict[str, float], float]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.interface import Kernels
-from kernels.unfused_gated_linear import by_parts
+from kernels.unfused_gated_linear import unfused_gated_linear
 
 
 def store_kv(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor) -> None:
@@ -170,5 +170,5 @@ KERNELS = Kernels(
     silu_and_mul=silu_and_mul,
     top_k_top_p=top_k_top_p,
     pack_linear=ReferenceLinear,
-    pack_gated_linear=by_parts(ReferenceLinear, silu_and_mul),
+    pack_gated_linear=unfused_gated_linear(ReferenceLinear, silu_and_mul),
 )

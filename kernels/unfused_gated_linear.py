@@ -21,7 +21,7 @@ class GatedByParts:
         return self.silu_and_mul(self.linear(x))
 
 
-def by_parts(pack_linear: PackLinear, silu_and_mul: SiluAndMul) -> PackGatedLinear:
+def unfused_gated_linear(pack_linear: PackLinear, silu_and_mul: SiluAndMul) -> PackGatedLinear:
     """A `PackGatedLinear` made of a backend's own ops."""
 
     def pack_gated_linear(weight: Tensor, bias: Tensor | None = None) -> GatedByParts:

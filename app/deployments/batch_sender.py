@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from app.deployments.detached_task import apart
+from app.deployments.detached_task import detached_task
 
 Item = TypeVar("Item")
 
 
-class Outbox(Generic[Item]):
+class BatchSender(Generic[Item]):
     """Sends what is put into it: the first item at once, what comes within an interval together after it.
 
     Args:
@@ -37,7 +37,7 @@ class Outbox(Generic[Item]):
         """Have `item` sent soon; returns at once."""
         self._waiting.append(item)
         if self._sending is None or self._sending.done():
-            self._sending = apart(self._send_all())
+            self._sending = detached_task(self._send_all())
 
     async def _send_all(self) -> None:
         while self._waiting:

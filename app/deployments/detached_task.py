@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-def apart(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+def detached_task(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
     """A task for `work` that knows nothing of the request on whose behalf this is called.
 
     Needed wherever a request makes several calls to chosen replicas at once. Ray Serve gives all calls of one

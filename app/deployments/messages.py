@@ -61,7 +61,7 @@ class ChooseRequest:
     """What a router must know of a request: the prompt's length and the wire hashes of its full blocks.
 
     `exclude` holds the ranks that the request has failed on already; `session_id` is what the client calls
-    its session. `ask` orders the times that routers, any of them, are asked for this request.
+    its session. `choice_seq` orders the times that routers, any of them, are asked for this request.
     """
 
     request_id: str
@@ -70,7 +70,7 @@ class ChooseRequest:
     pinned_rank: int | None = None
     exclude: frozenset[int] = frozenset()
     session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
-    ask: int = 0
+    choice_seq: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Unroutable:
 
 @dataclass(frozen=True)
 class PeerReservation:
-    """What one router reserved, for the others: they must not take the rank for idle. `ask` as above."""
+    """What one router reserved, for the others: they must not take the rank for idle."""
 
     request_id: str
     rank: int
     replica_id: str
     uncached_tokens: int
-    ask: int
+    choice_seq: int

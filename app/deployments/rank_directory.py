@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from app.deployments.detached_task import apart
+from app.deployments.detached_task import detached_task
 from app.deployments.messages import RankInfo
 
 
@@ -26,7 +26,7 @@ class RankDirectory:
         self._known: frozenset[str] = frozenset()
         """Replica ids that answered the last look."""
 
-    async def look(self) -> list[RankInfo]:
+    async def poll(self) -> list[RankInfo]:
         """The ranks that answered in time, by number: none while none has started."""
         try:
             response = self._ranks.broadcast("describe")
@@ -35,7 +35,7 @@ class RankDirectory:
             answers = []
         except TimeoutError:
             # One replica that hangs spoils the whole broadcast: the others are asked by name.
-            asked = [apart(self._ask(replica_id)) for replica_id in self._known]
+            asked = [detached_task(self._ask(replica_id)) for replica_id in self._known]
             answers = await asyncio.gather(*asked, return_exceptions=True)
         infos = [answer for answer in answers if isinstance(answer, RankInfo)]
         self._known = frozenset(info.replica_id for info in infos)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 
-class RankRequestRouter(RequestRouter):
+class ReplicaAddressing(RequestRouter):
     """Ray Serve's extension point for choosing replicas, reduced to an address."""
 
     async def choose_replicas(

@@ -15,7 +15,7 @@ Trust = Literal["exact", "syncing", "stale"]
 """Whether a router knows a rank's cache, is finding out, or can't know."""
 
 
-class Alive(Mapping[int, Trust]):
+class RoutableRanks(Mapping[int, Trust]):
     """The ranks that can take requests at one moment, lowest first, each with its trust. Never changes.
 
     Attributes:
@@ -61,14 +61,14 @@ class Membership:
 
     def __init__(self) -> None:
         self._trusts: dict[int, Trust] = {}
-        self._alive: Alive | None = Alive({})
+        self._alive: RoutableRanks | None = RoutableRanks({})
         """None after a change, until somebody asks."""
 
     @property
-    def alive(self) -> Alive:
+    def alive(self) -> RoutableRanks:
         """The ranks as they are now; the same object until something changes."""
         if self._alive is None:
-            self._alive = Alive(self._trusts)
+            self._alive = RoutableRanks(self._trusts)
         return self._alive
 
     def set(self, rank: int, trust: Trust) -> None:

@@ -36,7 +36,7 @@ class RankView:
         free_tokens: of the cache, what no request there holds, waits for or was sent for, evictable blocks
             included; below 0 where more is wanted than there is, at most 0 where the batch is full, infinite
             where nothing is held or the rank doesn't say.
-        place_wait_s: seconds until there is a place in the batch.
+        batch_slot_wait_s: seconds until there is a place in the batch.
         release_s: seconds from one token's release there to the next.
     """
 
@@ -49,7 +49,7 @@ class RankView:
     assigned_requests: int
     trust: Trust
     free_tokens: float = inf
-    place_wait_s: float = 0.0
+    batch_slot_wait_s: float = 0.0
     release_s: float = 0.0
 
 
@@ -61,7 +61,7 @@ COUNTS: Final = (
     "assigned_tokens",
     "assigned_requests",
     "free_tokens",
-    "place_wait_s",
+    "batch_slot_wait_s",
     "release_s",
 )
 """What is counted for each rank: the rows of `RankViews.counts`."""
@@ -143,7 +143,7 @@ class RankViews(Sequence[RankView]):
         return self._row(4)
 
     @property
-    def place_wait_s(self) -> Floats:
+    def batch_slot_wait_s(self) -> Floats:
         return self._row(5)
 
     @property
@@ -181,7 +181,7 @@ class RankViews(Sequence[RankView]):
             assigned_requests=int(assigned),
             trust=self.trust[position],
             free_tokens=free,
-            place_wait_s=place,
+            batch_slot_wait_s=place,
             release_s=release,
         )
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from app.events.schema import CacheEvent, LoadStat
-from app.routing.index.index_writer import IndexSink
+from app.routing.index.index_writer import IndexWriter
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive, Membership
+from app.routing.membership import Membership, RoutableRanks
 from app.simulation.clock import Clock
 from app.simulation.config import FeedConfig
 from app.simulation.ranks.rank import Rank
@@ -45,7 +45,7 @@ class Feed:
         self._ranks = ranks
         self._loads = loads
         self._rng = random.Random(seed)
-        self._sinks = [IndexSink(index, rank) for rank in range(len(ranks))]
+        self._sinks = [IndexWriter(index, rank) for rank in range(len(ranks))]
         self._membership = Membership()
         self._due = [0.0] * len(ranks)
         """When each rank's last batch comes, or came."""
@@ -58,7 +58,7 @@ class Feed:
             self._membership.set(rank, "exact")
 
     @property
-    def alive(self) -> Alive:
+    def alive(self) -> RoutableRanks:
         """All ranks, and how well each one's cache is known now."""
         return self._membership.alive
 

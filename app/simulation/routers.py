@@ -15,7 +15,7 @@ from app.config import PolicyName, RoutingConfig
 from app.routing.decisions.chooser import Chooser, Decision, Prompt
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive
+from app.routing.membership import RoutableRanks
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig
 
@@ -45,7 +45,7 @@ class Routers:
         self._peer_delay_s = config.feed.peer_delay_s
         self._clock = clock
 
-    def choose(self, prompt: Prompt, alive: Alive) -> Decision:
+    def choose(self, prompt: Prompt, alive: RoutableRanks) -> Decision:
         """Let the next router choose a rank and reserve."""
         router = next(self._turns)
         decision = self._choosers[router].choose(prompt, alive, self._clock.now)
@@ -57,4 +57,4 @@ class Routers:
     def _tell(self, router: int, request_id: str, rank: int, uncached_tokens: int) -> None:
         for number, load in enumerate(self.loads):
             if number != router:
-                load.hear(rank, request_id, uncached_tokens, self._clock.now, ask=0)
+                load.add_peer_reservation(rank, request_id, uncached_tokens, self._clock.now, choice_seq=0)

@@ -17,7 +17,7 @@ from app.events.endpoints import PublisherInfo
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.subscriber import RankSubscriber
 from app.events.snapshot import CacheSnapshot
-from app.routing.index.index_writer import IndexSink
+from app.routing.index.index_writer import IndexWriter
 from app.routing.index.prefix_index import PrefixIndex
 from benchmarks.events.rank import Published, RankProcess, Work, cpu_s
 
@@ -57,7 +57,7 @@ class _Router:
         self.index = PrefixIndex()
         self._subscriber = RankSubscriber(
             info,
-            IndexSink(self.index, 0),
+            IndexWriter(self.index, 0),
             fetch_snapshot=fetch_snapshot,
             on_load=_ignore,
             on_acknowledged=_ignore,

@@ -12,10 +12,10 @@ from app.config import RoutingConfig
 from app.events.batch_codec import decode_batch, encode_batch
 from app.events.schema import MEDIUM, BlockRemoved, BlockStored, CacheEvent, EventBatch, LoadStat
 from app.routing.decisions.chooser import Chooser, Prompt
-from app.routing.index.index_writer import IndexSink
+from app.routing.index.index_writer import IndexWriter
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive
+from app.routing.membership import RoutableRanks
 from benchmarks.index.workload import Event
 
 BLOCK_SIZE = 16
@@ -50,14 +50,14 @@ class Router:
     def __init__(self, num_ranks: int) -> None:
         rng = random.Random(1)
         self.index = PrefixIndex()
-        self._sinks = [IndexSink(self.index, rank) for rank in range(num_ranks)]
+        self._sinks = [IndexWriter(self.index, rank) for rank in range(num_ranks)]
         self._load = LoadBook(RoutingConfig())
         for rank in range(num_ranks):
             self._load.join(rank)
             self._load.report(
                 rank, LoadStat(4, 2, 0, 1, rank, rng.randrange(_MAX_WAITING_TOKENS), 0, 64, 0, 0)
             )
-        self._alive = Alive(dict.fromkeys(range(num_ranks), "exact"))
+        self._alive = RoutableRanks(dict.fromkeys(range(num_ranks), "exact"))
         self._chooser = Chooser(self.index, self._load, "predicted_ttft", num_ranks)
         self._ids = map(str, itertools.count())
         self._last_id = ""

@@ -9,7 +9,7 @@ from kernels.torch import cache as torch_cache
 from kernels.torch import elementwise as torch_elementwise
 from kernels.torch import linear as torch_linear
 from kernels.torch import sampling as torch_sampling
-from kernels.unfused_gated_linear import by_parts
+from kernels.unfused_gated_linear import unfused_gated_linear
 
 KERNELS = Kernels(
     name="torch",
@@ -24,5 +24,5 @@ KERNELS = Kernels(
     silu_and_mul=torch_elementwise.silu_and_mul,
     top_k_top_p=torch_sampling.top_k_top_p,
     pack_linear=torch_linear.pack_linear,
-    pack_gated_linear=by_parts(torch_linear.pack_linear, torch_elementwise.silu_and_mul),
+    pack_gated_linear=unfused_gated_linear(torch_linear.pack_linear, torch_elementwise.silu_and_mul),
 )

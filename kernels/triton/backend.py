@@ -10,7 +10,7 @@ from kernels.triton import attention as triton_attention
 from kernels.triton import cache as triton_cache
 from kernels.triton import norm as triton_norm
 from kernels.triton import rotary as triton_rotary
-from kernels.unfused_gated_linear import by_parts
+from kernels.unfused_gated_linear import unfused_gated_linear
 
 KERNELS = replace(
     torch_backend.KERNELS,
@@ -21,5 +21,5 @@ KERNELS = replace(
     fused_add_rms_norm=triton_norm.fused_add_rms_norm,
     rotary_embedding=triton_rotary.rotary_embedding,
     silu_and_mul=triton_activation.silu_and_mul,
-    pack_gated_linear=by_parts(torch_backend.KERNELS.pack_linear, triton_activation.silu_and_mul),
+    pack_gated_linear=unfused_gated_linear(torch_backend.KERNELS.pack_linear, triton_activation.silu_and_mul),
 )

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from app.deployments.detached_task import apart
+from app.deployments.detached_task import detached_task
 
 request_id: ContextVar[str] = ContextVar("request_id", default="none")
 
@@ -20,8 +20,8 @@ async def test_work_apart_knows_no_request_and_its_result_and_errors_come_back()
 
     token = request_id.set("served")
     try:
-        assert (await told(), await apart(told())) == ("served", "none")
+        assert (await told(), await detached_task(told())) == ("served", "none")
         with pytest.raises(ValueError, match="broke"):
-            await apart(fail())
+            await detached_task(fail())
     finally:
         request_id.reset(token)

@@ -37,7 +37,7 @@ def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
 
 async def test_routers_do_not_herd_onto_a_rank_that_has_not_reported_yet(graph: ServeGraph) -> None:
     async with httpx.AsyncClient(base_url=graph.url, timeout=60) as http:
-        client = Client(http, await num_heard(http))
+        client = Client(http, await num_peer_reservations(http))
         pairs: list[Pair] = []
         while sum(pair.by_two_routers for pair in pairs) < PAIRS:
             pairs.append(await client.choose_pair())
@@ -104,10 +104,10 @@ class Client:
         return response
 
     async def _is_heard(self) -> bool:
-        return await num_heard(self._http) == self._num_sent
+        return await num_peer_reservations(self._http) == self._num_sent
 
 
-async def num_heard(http: httpx.AsyncClient) -> int:
+async def num_peer_reservations(http: httpx.AsyncClient) -> int:
     routers = (await http.get("/router/stats")).json()
     assert len(routers) == 2
     return sum(router["heard_from_routers"]["reservations"] for router in routers)

@@ -84,7 +84,7 @@ def files_in(folder: Path) -> set[str]:
 
 def start(name: str, cache: Path, known: KnownModel | None = None) -> subprocess.Popen[str]:
     """`python -m app.models.store` in a process of its own; `known` is made known there too."""
-    program = f"import sys; from app import model_store as s; s.KNOWN_MODELS[{name!r}] = s.{known!r}; "
+    program = f"import sys; from app.models import store as s; s.KNOWN_MODELS[{name!r}] = s.{known!r}; "
     program += "sys.exit(s.main())"
     run = ["-m", "app.models.store"] if known is None else ["-c", program]
     return subprocess.Popen(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.routing.membership import Alive, Membership, Trust
+from app.routing.membership import Membership, RoutableRanks, Trust
 from app.routing.rank_sets import ranks_in
 
 TRUSTS: st.SearchStrategy[Trust] = st.sampled_from(["exact", "syncing", "stale"])
@@ -22,7 +22,7 @@ def test_ranks_of_a_bit_set(bits: int) -> None:
 
 @given(trusts=st.dictionaries(st.integers(0, 70), TRUSTS, min_size=1), data=st.data())
 def test_positions_pick_the_ranks_of_a_bit_set(trusts: dict[int, Trust], data: st.DataObject) -> None:
-    alive = Alive(trusts)
+    alive = RoutableRanks(trusts)
     some = data.draw(st.sets(st.sampled_from(sorted(trusts)), min_size=1))
     picked = alive.ranks[alive.positions(sum(1 << rank for rank in some))]
     assert np.ravel(picked).tolist() == sorted(some)
@@ -30,7 +30,7 @@ def test_positions_pick_the_ranks_of_a_bit_set(trusts: dict[int, Trust], data: s
 
 @given(trusts=st.dictionaries(st.integers(0, 70), TRUSTS))
 def test_a_snapshot_is_the_mapping_it_was_made_of(trusts: dict[int, Trust]) -> None:
-    alive = Alive(trusts)
+    alive = RoutableRanks(trusts)
     assert alive == trusts
     assert alive.ranks.tolist() == list(alive) == sorted(trusts)
     assert list(alive.trusts) == [trusts[rank] for rank in alive]

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, model_validator
 from app.config import Settings
 
 
-class Fields(Settings):
+class RequestModel(Settings):
     """An object of a request. As with OpenAI, null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True)

@@ -15,8 +15,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 from starlette.datastructures import Headers
 
-from app.api.openai.request_model import Fields
-from app.api.openai.response_format import StructuredFields
+from app.api.openai.request_model import RequestModel
+from app.api.openai.response_format import StructuredOutputFields
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS, SamplingParams
 from app.hashing import MAX_SALT_CHARS
@@ -48,7 +48,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     ),
 }
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
-"""Fields that never change an answer."""
+"""RequestModel that never change an answer."""
 
 MAX_SAMPLES = 128
 """Answers to one prompt at most, as OpenAI has it."""
@@ -65,13 +65,13 @@ TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-class StreamOptions(Fields):
+class StreamOptions(RequestModel):
     """What a stream carries besides its chunks."""
 
     include_usage: bool = False
 
 
-class CompletionFields(StructuredFields):
+class CompletionFields(StructuredOutputFields):
     """What chat and text completions have in common."""
 
     model: str | None = None
@@ -160,14 +160,14 @@ class CompletionFields(StructuredFields):
         )
 
 
-class TextPart(Fields):
+class TextPart(RequestModel):
     """One part of a message whose content is a list."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Fields):
+class Message(RequestModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.api.openai.request_model import Fields
+from app.api.openai.request_model import RequestModel
 from app.errors import InvalidRequestError
 from app.generation import StructuredOutput
 
@@ -18,7 +18,7 @@ Choices = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=
 ANY_OBJECT = '{"type": "object"}'
 
 
-class NamedSchema(Fields):
+class NamedSchema(RequestModel):
     """OpenAI's `response_format.json_schema`; its outputs always keep to the schema, `strict` or not."""
 
     name: str | None = None
@@ -27,7 +27,7 @@ class NamedSchema(Fields):
     strict: bool = False
 
 
-class ResponseFormat(Fields):
+class ResponseFormat(RequestModel):
     """OpenAI's `response_format`."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -41,7 +41,7 @@ class ResponseFormat(Fields):
         return self
 
 
-class StructuredOutputs(Fields):
+class StructuredOutputs(RequestModel):
     """vLLM's `structured_outputs`."""
 
     json_schema: JsonSchema | None = Field(None, alias="json")
@@ -51,7 +51,7 @@ class StructuredOutputs(Fields):
     json_object: bool = False
 
 
-class StructuredFields(Fields):
+class StructuredOutputFields(RequestModel):
     """Everything by which a request can ask for a structured output; at most one of it may be given."""
 
     response_format: ResponseFormat | None = None

@@ -22,7 +22,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from app import hashing
-from app.deployments.batch_sender import Outbox
+from app.deployments.batch_sender import BatchSender
 from app.deployments.ingress.attempt import Attempt
 from app.deployments.messages import (
     Assignment,
@@ -137,8 +137,10 @@ class Dispatcher:
         self._ranks: DeploymentHandle[Any] = ranks.options(stream=True, _by_reference=False)
         self._block_size = block_size
         self._max_retries = max_retries
-        self._outcomes = Outbox(partial(tell_routers, self._router, "learn"), interval_s=_NEWS_INTERVAL_S)
-        self._asks = itertools.count()
+        self._outcomes = BatchSender(
+            partial(tell_routers, self._router, "record_outcomes"), interval_s=_NEWS_INTERVAL_S
+        )
+        self._choice_seqs = itertools.count()
         self._releases: set[asyncio.Future[Any]] = set()
         """Keeps calls that nobody awaits from being collected before they end."""
 
@@ -207,7 +209,7 @@ class Dispatcher:
     async def _ask_router(self, method: str, request: ChooseRequest) -> Any:
         deadline = time.monotonic() + _ROUTER_PATIENCE_S
         while time.monotonic() < deadline:
-            numbered = replace(request, ask=next(self._asks))
+            numbered = replace(request, choice_seq=next(self._choice_seqs))
             try:
                 # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
                 async with asyncio.timeout(ROUTER_TIMEOUT_S):

@@ -56,7 +56,7 @@ logger = logging.getLogger("ray.serve")
 UNLIMITED = sys.maxsize
 """Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
 
-LOOK_TIMEOUT_S = 0.75
+POLL_TIMEOUT_S = 0.75
 """Seconds that a rank gets to describe itself; SGLang's router waits 2 s in all for `/server_info`."""
 
 AUDIT_TIMEOUT_S = 60.0
@@ -112,7 +112,7 @@ class Ingress:
     ) -> None:
         self._config = config
         self._routers = RouterClient(router)
-        self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)
+        self._directory = RankDirectory(ranks, timeout_s=POLL_TIMEOUT_S)
         self._model_name = served_name(config.model)
         model_dir = resolve_model(config.model)
         self._tokenizer = Tokenizer.from_folder(model_dir)
@@ -158,7 +158,7 @@ class Ingress:
     @api.get("/get_server_info")
     async def server_info(self) -> Json:
         """The deployment's descriptor."""
-        return server_info(self._config, self._max_model_len, await self._directory.look())
+        return server_info(self._config, self._max_model_len, await self._directory.poll())
 
     @api.get("/model_info")
     @api.get("/get_model_info")

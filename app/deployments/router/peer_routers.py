@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ray import serve
 
-from app.deployments.batch_sender import Outbox
+from app.deployments.batch_sender import BatchSender
 from app.deployments.messages import PeerReservation
 from app.deployments.router_client import tell_routers
 
@@ -34,13 +34,13 @@ class PeerRouters:
         self._routers: Any = serve.get_deployment_handle(context.deployment, context.app_name).options(
             _by_reference=False
         )
-        self._outbox: Outbox[PeerReservation] = Outbox(self._send, interval_s=INTERVAL_S)
+        self._outbox: BatchSender[PeerReservation] = BatchSender(self._send, interval_s=INTERVAL_S)
 
-    def note(self, reservation: PeerReservation) -> None:
+    def add(self, reservation: PeerReservation) -> None:
         """Have the others hear of it soon; returns at once."""
         if not self._is_alone:
             self._outbox.put(reservation)
 
     async def _send(self, reservations: Sequence[PeerReservation]) -> None:
         # Ray calls all replicas, this one too: it knows by the name that these are its own.
-        await tell_routers(self._routers, "hear", self._me, reservations)
+        await tell_routers(self._routers, "add_peer_reservations", self._me, reservations)

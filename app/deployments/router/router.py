@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
-from app.deployments.detached_task import apart
+from app.deployments.detached_task import detached_task
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
 from app.deployments.rank_directory import RankDirectory
@@ -32,10 +32,10 @@ from app.routing.tracking.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
 
-LOOK_TIMEOUT_S = 2.0
+POLL_TIMEOUT_S = 2.0
 """Seconds that a rank gets to describe itself: a busy one should not be missed."""
 
-FIRST_LOOK_S = 3.0
+FIRST_POLL_S = 3.0
 """Seconds that a new router looks for a rank before it takes requests. When it replaces another one, ranks
 answer at once; when everything starts, they are still loading, and there is nothing to route to."""
 
@@ -57,7 +57,7 @@ class Router:
         log_with_ray()
         routing = config.routing
         self._ranks = ranks
-        self._directory = RankDirectory(ranks, timeout_s=LOOK_TIMEOUT_S)
+        self._directory = RankDirectory(ranks, timeout_s=POLL_TIMEOUT_S)
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         index = PrefixIndex()
@@ -69,7 +69,7 @@ class Router:
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, index, self._fetch_snapshot)
         self._peers = PeerRouters(routing.num_routers)
-        self._num_heard_of_strangers = 0
+        self._num_unknown_peer_reservations = 0
         self._replica_id = serve.get_replica_context().replica_id.unique_id
         self._discovery = asyncio.create_task(self._discover_forever())
         await self._until_some_rank_is_known()
@@ -80,29 +80,31 @@ class Router:
             decision = self._decide(self._chooser.choose, request)
         except RequestError as error:
             return Unroutable(error)
-        self._decisions.note(request.request_id, decision)
+        self._decisions.record(request.request_id, decision)
         replica_id = self._tracker.replica_id(decision.rank)
-        self._peers.note(
+        self._peers.add(
             PeerReservation(
                 request.request_id,
                 decision.rank,
                 replica_id,
                 decision.uncached_tokens,
-                request.ask,
+                request.choice_seq,
             )
         )
         return Assignment(decision.rank, replica_id)
 
-    async def hear(self, router: str, reservations: Sequence[PeerReservation]) -> None:
+    async def add_peer_reservations(self, router: str, reservations: Sequence[PeerReservation]) -> None:
         """What a router, perhaps this one, has reserved."""
         if router == self._replica_id:
             return
         now = time.monotonic()
         for each in reservations:
             if self._tracker.follows(each.rank, each.replica_id):
-                self._load.hear(each.rank, each.request_id, each.uncached_tokens, now, each.ask)
+                self._load.add_peer_reservation(
+                    each.rank, each.request_id, each.uncached_tokens, now, each.choice_seq
+                )
             else:
-                self._num_heard_of_strangers += 1
+                self._num_unknown_peer_reservations += 1
 
     async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
@@ -135,13 +137,13 @@ class Router:
             request.num_tokens,
             self._block_size,
             request.session_id,
-            request.ask,
+            request.choice_seq,
         )
 
-    async def learn(self, outcomes: Sequence[Outcome]) -> None:
+    async def record_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """What became of requests, of other routers' too."""
         for outcome in outcomes:
-            self._decisions.learn(outcome)
+            self._decisions.record_outcome(outcome)
 
     async def decisions(self, request_id: str) -> list[dict[str, Any]]:
         """The receipts of what this router decided for a request; none when it doesn't know it."""
@@ -153,15 +155,15 @@ class Router:
     async def stats(self) -> dict[str, Any]:
         """How good this router's decisions have been since its start."""
         heard = {
-            "reservations": self._load.num_heard,
-            "too_late": self._load.num_heard_too_late,
-            "of_unknown_replicas": self._num_heard_of_strangers,
+            "reservations": self._load.num_peer_reservations,
+            "too_late": self._load.num_late_peer_reservations,
+            "of_unknown_replicas": self._num_unknown_peer_reservations,
         }
         return {"router": self._replica_id, **self._decisions.stats.as_json(), "heard_from_routers": heard}
 
     async def audit(self) -> dict[str, Any]:
         """This router's index beside every rank's own cache."""
-        audits = await apart(self._auditor.audit(range(self._dp_size)))
+        audits = await detached_task(self._auditor.audit(range(self._dp_size)))
         ranks = [{**asdict(audit), "equal": audit.equal} for audit in audits]
         return {"router": self._replica_id, "ranks": ranks}
 
@@ -202,14 +204,14 @@ class Router:
 
     async def _until_some_rank_is_known(self) -> None:
         """Ray sends requests as soon as the constructor is done; knowing no rank, a router refuses them."""
-        deadline = time.monotonic() + FIRST_LOOK_S
+        deadline = time.monotonic() + FIRST_POLL_S
         while not self._tracker.alive() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def _discover_forever(self) -> None:
         while True:
             try:
-                await self._tracker.update(await self._directory.look())
+                await self._tracker.update(await self._directory.poll())
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class LossWatch:
+class LossDetector:
     """Knows which batch is known to exist without having come, and since when nothing was heard.
 
     Args:

@@ -37,7 +37,7 @@ from app.events.curve import CurveClient, KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.following.connection import Connection, subscriber_context
 from app.events.following.load_subscriber import LoadSubscriber
-from app.events.following.loss_detector import LossWatch
+from app.events.following.loss_detector import LossDetector
 from app.events.following.recent_batches import RecentBatches
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.sync_status import SyncRecord, SyncState, SyncStatus
@@ -142,7 +142,7 @@ class RankSubscriber:
         self._live_seq = -1  # last batch received over this connection
         self._distrust: str | None = "first snapshot"  # why a snapshot is needed
         self._observed_epoch = info.epoch
-        self._losses = LossWatch(unseen_timeout_s, probe_interval_s if self._recovery else None)
+        self._losses = LossDetector(unseen_timeout_s, probe_interval_s if self._recovery else None)
         self._recent = RecentBatches()
         self._probe: asyncio.Task[None] | None = None
         self._backoff_s = _MIN_BACKOFF_S

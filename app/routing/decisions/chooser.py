@@ -17,7 +17,7 @@ from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive, Trust
+from app.routing.membership import RoutableRanks, Trust
 from app.routing.policies.policy import POLICIES, Hints
 from app.routing.rank_view import Floats, RankView, RankViews, Tier
 
@@ -31,7 +31,7 @@ class Prompt(msgspec.Struct, frozen=True):
         num_tokens: the prompt's length, at least 1.
         block_size: tokens per block.
         session_id: the session that the client named, if it did.
-        ask: orders the times that routers are asked for this request: the last has the highest.
+        choice_seq: orders the times that routers are asked for this request: the last has the highest.
     """
 
     request_id: str
@@ -39,7 +39,7 @@ class Prompt(msgspec.Struct, frozen=True):
     num_tokens: int
     block_size: int
     session_id: str | None = None
-    ask: int = 0
+    choice_seq: int = 0
 
     @property
     def num_reusable_blocks(self) -> int:
@@ -130,7 +130,7 @@ class Chooser:
     def choose(
         self,
         prompt: Prompt,
-        alive: Alive,
+        alive: RoutableRanks,
         now: float,
         *,
         exclude: frozenset[int] = frozenset(),
@@ -140,18 +140,18 @@ class Chooser:
 
         Nothing is reserved when a later ask is known to have been answered: nobody waits for this one.
         """
-        is_wanted = self._load.supersede(prompt.request_id, prompt.ask)
+        is_wanted = self._load.supersede(prompt.request_id, prompt.choice_seq)
         decision = self.consider(prompt, alive, now, exclude=exclude, pinned_rank=pinned_rank)
         if is_wanted:
             self._load.reserve(
-                decision.rank, prompt.request_id, decision.uncached_tokens, now, ask=prompt.ask
+                decision.rank, prompt.request_id, decision.uncached_tokens, now, choice_seq=prompt.choice_seq
             )
         return decision
 
     def consider(
         self,
         prompt: Prompt,
-        alive: Alive,
+        alive: RoutableRanks,
         now: float,
         *,
         exclude: frozenset[int] = frozenset(),
@@ -201,7 +201,7 @@ class Chooser:
         """End the request's reservation, if it still has one."""
         self._load.release(request_id)
 
-    def _allowed(self, alive: Alive, exclude: frozenset[int], pinned_rank: int | None) -> Set[int]:
+    def _allowed(self, alive: RoutableRanks, exclude: frozenset[int], pinned_rank: int | None) -> Set[int]:
         if pinned_rank is None:
             allowed = alive.keys() - exclude
             if not allowed:
@@ -218,11 +218,11 @@ class Chooser:
             )
         return {pinned_rank}
 
-    def _views(self, prompt: Prompt, alive: Alive) -> RankViews:
+    def _views(self, prompt: Prompt, alive: RoutableRanks) -> RankViews:
         counts, prefill_rate = self._load.columns(alive)
         return RankViews(alive.ranks, self._tiers(prompt, alive), counts, prefill_rate, alive.trusts)
 
-    def _tiers(self, prompt: Prompt, alive: Alive) -> list[Tier]:
+    def _tiers(self, prompt: Prompt, alive: RoutableRanks) -> list[Tier]:
         """What the ranks are known to hold of the prompt's reusable blocks."""
         tiers: list[Tier] = []
         for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
@@ -232,7 +232,7 @@ class Chooser:
         return tiers
 
 
-def _no_rank_message(alive: Alive, exclude: frozenset[int]) -> str:
+def _no_rank_message(alive: RoutableRanks, exclude: frozenset[int]) -> str:
     if not alive:
         return "no rank is alive"
     return f"every rank that is alive ({list(alive)}) has already failed this request ({sorted(exclude)})"

@@ -105,7 +105,7 @@ class DecisionLog:
         self._records: OrderedDict[str, list[Record]] = OrderedDict()
         """By request, oldest first; each one's records in the order of its attempts."""
 
-    def note(self, request_id: str, decision: Decision) -> None:
+    def record(self, request_id: str, decision: Decision) -> None:
         """Keep a decision, in place of the oldest request's when there are too many."""
         self._records.setdefault(request_id, []).append(Record(decision, time.time()))
         if len(self._records) > self._capacity:
@@ -117,7 +117,7 @@ class DecisionLog:
             stats.missed_tokens += missed
             stats.missed_decisions += 1
 
-    def learn(self, outcome: Outcome) -> None:
+    def record_outcome(self, outcome: Outcome) -> None:
         """Keep what was heard of a request; of one that isn't known here, nothing."""
         record = next(
             (each for each in reversed(self.of(outcome.request_id)) if each.decision.rank == outcome.rank),

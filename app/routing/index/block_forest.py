@@ -22,7 +22,7 @@ _NOT_HELD: Final = 1 << 256
 """Stands for the parent of a block that isn't held; outside every hash's range."""
 
 
-class RankBlocks:
+class BlockForest:
     """One rank's blocks as a forest, with the counts that tell whether ancestors are missing."""
 
     def __init__(self) -> None:

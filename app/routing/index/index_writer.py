@@ -25,7 +25,7 @@ class Journal:
         self.is_void = False
 
 
-class IndexSink:
+class IndexWriter:
     """Where a subscriber puts the blocks of `rank`.
 
     Once detached it changes nothing any more, whatever its subscriber still had in hand: the rank's number

@@ -8,7 +8,7 @@
 Hashes are chained (`app.hashing`): a hash names its block and every block before it, so a rank that holds a
 block normally holds all of that block's ancestors. Then "rank r holds block d" falls from true to false once
 along a prompt, and its last true depth is found by binary search. Eviction out of order, or events that came
-without their parents, break that; each rank's `RankBlocks` knows exactly when (it counts absent parents of
+without their parents, break that; each rank's `BlockForest` knows exactly when (it counts absent parents of
 held blocks), and such a rank is walked block by block until it is whole again.
 
 That a hash names its ancestors is the one thing taken on trust: a rank that publishes a block under two
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from app.routing.index.block_forest import RankBlocks
+from app.routing.index.block_forest import BlockForest
 from app.routing.rank_sets import ranks_in
 
 
@@ -31,7 +31,7 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._ranks_of: dict[int, int] = {}
-        self._blocks_of: dict[int, RankBlocks] = {}
+        self._blocks_of: dict[int, BlockForest] = {}
         self._broken_ranks = 0
         """Bit set of the ranks that hold some block without all of its ancestors."""
 
@@ -60,7 +60,7 @@ class PrefixIndex:
         """
         blocks = self._blocks_of.get(rank)
         if blocks is None:
-            blocks = self._blocks_of[rank] = RankBlocks()
+            blocks = self._blocks_of[rank] = BlockForest()
         bit = 1 << rank
         if len(block_hashes) == 1:  # what every step of decoding brings
             (block_hash,) = block_hashes
@@ -143,7 +143,7 @@ class PrefixIndex:
             else:
                 del ranks_of[block_hash]
 
-    def _note_broken(self, bit: int, blocks: RankBlocks) -> None:
+    def _note_broken(self, bit: int, blocks: BlockForest) -> None:
         if bool(blocks.absent_parents) != bool(self._broken_ranks & bit):
             self._broken_ranks ^= bit
 

@@ -22,8 +22,8 @@ from app.events.schema import LoadStat
 from app.routing.load.prefill_rates import PrefillRates
 from app.routing.load.rank_load import RankLoad
 from app.routing.load.request_history import RequestHistory
-from app.routing.load.service_time import Residence, Stay
-from app.routing.membership import Alive
+from app.routing.load.service_time import Occupancy, ServiceTime
+from app.routing.membership import RoutableRanks
 from app.routing.rank_view import COUNTS, Floats
 
 MEAN_OVER_REQUESTS = 256
@@ -47,8 +47,8 @@ class LoadBook:
         config: gives the reservations' timeout and the prefill rate until one has been measured.
 
     Attributes:
-        num_heard: reservations that `hear` was told of.
-        num_heard_too_late: those of them that had ended, or been replaced, before.
+        num_peer_reservations: reservations that `add_peer_reservation` was told of.
+        num_late_peer_reservations: those of them that had ended, or been replaced, before.
     """
 
     def __init__(self, config: RoutingConfig) -> None:
@@ -64,11 +64,11 @@ class LoadBook:
         """In the order of their deadlines: all have the same timeout."""
         self._history = RequestHistory()
         self._mean_uncached_tokens: float | None = None
-        self._residence = Residence()
+        self._service_time = ServiceTime()
         """Of all ranks."""
         self._num_reserved_ever = 0
-        self.num_heard = 0
-        self.num_heard_too_late = 0
+        self.num_peer_reservations = 0
+        self.num_late_peer_reservations = 0
 
     @property
     def num_reservations(self) -> int:
@@ -100,7 +100,7 @@ class LoadBook:
         load = self._ranks.get(rank)
         return (load.assigned_tokens, load.assigned_requests) if load else (0, 0)
 
-    def columns(self, alive: Alive) -> tuple[Floats, Floats | float]:
+    def columns(self, alive: RoutableRanks) -> tuple[Floats, Floats | float]:
         """Counts and prefill rates of the ranks that are alive, as in `RankViews`; copies."""
         self._make_room(alive.size - 1)
         return self._counts[:, alive.rows].copy(), self._rates.usable(alive)
@@ -126,65 +126,71 @@ class LoadBook:
         """
         load = self._load(rank)
         if now is not None:
-            self._residence.add(*load.residence.observe(stat, now))
+            self._service_time.add(*load.service_time.observe(stat, now))
         # Before the first request from here, what a running one holds stands for it.
         held_tokens = stat.num_tokens / max(1, stat.num_running_reqs)
         load.mean_uncached_tokens = self._mean_uncached_tokens or held_tokens or 1.0
-        load.stay = load.residence.mean_with(self._residence.mean or self._first_stay(stat, load))
+        load.occupancy = load.service_time.mean_with(
+            self._service_time.mean or self._first_occupancy(stat, load)
+        )
         load.stat = stat
         self._write(rank)
         self._rows[_RELEASE_S][rank] = load.release_s
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
-    def supersede(self, request_id: str, ask: int) -> bool:
+    def supersede(self, request_id: str, choice_seq: int) -> bool:
         """End what an earlier ask for this request has reserved, unless this one was itself overtaken.
 
         Returns:
             Whether it wasn't: no later ask is known, and the request hasn't been released.
         """
-        if self._history.is_overtaken(request_id, ask):
+        if self._history.is_overtaken(request_id, choice_seq):
             return False
         self.withdraw(request_id)
         return True
 
-    def reserve(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int = 0) -> None:
+    def reserve(
+        self, rank: int, request_id: str, uncached_tokens: int, now: float, choice_seq: int = 0
+    ) -> None:
         """Count `uncached_tokens` as waiting on `rank` until something ends the reservation.
 
         A reservation that the same request already has, on any rank, is replaced.
         """
-        load = self._hold(rank, request_id, uncached_tokens, now, ask)
+        load = self._hold(rank, request_id, uncached_tokens, now, choice_seq)
         load.assigned_tokens += uncached_tokens
         load.assigned_requests += 1
         self._write(rank)
         self._update_mean(uncached_tokens)
 
-    def hear(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> None:
+    def add_peer_reservation(
+        self, rank: int, request_id: str, uncached_tokens: int, now: float, choice_seq: int
+    ) -> None:
         """Another router has reserved this; counted as waiting unless it comes too late for that.
 
         It does when the request was released, acknowledged by this rank, or asked for again meanwhile. It
         isn't counted as assigned, by which ties are broken: routers that break them alike meet on one rank.
         """
-        self.num_heard += 1
-        if self._history.is_settled(request_id, ask, rank):
-            self.num_heard_too_late += 1
+        self.num_peer_reservations += 1
+        if self._history.is_settled(request_id, choice_seq, rank):
+            self.num_late_peer_reservations += 1
         else:
-            self._hold(rank, request_id, uncached_tokens, now, ask)
+            self._hold(rank, request_id, uncached_tokens, now, choice_seq)
             self._write(rank)
 
     def acknowledge(self, rank: int, request_ids: Iterable[str]) -> None:
         """`rank` has these requests, so its reports now count them; other ranks' reservations stay."""
         request_ids = list(request_ids)
         if rank in self._ranks:
-            self._ranks[rank].residence.acknowledge(len(request_ids))
+            self._ranks[rank].service_time.acknowledge(len(request_ids))
         for request_id in request_ids:
-            self._history.note_acknowledged(request_id, rank)
+            self._history.record_acknowledged(request_id, rank)
             reservation = self._reservations.get(request_id)
             if reservation is not None and reservation.rank == rank:
                 self.withdraw(request_id)
 
     def release(self, request_id: str) -> None:
         """End a request's reservation, if it still has one; it gets no other."""
-        self._history.note_released(request_id)
+        self._history.record_released(request_id)
         self.withdraw(request_id)
 
     def withdraw(self, request_id: str) -> None:
@@ -229,10 +235,10 @@ class LoadBook:
             "orphaned reservation"
         )
 
-    def _first_stay(self, stat: LoadStat, load: RankLoad) -> Stay:
+    def _first_occupancy(self, stat: LoadStat, load: RankLoad) -> Occupancy:
         """Until some request has left: as if what is held were released as fast as it is computed."""
         seconds = stat.num_tokens / self._initial_prefill_rate
-        return Stay(seconds, seconds * load.mean_uncached_tokens)
+        return Occupancy(seconds, seconds * load.mean_uncached_tokens)
 
     def _load(self, rank: int) -> RankLoad:
         load = self._ranks.get(rank)
@@ -251,7 +257,7 @@ class LoadBook:
         tokens[rank] = load.assigned_tokens
         assigned[rank] = load.assigned_requests
         free[rank] = load.free_tokens
-        place[rank] = load.place_wait_s
+        place[rank] = load.batch_slot_wait_s
 
     def _make_room(self, rank: int) -> None:
         size = self._counts.shape[1]
@@ -260,9 +266,11 @@ class LoadBook:
             self._counts = np.concatenate((self._counts, _nothing(missing)), axis=1)
             self._rows = tuple(self._counts)
 
-    def _hold(self, rank: int, request_id: str, uncached_tokens: int, now: float, ask: int) -> RankLoad:
+    def _hold(
+        self, rank: int, request_id: str, uncached_tokens: int, now: float, choice_seq: int
+    ) -> RankLoad:
         self.withdraw(request_id)
-        self._history.note_ask(request_id, ask)
+        self._history.record_choice(request_id, choice_seq)
         deadline = now + self._reservation_timeout_s
         self._reservations[request_id] = Reservation(rank, uncached_tokens, deadline)
         load = self._load(rank)

@@ -8,7 +8,7 @@ from math import isnan
 import numpy as np
 
 from app.routing.load.prefill_rate import PrefillRate
-from app.routing.membership import Alive
+from app.routing.membership import RoutableRanks
 from app.routing.rank_view import Floats
 
 RATE_NOISE = 0.5
@@ -41,7 +41,7 @@ class PrefillRates:
         if self._measurements.pop(rank, None) is not None:
             self._note(rank, None)
 
-    def usable(self, alive: Alive) -> Floats | float:
+    def usable(self, alive: RoutableRanks) -> Floats | float:
         """Uncached prompt tokens per second of each rank, always above 0; one number where all are alike.
 
         The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win

@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from math import inf
 
 from app.events.schema import LoadStat
-from app.routing.load.service_time import NOTHING, ReportedResidence, Stay
+from app.routing.load.service_time import NOTHING, Occupancy, ReportedServiceTime
 
 
 @dataclass(slots=True)
 class RankLoad:
     """Kept by `LoadBook`, of which it is one row.
 
-    How soon there is room follows from what a request takes (`Stay`). Memory that is full lets one in every
-    `token_s` / tokens held, and with it a request's mean uncached tokens.
+    How soon there is room follows from what a request takes (`Occupancy`). Memory that is full lets one in
+    every `token_s` / tokens held, and with it a request's mean uncached tokens.
 
         release_s = token_s / tokens held / mean uncached tokens
-        place_wait_s = missing places * request_s / requests running
+        batch_slot_wait_s = missing places * request_s / requests running
 
     A rank that holds nothing keeps nobody waiting for memory.
 
@@ -25,8 +25,8 @@ class RankLoad:
         stat: the last report, if there was one.
         reserved_tokens, reserved_requests: uncached tokens and requests that it doesn't count yet.
         assigned_tokens, assigned_requests: sent there so far.
-        residence: learns from reports what requests take.
-        stay: what one takes there.
+        service_time: learns from reports what requests take.
+        occupancy: what one takes there.
         mean_uncached_tokens: of a request, anywhere.
     """
 
@@ -35,8 +35,8 @@ class RankLoad:
     reserved_requests: int = 0
     assigned_tokens: int = 0
     assigned_requests: int = 0
-    residence: ReportedResidence = field(default_factory=ReportedResidence)
-    stay: Stay = NOTHING
+    service_time: ReportedServiceTime = field(default_factory=ReportedServiceTime)
+    occupancy: Occupancy = NOTHING
     mean_uncached_tokens: float = 1.0
 
     @property
@@ -56,15 +56,15 @@ class RankLoad:
         """Seconds from one token's release, for a prompt's uncached ones, to the next."""
         if self.stat is None or not self.stat.num_tokens:
             return 0.0
-        return self.stay.token_s / self.stat.num_tokens / self.mean_uncached_tokens
+        return self.occupancy.token_s / self.stat.num_tokens / self.mean_uncached_tokens
 
     @property
-    def place_wait_s(self) -> float:
+    def batch_slot_wait_s(self) -> float:
         """Seconds until the batch has a place."""
         stat = self.stat
         if stat is None or not stat.num_tokens:
             return 0.0
-        return self._missing_places(stat) * self.stay.request_s / max(1, stat.num_running_reqs)
+        return self._missing_places(stat) * self.occupancy.request_s / max(1, stat.num_running_reqs)
 
     @property
     def waiting_tokens(self) -> int:

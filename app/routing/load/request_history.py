@@ -13,7 +13,7 @@ MAX_REMEMBERED: Final = 10_000
 
 @dataclass(slots=True)
 class _Past:
-    last_ask: float = -inf
+    last_choice_seq: float = -inf
     acknowledged_by: int | None = None
 
 
@@ -23,28 +23,28 @@ class RequestHistory:
     def __init__(self) -> None:
         self._past: OrderedDict[str, _Past] = OrderedDict()
 
-    def note_ask(self, request_id: str, ask: int) -> None:
+    def record_choice(self, request_id: str, choice_seq: int) -> None:
         """A router has answered this ask for the request."""
         past = self._of(request_id)
-        past.last_ask = max(past.last_ask, ask)
+        past.last_choice_seq = max(past.last_choice_seq, choice_seq)
 
-    def note_acknowledged(self, request_id: str, rank: int) -> None:
+    def record_acknowledged(self, request_id: str, rank: int) -> None:
         """`rank` counts the request from now on."""
         self._of(request_id).acknowledged_by = rank
 
-    def note_released(self, request_id: str) -> None:
+    def record_released(self, request_id: str) -> None:
         """Nobody asks for the request any more."""
-        self._of(request_id).last_ask = inf
+        self._of(request_id).last_choice_seq = inf
 
-    def is_overtaken(self, request_id: str, ask: int) -> bool:
+    def is_overtaken(self, request_id: str, choice_seq: int) -> bool:
         """Whether a later ask has been answered, or the request was released."""
         past = self._past.get(request_id)
-        return past is not None and past.last_ask > ask
+        return past is not None and past.last_choice_seq > choice_seq
 
-    def is_settled(self, request_id: str, ask: int, rank: int) -> bool:
+    def is_settled(self, request_id: str, choice_seq: int, rank: int) -> bool:
         """Whether this ask, answered with `rank`, is no news: known, overtaken, or acknowledged already."""
         past = self._past.get(request_id)
-        return past is not None and (past.last_ask >= ask or past.acknowledged_by == rank)
+        return past is not None and (past.last_choice_seq >= choice_seq or past.acknowledged_by == rank)
 
     def _of(self, request_id: str) -> _Past:
         past = self._past.get(request_id)

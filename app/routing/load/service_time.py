@@ -22,7 +22,7 @@ WINDOW: Final = 64
 """The means are over about this many of the last requests that left."""
 
 
-class Stay(NamedTuple):
+class Occupancy(NamedTuple):
     """What one request takes, or what several took.
 
     Attributes:
@@ -34,40 +34,40 @@ class Stay(NamedTuple):
     token_s: float
 
 
-NOTHING: Final = Stay(0.0, 0.0)
+NOTHING: Final = Occupancy(0.0, 0.0)
 
 
-class Residence:
+class ServiceTime:
     """Sliding measurement of one rank, or of several together."""
 
     def __init__(self) -> None:
         self._taken = NOTHING
         self._num_left = 0.0
 
-    def add(self, taken: Stay, num_left: int) -> None:
+    def add(self, taken: Occupancy, num_left: int) -> None:
         """Count what was taken since the last time, and who left."""
         request_s, token_s = (before + since for before, since in zip(self._taken, taken, strict=True))
         num_left_now = self._num_left + num_left
         scale = min(1.0, WINDOW / num_left_now) if num_left_now else 1.0
-        self._taken = Stay(request_s * scale, token_s * scale)
+        self._taken = Occupancy(request_s * scale, token_s * scale)
         self._num_left = num_left_now * scale
 
     @property
-    def mean(self) -> Stay | None:
+    def mean(self) -> Occupancy | None:
         """What a request takes; None until one has left."""
         if not self._num_left:
             return None
-        return Stay(self._taken.request_s / self._num_left, self._taken.token_s / self._num_left)
+        return Occupancy(self._taken.request_s / self._num_left, self._taken.token_s / self._num_left)
 
-    def mean_with(self, other: Stay) -> Stay:
+    def mean_with(self, other: Occupancy) -> Occupancy:
         """The same, where one request that took `other` is counted too."""
         count = self._num_left + 1
-        return Stay(
+        return Occupancy(
             (self._taken.request_s + other.request_s) / count, (self._taken.token_s + other.token_s) / count
         )
 
 
-class ReportedResidence(Residence):
+class ReportedServiceTime(ServiceTime):
     """One rank's, from its load reports; each is followed by the acknowledgement of what it counts first."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class ReportedResidence(Residence):
         """So many requests are counted by the last report for the first time."""
         self._num_arrived += count
 
-    def observe(self, stat: LoadStat, now: float) -> tuple[Stay, int]:
+    def observe(self, stat: LoadStat, now: float) -> tuple[Occupancy, int]:
         """Take a report of `now`, monotonic seconds; returns what was added.
 
         Who left before the last report is known only now, when its acknowledgement must have come.
@@ -93,7 +93,7 @@ class ReportedResidence(Residence):
         taken, num_left = NOTHING, 0
         if self._reported_at is not None:
             seconds = now - self._reported_at
-            taken = Stay(self._num_running * seconds, self._held_tokens * seconds)
+            taken = Occupancy(self._num_running * seconds, self._held_tokens * seconds)
             num_left = max(0, self._num_before + self._num_arrived - self._num_present)
         self._num_before, self._num_present = self._num_present, stat.num_running_reqs + stat.num_waiting_reqs
         self._num_running, self._held_tokens = stat.num_running_reqs, stat.num_tokens

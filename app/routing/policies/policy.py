@@ -239,8 +239,8 @@ def _chosen(columns: RankViews, best: int, num_tokens: int, costs: Floats) -> Ch
     missing = num_tokens - cached_tokens - columns.free_tokens.item(best)
     wait_s = columns.waiting_tokens.item(best) / rate
     if missing > 0:  # as in `_admission_s`
-        release_s, place_wait_s = columns.release_s.item(best), columns.place_wait_s.item(best)
-        wait_s = max(wait_s, missing * release_s, place_wait_s)
+        release_s, batch_slot_wait_s = columns.release_s.item(best), columns.batch_slot_wait_s.item(best)
+        wait_s = max(wait_s, missing * release_s, batch_slot_wait_s)
     predicted_s = wait_s + (num_tokens - cached_tokens) / rate
     return Choice(columns.rank.item(best), cached_tokens, predicted_s, costs)
 
@@ -257,7 +257,7 @@ def _admission_s(columns: RankViews, num_tokens: int) -> Floats | None:
     if free.item(free.argmin()) >= num_tokens:
         return None
     missing = num_tokens - columns.cached_tokens - free
-    return np.maximum(np.maximum(missing, 0) * columns.release_s, columns.place_wait_s)
+    return np.maximum(np.maximum(missing, 0) * columns.release_s, columns.batch_slot_wait_s)
 
 
 def admission_s(view: RankView, num_tokens: int) -> float:

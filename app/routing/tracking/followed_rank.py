@@ -15,7 +15,7 @@ from app.events.following.subscriber import RankSubscriber
 from app.events.following.sync_status import SyncState, SyncStatus
 from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
-from app.routing.index.index_writer import IndexSink, Journal
+from app.routing.index.index_writer import IndexWriter, Journal
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
 from app.routing.membership import Membership
@@ -30,7 +30,7 @@ class FollowedRank:
 
     Attributes:
         description: what the replica last said of itself.
-        missed_looks: looks in a row that it was missing from; written by the tracker.
+        missed_polls: looks in a row that it was missing from; written by the tracker.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class FollowedRank:
         curve_keys: KeyPair | None = None,
     ) -> None:
         self.description = description
-        self.missed_looks = 0
-        self._sink = IndexSink(index, description.rank)
+        self.missed_polls = 0
+        self._sink = IndexWriter(index, description.rank)
         self._load = load
         self._membership = membership
         self._since = time.time()
@@ -52,7 +52,7 @@ class FollowedRank:
         self._load_came_by_itself = False
         self._subscriber: RankSubscriber | None = None
         self._acknowledges = False
-        self._reserved_at_last_look: list[str] = []
+        self._reserved_at_last_poll: list[str] = []
         publisher = description.publisher
         if publisher is not None and publisher.state == "publishing":
             self._subscriber = RankSubscriber(
@@ -92,10 +92,10 @@ class FollowedRank:
             _identity(description.publisher),
         )
 
-    def see(self, description: RankDescription) -> None:
+    def update(self, description: RankDescription) -> None:
         """Take over a later description of the same replica."""
         self.description = description
-        self.missed_looks = 0
+        self.missed_polls = 0
         if self._subscriber is not None and description.publisher is not None:
             self._subscriber.observe(description.publisher.epoch, description.publisher.last_seq)
         if not self._is_behind(description.load):
@@ -129,8 +129,8 @@ class FollowedRank:
         For a rank that acknowledges nothing: without this each request would count twice until its
         reservation's deadline, and on after its end.
         """
-        self._load.acknowledge(self.description.rank, self._reserved_at_last_look)
-        self._reserved_at_last_look = self._load.reserved_on(self.description.rank)
+        self._load.acknowledge(self.description.rank, self._reserved_at_last_poll)
+        self._reserved_at_last_poll = self._load.reserved_on(self.description.rank)
 
     def _is_behind(self, described: LoadStat) -> bool:
         """Whether a description's load is older than the last report.

@@ -22,15 +22,15 @@ from app.events.following.sync_status import SyncStatus
 from app.events.snapshot import CacheSnapshot
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive, Membership
+from app.routing.membership import Membership, RoutableRanks
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.followed_rank import FollowedRank
 
-__all__ = ["MAX_MISSED_LOOKS", "Member", "RankDescription", "SnapshotFetcher", "Tracker"]
+__all__ = ["MAX_MISSED_POLLS", "Member", "RankDescription", "SnapshotFetcher", "Tracker"]
 
 logger = logging.getLogger(__name__)
 
-MAX_MISSED_LOOKS = 3
+MAX_MISSED_POLLS = 3
 """A rank missing from more looks than this in a row is dropped: one slow answer is no death."""
 SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
 """Asks the replica with this id for its cache's content."""
@@ -74,7 +74,7 @@ class Tracker:
         """Rank → replica id that failed since the last look."""
         self._closing: set[asyncio.Task[None]] = set()
 
-    def alive(self) -> Alive:
+    def alive(self) -> RoutableRanks:
         """The ranks that can take requests, each with the trust in what is known of its cache."""
         return self._membership.alive
 
@@ -143,14 +143,14 @@ class Tracker:
 
     def _miss(self, rank: int) -> None:
         followed = self._followed[rank]
-        followed.missed_looks += 1
-        if followed.missed_looks > MAX_MISSED_LOOKS:
-            self._drop(rank, f"missing from {followed.missed_looks} looks")
+        followed.missed_polls += 1
+        if followed.missed_polls > MAX_MISSED_POLLS:
+            self._drop(rank, f"missing from {followed.missed_polls} looks")
 
     def _see(self, description: RankDescription) -> None:
         followed = self._followed.get(description.rank)
         if followed is not None and followed.is_same(description):
-            followed.see(description)
+            followed.update(description)
             return
         if followed is not None:
             self._drop(description.rank, f"replaced by {description.replica_id}")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from app.deployments.batch_sender import Outbox
+from app.deployments.batch_sender import BatchSender
 from app.deployments.ingress.attempt import Attempt
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.errors import UnknownDecisionError
@@ -15,7 +15,7 @@ from app.routing.decisions.decision_log import Outcome
 
 async def test_news_is_sent_together_and_in_order() -> None:
     sent: asyncio.Queue[list[Outcome]] = asyncio.Queue()
-    outbox = Outbox(sent.put, interval_s=0.01)
+    outbox = BatchSender(sent.put, interval_s=0.01)
     outcomes = [Outcome(f"r{number}", 0, "finished", 0.1) for number in range(5)]
     for outcome in outcomes[:3]:
         outbox.put(outcome)
@@ -37,7 +37,7 @@ async def test_while_nobody_listens_the_oldest_news_is_given_up() -> None:
             done.set()
 
     done = asyncio.Event()
-    outbox = Outbox(send, interval_s=0.0, max_waiting=10)
+    outbox = BatchSender(send, interval_s=0.0, max_waiting=10)
     outbox.put(Outcome("first", 0, "finished"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

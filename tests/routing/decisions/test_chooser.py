@@ -17,10 +17,10 @@ from app.hashing import chain, wire_hash
 from app.routing.decisions.chooser import Chooser, Decision, Prompt
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive, Trust
+from app.routing.membership import RoutableRanks, Trust
 
 BLOCK_SIZE = 4
-ALL_EXACT = Alive(dict.fromkeys(range(4), "exact"))
+ALL_EXACT = RoutableRanks(dict.fromkeys(range(4), "exact"))
 
 
 def prompt(request_id: str, tokens: list[int]) -> Prompt:
@@ -70,7 +70,7 @@ def test_leaves_the_prefix_when_its_queue_costs_more_than_computing_again(router
 def test_at_least_one_token_is_always_computed(router: Router, num_tokens: int, usable: int) -> None:
     request = prompt("a", list(range(num_tokens)))
     router.index.store(1, request.block_hashes)
-    decision = router.chooser.choose(request, Alive({1: "exact"}), now=0.0)
+    decision = router.chooser.choose(request, RoutableRanks({1: "exact"}), now=0.0)
     assert (decision.cached_tokens, decision.uncached_tokens) == (usable, num_tokens - usable)
 
 
@@ -79,7 +79,7 @@ def test_an_untrusted_rank_is_credited_nothing_but_still_chosen_by_load(router: 
     request = prompt("a", list(range(20)))
     router.index.store(1, request.block_hashes)
     router.load.report(0, busy(waiting_tokens=100))
-    decision = router.chooser.choose(request, Alive({0: "exact", 1: trust}), now=0.0)
+    decision = router.chooser.choose(request, RoutableRanks({0: "exact", 1: trust}), now=0.0)
     assert (decision.rank, decision.cached_tokens) == (1, 0)
 
 
@@ -91,7 +91,7 @@ def test_no_policy_credits_a_stale_rank_or_leaves_it_out(policy: PolicyName) -> 
     router = Router(policy)
     held = prompt("held", list(range(20)))
     router.index.store(1, held.block_hashes)
-    alive = Alive({0: "exact", 1: "stale", 2: "syncing"})
+    alive = RoutableRanks({0: "exact", 1: "stale", 2: "syncing"})
     for i in range(30):
         request = replace(held, request_id=f"r{i}", session_id=f"user-{i}")
         decision = router.chooser.choose(request, alive, now=0.0)
@@ -111,7 +111,7 @@ def test_every_policy_keeps_to_what_the_request_allows(policy: PolicyName) -> No
         assert excluding.rank in (1, 3)
         pinned = router.chooser.choose(request, ALL_EXACT, now=0.0, pinned_rank=i % 4)
         assert (pinned.rank, pinned.policy) == (i % 4, "pinned")
-        assert router.chooser.choose(request, Alive({3: "stale"}), now=0.0).rank == 3
+        assert router.chooser.choose(request, RoutableRanks({3: "stale"}), now=0.0).rank == 3
 
 
 def test_excluded_ranks_are_not_chosen(router: Router) -> None:
@@ -123,9 +123,9 @@ def test_excluded_ranks_are_not_chosen(router: Router) -> None:
 def test_nothing_left_to_choose_is_an_error_that_names_the_ranks(router: Router) -> None:
     request = prompt("a", [1])
     with pytest.raises(NoRankError, match="no rank is alive"):
-        router.chooser.choose(request, Alive({}), now=0.0)
+        router.chooser.choose(request, RoutableRanks({}), now=0.0)
     with pytest.raises(NoRankError, match=r"\[1\].*already failed"):
-        router.chooser.choose(request, Alive({1: "exact"}), now=0.0, exclude=frozenset({1}))
+        router.chooser.choose(request, RoutableRanks({1: "exact"}), now=0.0, exclude=frozenset({1}))
     assert router.load.num_reservations == 0
 
 
@@ -146,7 +146,7 @@ def test_a_pinned_rank_that_cannot_exist_is_the_clients_error(router: Router, pi
 
 def test_a_pinned_rank_that_is_down_is_not_replaced_by_another(router: Router) -> None:
     with pytest.raises(NoRankError, match="rank 1, which the client named,"):
-        router.chooser.choose(prompt("a", [1]), Alive({0: "exact"}), now=0.0, pinned_rank=1)
+        router.chooser.choose(prompt("a", [1]), RoutableRanks({0: "exact"}), now=0.0, pinned_rank=1)
     with pytest.raises(NoRankError, match="rank 1, which the client named,"):
         router.chooser.choose(prompt("a", [1]), ALL_EXACT, now=0.0, pinned_rank=1, exclude=frozenset({1}))
 
@@ -164,16 +164,16 @@ def test_a_retry_moves_its_reservation(router: Router) -> None:
 def test_an_ask_that_was_overtaken_reserves_nothing(router: Router) -> None:
     """It waited at a router that hung; meanwhile another one has answered."""
     first = prompt("a", list(range(20)))
-    router.load.hear(1, "a", 20, now=0.0, ask=1)
-    router.chooser.choose(first, Alive({0: "exact"}), now=0.0)
+    router.load.add_peer_reservation(1, "a", 20, now=0.0, choice_seq=1)
+    router.chooser.choose(first, RoutableRanks({0: "exact"}), now=0.0)
     assert (router.load.waiting_tokens(0), router.load.waiting_tokens(1)) == (0, 20)
-    router.chooser.choose(replace(first, ask=2), Alive({0: "exact"}), now=0.0)
+    router.chooser.choose(replace(first, choice_seq=2), RoutableRanks({0: "exact"}), now=0.0)
     assert (router.load.waiting_tokens(0), router.load.waiting_tokens(1)) == (20, 0)
 
 
 def test_a_choice_sees_past_deadlines(router: Router) -> None:
-    router.chooser.choose(prompt("a", list(range(20))), Alive({0: "exact"}), now=0.0)
-    later = router.chooser.choose(prompt("b", list(range(20))), Alive({0: "exact"}), now=5.0)
+    router.chooser.choose(prompt("a", list(range(20))), RoutableRanks({0: "exact"}), now=0.0)
+    later = router.chooser.choose(prompt("b", list(range(20))), RoutableRanks({0: "exact"}), now=5.0)
     assert later.considered[0].view.waiting_tokens == 0
 
 

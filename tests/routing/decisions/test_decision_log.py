@@ -11,11 +11,11 @@ from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive
+from app.routing.membership import RoutableRanks
 
 BLOCK_SIZE = 4
 HASHES = list(range(100, 105))
-ALIVE = Alive({0: "exact", 1: "exact", 2: "stale"})
+ALIVE = RoutableRanks({0: "exact", 1: "exact", 2: "stale"})
 
 
 class Router:
@@ -32,7 +32,7 @@ class Router:
     ) -> Decision:
         prompt = Prompt(request_id, HASHES, 20, BLOCK_SIZE)
         decision = self.chooser.choose(prompt, ALIVE, now=0.0, exclude=exclude, pinned_rank=pinned)
-        self.log.note(request_id, decision)
+        self.log.record(request_id, decision)
         return decision
 
     def wait_at(self, rank: int, tokens: int) -> None:
@@ -136,9 +136,9 @@ def test_decisions_are_counted_by_policy_and_trust(router: Router) -> None:
 def test_a_retry_is_a_second_record_and_outcomes_find_theirs(router: Router) -> None:
     first = router.choose("a")
     second = router.choose("a", exclude=frozenset({first.rank}))
-    router.log.learn(Outcome("a", first.rank, "died"))
-    router.log.learn(Outcome("a", second.rank, "answering", 0.5))
-    router.log.learn(Outcome("a", second.rank, "finished", 0.5))
+    router.log.record_outcome(Outcome("a", first.rank, "died"))
+    router.log.record_outcome(Outcome("a", second.rank, "answering", 0.5))
+    router.log.record_outcome(Outcome("a", second.rank, "finished", 0.5))
     records = [record_json(record, dp_size=4) for record in router.log.of("a")]
     assert [(each["winner"], each["outcome"], each["actual_ttft_s"]) for each in records] == [
         (first.rank, "died", None),
@@ -157,8 +157,8 @@ def test_the_error_of_the_prediction_is_counted_once_for_each_first_token(router
     for request_id, error in (("a", 0.03), ("b", -0.01)):
         decision = router.choose(request_id)
         actual = decision.predicted_ttft_s + error
-        router.log.learn(Outcome(request_id, decision.rank, "answering", actual))
-        router.log.learn(Outcome(request_id, decision.rank, "finished", actual))
+        router.log.record_outcome(Outcome(request_id, decision.rank, "answering", actual))
+        router.log.record_outcome(Outcome(request_id, decision.rank, "finished", actual))
         router.chooser.release(request_id)
     errors = router.log.stats.as_json()["ttft_prediction_error_s"]
     assert errors == {"mean": pytest.approx(0.01), "mean_absolute": pytest.approx(0.02), "count": 2}
@@ -170,6 +170,6 @@ def test_only_the_last_requests_are_remembered() -> None:
         router.choose(f"r{number}", exclude=frozenset({0}))
         router.choose(f"r{number}", exclude=frozenset({0, 1}))
     assert [len(router.log.of(f"r{number}")) for number in range(5)] == [0, 0, 2, 2, 2]
-    router.log.learn(Outcome("r0", 2, "finished", 1.0))
-    router.log.learn(Outcome("r4", 0, "finished", 1.0))
+    router.log.record_outcome(Outcome("r0", 2, "finished", 1.0))
+    router.log.record_outcome(Outcome("r4", 0, "finished", 1.0))
     assert router.log.stats.ttft_errors == 0

@@ -14,12 +14,12 @@ from app.routing.decisions.explanation import explanation
 from app.routing.decisions.reasons import reasons
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive
+from app.routing.membership import RoutableRanks
 
 BLOCK_SIZE = 4
 HASHES = list(range(100, 105))
 DP_SIZE = 4
-ALIVE = Alive(dict.fromkeys(range(DP_SIZE), "exact"))
+ALIVE = RoutableRanks(dict.fromkeys(range(DP_SIZE), "exact"))
 
 
 class Router:
@@ -31,7 +31,7 @@ class Router:
         self.chooser = Chooser(self.index, self.load, policy, DP_SIZE, Random(seed))
 
     def consider(
-        self, session_id: str | None = None, alive: Alive = ALIVE, pinned: int | None = None
+        self, session_id: str | None = None, alive: RoutableRanks = ALIVE, pinned: int | None = None
     ) -> Decision:
         prompt = Prompt("a", HASHES, 20, BLOCK_SIZE, session_id)
         return self.chooser.consider(prompt, alive, now=0.0, pinned_rank=pinned)
@@ -93,7 +93,7 @@ def test_a_session_has_its_own_rank_and_an_order_of_the_others() -> None:
     own = router.consider("s")
     assert (own.policy, own.deferred_by) == ("session", None)
     assert why(own).startswith(f"rank {own.rank} is the session's own; it holds")
-    others = Alive({rank: ALIVE[rank] for rank in ALIVE if rank != own.rank})
+    others = RoutableRanks({rank: ALIVE[rank] for rank in ALIVE if rank != own.rank})
     second = router.consider("s", others)
     assert why(second).startswith(f"rank {second.rank} is the first in the session's order of {[*others]}; ")
     router.hold_requests(own.rank, 33)
@@ -139,7 +139,10 @@ def test_no_policy_hides_that_there_was_no_choice(policy: PolicyName) -> None:
     router = Router(policy)
     pinned = router.consider(pinned=2)
     assert (pinned.policy, pinned.deferred_by, why(pinned)) == ("pinned", None, "the client named rank 2")
-    assert why(router.consider("s", Alive({3: "stale"}))) == "rank 3 is the only one that could be chosen"
+    assert (
+        why(router.consider("s", RoutableRanks({3: "stale"})))
+        == "rank 3 is the only one that could be chosen"
+    )
 
 
 @pytest.mark.parametrize("policy", get_args(PolicyName))

@@ -17,7 +17,7 @@ from app.routing.load.load_book import LoadBook
 from app.routing.load.prefill_rate import MIN_TOKENS, WINDOW_TOKENS, PrefillRate
 from app.routing.load.prefill_rates import RATE_NOISE
 from app.routing.load.request_history import MAX_REMEMBERED
-from app.routing.membership import Alive
+from app.routing.membership import RoutableRanks
 from app.routing.rank_view import COUNTS
 
 TIMEOUT_S = 5.0
@@ -25,7 +25,7 @@ CONFIG = RoutingConfig(reservation_timeout_s=TIMEOUT_S, initial_prefill_tokens_p
 
 
 def prefill_rates(book: LoadBook, ranks: Iterable[int]) -> dict[int, float]:
-    alive = Alive(dict.fromkeys(ranks, "exact"))
+    alive = RoutableRanks(dict.fromkeys(ranks, "exact"))
     rates = np.broadcast_to(np.asarray(book.columns(alive)[1]), len(alive))
     return dict(zip(alive, rates.tolist(), strict=True))
 
@@ -73,7 +73,7 @@ def test_columns_say_of_many_ranks_what_the_book_says_of_each(book: LoadBook) ->
     book.reserve(100, "a", 40, now=0.0)
     book.reserve(3, "b", 7, now=0.0)
     ranks = [3, 5, 100, 1000]
-    alive = Alive(dict.fromkeys(ranks, "exact"))
+    alive = RoutableRanks(dict.fromkeys(ranks, "exact"))
     counts, rate = book.columns(alive)
     columns = dict(zip(COUNTS, counts.tolist(), strict=True))
     assert columns["waiting_tokens"] == [book.waiting_tokens(rank) for rank in ranks] == [107, 0, 40, 0]
@@ -121,14 +121,14 @@ def test_dropping_a_rank_forgets_all_of_it(book: LoadBook) -> None:
 
 
 def test_what_another_router_reserved_waits_until_the_rank_has_it(book: LoadBook) -> None:
-    book.hear(0, "a", 40, now=0.0, ask=0)
+    book.add_peer_reservation(0, "a", 40, now=0.0, choice_seq=0)
     assert (book.waiting_tokens(0), book.num_requests(0), book.assigned(0)) == (40, 1, (0, 0))
     book.acknowledge(0, ["a"])
     assert (book.waiting_tokens(0), book.num_requests(0)) == (0, 0)
-    book.hear(1, "b", 40, now=0.0, ask=0)
+    book.add_peer_reservation(1, "b", 40, now=0.0, choice_seq=0)
     book.expire(TIMEOUT_S)
     assert book.num_reservations == 0
-    assert (book.num_heard, book.num_heard_too_late) == (2, 0)
+    assert (book.num_peer_reservations, book.num_late_peer_reservations) == (2, 0)
 
 
 @pytest.mark.parametrize("end", ["acknowledged", "released"])
@@ -137,49 +137,49 @@ def test_what_is_heard_after_its_end_changes_nothing(book: LoadBook, end: str) -
         book.acknowledge(0, ["a"])
     else:
         book.release("a")
-    book.hear(0, "a", 40, now=0.0, ask=0)
+    book.add_peer_reservation(0, "a", 40, now=0.0, choice_seq=0)
     assert (book.waiting_tokens(0), book.num_reservations, book.assigned(0)) == (0, 0, (0, 0))
-    assert (book.num_heard, book.num_heard_too_late) == (1, 1)
+    assert (book.num_peer_reservations, book.num_late_peer_reservations) == (1, 1)
 
 
 def test_a_retry_that_is_heard_replaces_the_first_ask_and_never_the_other_way_round(
     book: LoadBook,
 ) -> None:
     book.reserve(0, "a", 40, now=0.0)
-    book.hear(1, "a", 40, now=0.0, ask=1)
+    book.add_peer_reservation(1, "a", 40, now=0.0, choice_seq=1)
     assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
-    book.hear(0, "a", 40, now=0.0, ask=0)
+    book.add_peer_reservation(0, "a", 40, now=0.0, choice_seq=0)
     assert (book.waiting_tokens(0), book.waiting_tokens(1)) == (0, 40)
-    book.reserve(2, "b", 5, now=0.0, ask=1)
-    book.hear(1, "b", 5, now=0.0, ask=1)
-    assert (book.waiting_tokens(2), book.waiting_tokens(1)) == (5, 40), "our own of the same ask stays"
+    book.reserve(2, "b", 5, now=0.0, choice_seq=1)
+    book.add_peer_reservation(1, "b", 5, now=0.0, choice_seq=1)
+    assert (book.waiting_tokens(2), book.waiting_tokens(1)) == (5, 40), "our own of the same choice stays"
 
 
 @pytest.mark.parametrize("end", ["acknowledged", "expired", "released"])
 def test_an_ask_that_was_overtaken_stays_overtaken(book: LoadBook, end: str) -> None:
-    book.hear(1, "a", 40, now=0.0, ask=6)
+    book.add_peer_reservation(1, "a", 40, now=0.0, choice_seq=6)
     if end == "expired":
         book.expire(TIMEOUT_S)
     if end == "released":
         book.release("a")
     book.acknowledge(1, ["a"])
-    book.hear(0, "a", 100, now=TIMEOUT_S, ask=5)
+    book.add_peer_reservation(0, "a", 100, now=TIMEOUT_S, choice_seq=5)
     assert not book.supersede("a", 5)
     assert book.num_reservations == 0
 
 
 def test_a_rank_that_died_with_the_request_does_not_hide_its_retry(book: LoadBook) -> None:
     book.acknowledge(0, ["a"])
-    book.hear(1, "a", 40, now=0.0, ask=1)
+    book.add_peer_reservation(1, "a", 40, now=0.0, choice_seq=1)
     assert book.waiting_tokens(1) == 40
 
 
 def test_requests_are_not_remembered_for_ever(book: LoadBook) -> None:
     for number in range(MAX_REMEMBERED + 1):
         book.acknowledge(0, [str(number)])
-    book.hear(0, "1", 40, now=0.0, ask=0)
+    book.add_peer_reservation(0, "1", 40, now=0.0, choice_seq=0)
     assert book.waiting_tokens(0) == 0
-    book.hear(0, "0", 40, now=0.0, ask=0)
+    book.add_peer_reservation(0, "0", 40, now=0.0, choice_seq=0)
     assert book.waiting_tokens(0) == 40
 
 
@@ -247,7 +247,7 @@ class NothingLeaks(RuleBasedStateMachine):
         self.book = LoadBook(CONFIG)
         self.now = 0.0
         self.expected: dict[str, tuple[int, int, float]] = {}
-        self.asks: dict[str, float] = {}
+        self.choice_seqs: dict[str, float] = {}
         self.acknowledged: dict[str, int] = {}
 
     @rule(rank=RANKS, held_tokens=st.integers(0, 1000))
@@ -259,14 +259,14 @@ class NothingLeaks(RuleBasedStateMachine):
     def reserve(self, rank: int, request_id: str, tokens: int) -> None:
         self.book.reserve(rank, request_id, tokens, self.now)
         self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
-        self.asks[request_id] = max(0, self.asks.get(request_id, 0))
+        self.choice_seqs[request_id] = max(0, self.choice_seqs.get(request_id, 0))
 
-    @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000), ask=st.integers(0, 2))
-    def hear(self, rank: int, request_id: str, tokens: int, ask: int) -> None:
-        if self.asks.get(request_id, -1) < ask and self.acknowledged.get(request_id) != rank:
+    @rule(rank=RANKS, request_id=REQUESTS, tokens=st.integers(1, 1000), choice_seq=st.integers(0, 2))
+    def add_peer_reservation(self, rank: int, request_id: str, tokens: int, choice_seq: int) -> None:
+        if self.choice_seqs.get(request_id, -1) < choice_seq and self.acknowledged.get(request_id) != rank:
             self.expected[request_id] = (rank, tokens, self.now + TIMEOUT_S)
-            self.asks[request_id] = ask
-        self.book.hear(rank, request_id, tokens, self.now, ask)
+            self.choice_seqs[request_id] = choice_seq
+        self.book.add_peer_reservation(rank, request_id, tokens, self.now, choice_seq)
 
     @rule(rank=RANKS, request_ids=st.lists(REQUESTS))
     def acknowledge(self, rank: int, request_ids: list[str]) -> None:
@@ -277,7 +277,7 @@ class NothingLeaks(RuleBasedStateMachine):
     @rule(request_id=REQUESTS)
     def release(self, request_id: str) -> None:
         self.book.release(request_id)
-        self.asks[request_id] = inf
+        self.choice_seqs[request_id] = inf
         self.expected.pop(request_id, None)
 
     @rule(request_id=REQUESTS)

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from app.events.schema import LoadStat
-from app.routing.load.service_time import WINDOW, ReportedResidence, Residence, Stay
+from app.routing.load.service_time import WINDOW, Occupancy, ReportedServiceTime, ServiceTime
 
 
 def report(running: int, held_tokens: int = 0) -> LoadStat:
@@ -15,17 +15,17 @@ def report(running: int, held_tokens: int = 0) -> LoadStat:
 
 
 def test_nobody_has_left_yet() -> None:
-    residence = ReportedResidence()
+    residence = ReportedServiceTime()
     residence.observe(report(4, 200), now=0.0)
     residence.observe(report(4, 200), now=10.0)
     assert residence.mean is None
     # One of another rank's requests is counted as if it had been here and gone.
-    assert residence.mean_with(Stay(3.0, 90.0)) == pytest.approx((4 * 10.0 + 3.0, 200 * 10.0 + 90.0))
+    assert residence.mean_with(Occupancy(3.0, 90.0)) == pytest.approx((4 * 10.0 + 3.0, 200 * 10.0 + 90.0))
 
 
 def test_it_is_measured_to_within_chance() -> None:
     rng = Random(1)
-    residence = ReportedResidence()
+    residence = ReportedServiceTime()
     ends: list[float] = []
     for step in range(4000):
         now = step * 0.1
@@ -40,15 +40,15 @@ def test_it_is_measured_to_within_chance() -> None:
 
 
 def test_what_is_long_ago_counts_for_little() -> None:
-    residence = Residence()
+    residence = ServiceTime()
     for stay_s, number in ((100.0, 10 * WINDOW), (1.0, 10 * WINDOW)):
         for _ in range(number):
-            residence.add(Stay(stay_s, stay_s), 1)
+            residence.add(Occupancy(stay_s, stay_s), 1)
     assert residence.mean == pytest.approx((1.0, 1.0), rel=0.01)
 
 
 def test_where_nothing_is_acknowledged_those_who_are_fewer_have_left() -> None:
-    residence = ReportedResidence()
+    residence = ReportedServiceTime()
     for now, running in ((0.0, 1), (1.0, 3), (2.0, 2), (3.0, 2)):
         residence.observe(report(running), now)
     assert residence.mean == pytest.approx((1 + 3 + 2, 0.0))

@@ -72,7 +72,7 @@ def test_when_every_rank_lacks_room_uncached_work_gets_dearer_as_when_every_rank
 def test_work_before_the_prompt_and_the_wait_for_room_pass_together() -> None:
     views = [
         view(0, free_tokens=400, release_s=0.005, waiting_tokens=2000),
-        view(1, free_tokens=0, release_s=0.0001, place_wait_s=5.0, waiting_tokens=7000),
+        view(1, free_tokens=0, release_s=0.0001, batch_slot_wait_s=5.0, waiting_tokens=7000),
     ]
     waits = [cost - 1.0 for cost in predicted_ttft(views, 1000, 1e9).costs]
     assert waits == pytest.approx((3.0, 7.0), rel=1e-2)

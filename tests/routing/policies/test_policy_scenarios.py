@@ -15,7 +15,7 @@ from app.hashing import chain, wire_hash
 from app.routing.decisions.chooser import Chooser, Decision, Prompt
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import Alive, Membership
+from app.routing.membership import Membership, RoutableRanks
 from app.routing.policies.policy import admission_s
 
 BLOCK_SIZE = 20
@@ -42,7 +42,7 @@ class World:
             self.membership.set(rank, "exact")
 
     @property
-    def alive(self) -> Alive:
+    def alive(self) -> RoutableRanks:
         return self.membership.alive
 
     def choose(self, request: Prompt) -> Decision:
@@ -151,7 +151,7 @@ def test_a_full_batch_is_passed_over_however_much_memory_is_free() -> None:
         world.load.report(1, running(7, 9_000, max_running=8), now=now)
     assert world.choose(prompt("a", range(500))).rank == 1
     # On its way, it has the last place there.
-    assert world.choose(prompt("b", range(500, 600))).considered[1].view.place_wait_s > 0
+    assert world.choose(prompt("b", range(500, 600))).considered[1].view.batch_slot_wait_s > 0
 
 
 def test_ranks_that_hold_nothing_keep_nobody_waiting_for_memory() -> None:
@@ -266,7 +266,9 @@ def test_requests_without_a_session_go_by_predicted_time_and_say_so() -> None:
 
 
 def hear_of(other: World, decision: Decision, request: Prompt) -> None:
-    other.load.hear(decision.rank, request.request_id, decision.uncached_tokens, 0.0, request.ask)
+    other.load.add_peer_reservation(
+        decision.rank, request.request_id, decision.uncached_tokens, 0.0, request.choice_seq
+    )
 
 
 @pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded"])

@@ -24,7 +24,7 @@ from app.routing.decisions.chooser import Chooser, Prompt
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
 from app.routing.tracking.description import RankDescription
-from app.routing.tracking.tracker import MAX_MISSED_LOOKS, Tracker
+from app.routing.tracking.tracker import MAX_MISSED_POLLS, Tracker
 from tests.support.depths import depth_by_rank
 
 BLOCK_SIZE = 4
@@ -342,11 +342,11 @@ async def test_one_slow_answer_is_no_death_but_many_are(world: Fixture) -> None:
     live.store(hashes(0, 2))
     await world.look(live)
     await world.until_known(live)
-    for _ in range(MAX_MISSED_LOOKS):
+    for _ in range(MAX_MISSED_POLLS):
         await world.look()
     assert world.tracker.alive() == {0: "exact"}
     await world.look(live)
-    for _ in range(MAX_MISSED_LOOKS + 1):
+    for _ in range(MAX_MISSED_POLLS + 1):
         await world.look()
     assert world.tracker.alive() == {}
     assert world.index.num_blocks == 0
