@@ -15,7 +15,7 @@ from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
-from app.events.endpoints import parse
+from app.events.endpoints import parse_kv_events
 
 CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
@@ -36,7 +36,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
     """
     config = load_config(args)
     # Unknown keys and overlapping ports are refused here, before any rank starts.
-    parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    events = parse_kv_events(config)
 
     # Ray accepts the class, as documented; its annotation knows only dicts.
     request_router = RequestRouterConfig(request_router_class=ReplicaAddressing)  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options=config.resources.model_dump(),
         request_router_config=request_router,
         logging_config=QUIET,
-    )(DPRank).bind(config)
+    )(DPRank).bind(config, events)
     router = serve.deployment(
         name="Router",
         num_replicas=config.routing.num_routers,
@@ -55,14 +55,14 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
-    )(Router).bind(config, ranks)
+    )(Router).bind(config, events, ranks)
     return serve.deployment(
         name="Ingress",
         num_replicas=config.ingress.num_ingresses,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-    )(Ingress).bind(config, router, ranks)
+    )(Ingress).bind(config, events, router, ranks)
 
 
 def _rank_capacity(config: AppConfig) -> int:

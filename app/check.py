@@ -23,7 +23,7 @@ from app.engine.torch.limits import resolve_max_model_len
 from app.engine.torch.model.architecture import read_architecture
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
-from app.events.endpoints import Endpoint, parse, rank_endpoints
+from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
 from app.models.store import resolve_model
 from app.text.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ def _read(file: Path) -> ServeDeploySchema:
 
 def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
     """Every tcp address that some rank binds."""
-    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    events = parse_kv_events(config)
     if events.misconfigured:
         logger.warning("KV events are misconfigured, so no router can follow them: %s", events.reason)
     if events.config is None:

@@ -26,6 +26,7 @@ from app.config import AppConfig, load_config
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, RankInfo, Unroutable
 from app.deployments.router.peer_routers import PeerRouters
 from app.deployments.router.router import Router
+from app.events.endpoints import KvEvents, parse_kv_events
 from app.events.schema import LoadStat
 from benchmarks.graphs.arguments import list_of, positive
 from benchmarks.graphs.graph import APP_NAME, running_ray
@@ -60,8 +61,10 @@ class SilentRank:
 class TimedRouter(Router):
     """Notes when it chose and when it heard."""
 
-    async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any], *, tells: bool) -> None:  # type: ignore[misc]
-        await super().__init__(config, ranks)
+    async def __init__(  # type: ignore[misc]
+        self, config: AppConfig, events: KvEvents, ranks: DeploymentHandle[Any], *, tells: bool
+    ) -> None:
+        await super().__init__(config, events, ranks)
         if not tells:
             self._peers = PeerRouters(num_routers=1)
         self._chosen: dict[str, float] = {}
@@ -115,7 +118,7 @@ def _deploy(config: AppConfig, tells: bool) -> DeploymentHandle[Any]:
         num_replicas=config.routing.num_routers,
         max_ongoing_requests=MAX_CONNECTIONS,
         **options,
-    )(TimedRouter).bind(config, ranks, tells=tells)
+    )(TimedRouter).bind(config, parse_kv_events(config), ranks, tells=tells)
     handle: DeploymentHandle[Any] = serve.run(router, name=APP_NAME, route_prefix=None)
     return handle.options(_by_reference=False)
 

@@ -10,7 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from app.check import IMPORT_PATH
 from app.config import load_config
-from app.events.endpoints import parse
+from app.events.endpoints import parse_kv_events
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
@@ -22,7 +22,7 @@ def test_shipped_config_is_valid_and_described(file: Path) -> None:
     (application,) = schema.applications
     assert application.import_path == IMPORT_PATH
     config = load_config(application.args)
-    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    events = parse_kv_events(config)
     assert events.reason == ""
     assert events.descriptor is not None
     assert events.descriptor["dp_size"] == config.dp_size

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from pydantic import ConfigDict, Field, field_validator
 
-from app.config import Settings, validate
+from app.config import AppConfig, Settings, validate
 from app.errors import ConfigError
 from app.events.curve import CurveConfig
 from app.events.ports import PortSpan, UnusableEndpointError, is_loopback, port_span
@@ -159,6 +159,15 @@ class PublisherInfo(msgspec.Struct, frozen=True):
     overflows: int = 0
     curve_public_key: str | None = None
     refused_clients: int = 0
+
+
+def parse_kv_events(config: AppConfig) -> KvEvents:
+    """What the deployment's `kv_events_config` asks for; done once, by `app.build`, and handed on.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    return parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
 
 
 def parse(raw: str | None, block_size: int | None, dp_size: int) -> KvEvents:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
+from app.events.following.sync_status import Trust
 from app.routing.rank_sets import Integers, ranks_in
 
 Positions = int | slice | Integers
 """Elements of an array with one for each rank: one, all, or those of an ascending array of positions."""
-Trust = Literal["exact", "syncing", "stale"]
-"""Whether a router knows a rank's cache, is finding out, or can't know."""
 
 
 class RoutableRanks(Mapping[int, Trust]):

@@ -14,7 +14,8 @@ from typing import Final, overload
 import numpy as np
 import numpy.typing as npt
 
-from app.routing.membership import Positions, Trust
+from app.events.following.sync_status import Trust
+from app.routing.membership import Positions
 from app.routing.rank_sets import Integers
 
 Floats = npt.NDArray[np.float64]

@@ -165,7 +165,7 @@ def test_an_event_arrives_live_with_the_hashes_of_the_prompts_tokens(
     prompt = some_tokens(random.randrange(10**9), 100)
     follower.stored.clear()
     tiny_graph.complete(prompt, rank=1, max_tokens=1)
-    follower.add_peer_reservation()
+    follower.hear()
     chain = [hashing.wire_hash(digest) for digest in hashing.chain(prompt, follower.block_size)]
     assert len(chain) == 6
     assert [block for event in follower.stored for block in event["block_hashes"]] == chain

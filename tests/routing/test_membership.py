@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.routing.membership import Membership, RoutableRanks, Trust
+from app.events.following.sync_status import Trust
+from app.routing.membership import Membership, RoutableRanks
 from app.routing.rank_sets import ranks_in
 
 TRUSTS: st.SearchStrategy[Trust] = st.sampled_from(["exact", "syncing", "stale"])

@@ -48,6 +48,7 @@ from app.errors import (
     RequestError,
     RequestTooLargeError,
 )
+from app.events.endpoints import KvEvents
 from app.models.store import resolve_model, served_name
 from app.text.tokenizer import Tokenizer
 
@@ -103,14 +104,20 @@ class Ingress:
 
     Args:
         config: the whole deployment's.
+        events: what its `kv_events_config` asks for.
         router: handle of the `Router` deployment.
         ranks: handle of the `DPRank` deployment.
     """
 
     def __init__(
-        self, config: AppConfig, router: DeploymentHandle[Any], ranks: DeploymentHandle[Any]
+        self,
+        config: AppConfig,
+        events: KvEvents,
+        router: DeploymentHandle[Any],
+        ranks: DeploymentHandle[Any],
     ) -> None:
         self._config = config
+        self._events = events
         self._routers = RouterClient(router)
         self._directory = RankDirectory(ranks, timeout_s=POLL_TIMEOUT_S)
         self._model_name = served_name(config.model)
@@ -158,7 +165,7 @@ class Ingress:
     @api.get("/get_server_info")
     async def server_info(self) -> Json:
         """The deployment's descriptor."""
-        return server_info(self._config, self._max_model_len, await self._directory.poll())
+        return server_info(self._config, self._events, self._max_model_len, await self._directory.poll())
 
     @api.get("/model_info")
     @api.get("/get_model_info")

@@ -10,20 +10,19 @@ import msgspec
 from app import __version__
 from app.config import AppConfig
 from app.deployments.messages import RankInfo
-from app.events.endpoints import Descriptor, KvEvents, parse
+from app.events.endpoints import Descriptor, KvEvents
 from app.models.store import served_name
 
 Json = dict[str, Any]
 
 
-def server_info(config: AppConfig, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
+def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
     """Everything about the deployment: every setting, SGLang's own names for some, and each rank as it is.
 
     `kv_events` is the descriptor that routers look for, null when there is nothing to follow, or while ranks
     encrypt and none says with which key. `publishers` has one entry per rank, also for one that doesn't
     answer (`"state": "unreachable"`).
     """
-    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
     by_rank = {info.rank: info for info in ranks}
     return {
         **config.model_dump(mode="json"),

@@ -15,7 +15,7 @@ from app.deployments.logs import log_with_ray
 from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
-from app.events.endpoints import PublisherInfo, parse
+from app.events.endpoints import KvEvents, PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.models.store import resolve_model
@@ -31,6 +31,10 @@ class DPRank:
     The rank's number is Ray's replica rank: a replica that replaces a dead one gets the same number, so the
     ports are the same too. The publisher binds before the model is loaded: a taken port is told at once.
 
+    Args:
+        config: the whole deployment's.
+        events: what its `kv_events_config` asks for.
+
     Raises:
         EndpointInUseError: a port of this rank is taken.
         ModelError: the model can't be served.
@@ -38,13 +42,13 @@ class DPRank:
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
-    async def __init__(self, config: AppConfig) -> None:  # type: ignore[misc]
+    async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
         log_with_ray()
         context = serve.get_replica_context()
         self._rank = context.rank.rank
         self._replica_id = context.replica_id.unique_id
         self._node_ip = ray.util.get_node_ip_address()
-        self._publisher = self._start_publisher(config)
+        self._publisher = self._start_publisher(config, events)
         model_dir = resolve_model(config.model)
         tokenizer = Tokenizer.from_folder(model_dir)
         torch.set_num_threads(config.threads_per_rank)
@@ -62,15 +66,16 @@ class DPRank:
         self._engine_thread.start()
         logger.info("rank %d serves from %s: %s", self._rank, model_dir, self.describe_publisher())
 
-    def _start_publisher(self, config: AppConfig) -> EventPublisher | None:
-        block_size = config.engine.cache.block_size
-        events = parse(config.kv_events_config, block_size, config.dp_size)
+    def _start_publisher(self, config: AppConfig, events: KvEvents) -> EventPublisher | None:
         if events.misconfigured and self._rank == 0:
             logger.warning("KV events are misconfigured, so no router can follow them: %s", events.reason)
         if events.config is None:
             return None
         publisher = EventPublisher(
-            events.config, dp_rank=self._rank, dp_size=config.dp_size, block_size=block_size
+            events.config,
+            dp_rank=self._rank,
+            dp_size=config.dp_size,
+            block_size=config.engine.cache.block_size,
         )
         publisher.start()
         return publisher

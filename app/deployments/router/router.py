@@ -20,7 +20,7 @@ from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
-from app.events.endpoints import parse
+from app.events.endpoints import KvEvents
 from app.events.snapshot import CacheSnapshot
 from app.routing.decisions.chooser import Chooser, Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
@@ -44,8 +44,8 @@ class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
 
     Args:
-        config: the whole deployment's; the router reads `routing`, the block size, `dp_size` and the key file
-            with which it connects to ranks that encrypt.
+        config: the whole deployment's; the router reads `routing`, the block size and `dp_size`.
+        events: names the key file with which it connects to ranks that encrypt.
         ranks: handle of the `DPRank` deployment.
 
     Raises:
@@ -53,7 +53,9 @@ class Router:
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
-    async def __init__(self, config: AppConfig, ranks: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config: AppConfig, events: KvEvents, ranks: DeploymentHandle[Any]
+    ) -> None:
         log_with_ray()
         routing = config.routing
         self._ranks = ranks
@@ -62,7 +64,7 @@ class Router:
         self._discovery_interval_s = routing.discovery_interval_s
         index = PrefixIndex()
         load = LoadBook(routing)
-        self._tracker = Tracker(index, load, self._fetch_snapshot, _curve_keys(config))
+        self._tracker = Tracker(index, load, self._fetch_snapshot, _curve_keys(events))
         self._load = load
         self._chooser = Chooser(index, load, routing.policy, config.dp_size)
         self._dp_size = config.dp_size
@@ -223,6 +225,6 @@ class Router:
         return snapshot
 
 
-def _curve_keys(config: AppConfig) -> KeyPair | None:
-    events = parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size).config
-    return load_router_keys(events.curve) if events is not None and events.curve is not None else None
+def _curve_keys(events: KvEvents) -> KeyPair | None:
+    curve = events.config.curve if events.config is not None else None
+    return load_router_keys(curve) if curve is not None else None

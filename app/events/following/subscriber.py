@@ -40,7 +40,7 @@ from app.events.following.load_subscriber import LoadSubscriber
 from app.events.following.loss_detector import LossDetector
 from app.events.following.recent_batches import RecentBatches
 from app.events.following.recovery_client import RecoveryClient
-from app.events.following.sync_status import SyncRecord, SyncState, SyncStatus
+from app.events.following.sync_status import SyncRecord, SyncStatus, Trust
 from app.events.schema import CacheEvent, EventBatch, LoadStat, split_message
 from app.events.snapshot import CacheSnapshot
 
@@ -78,7 +78,7 @@ class RankSubscriber:
         fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
         on_load: Callable[[LoadStat], object],
         on_acknowledged: Callable[[Sequence[str]], object],
-        on_state: Callable[[SyncState], object] = lambda state: None,
+        on_state: Callable[[Trust], object] = lambda state: None,
         connect_timeout_s: float = 2.0,
         snapshot_timeout_s: float = 10.0,
         replay_timeout_s: float = 1.0,

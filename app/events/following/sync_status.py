@@ -10,7 +10,8 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-SyncState = Literal["exact", "syncing", "stale"]
+Trust = Literal["exact", "syncing", "stale"]
+"""Whether a router knows a rank's cache, is finding out, or can't know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class SyncStatus:
         bad_messages: messages that could not be read.
     """
 
-    state: SyncState
+    state: Trust
     reason: str
     since: float
     applied_seq: int
@@ -49,8 +50,8 @@ class SyncRecord:
         snapshots: how many were loaded.
     """
 
-    def __init__(self, rank: int, on_state: Callable[[SyncState], object]) -> None:
-        self.state: SyncState = "syncing"
+    def __init__(self, rank: int, on_state: Callable[[Trust], object]) -> None:
+        self.state: Trust = "syncing"
         self.gaps = 0
         self.snapshots = 0
         self._rank = rank
@@ -58,7 +59,7 @@ class SyncRecord:
         self._reason = ""
         self._since = time.time()
 
-    def set(self, state: SyncState, reason: str) -> None:
+    def set(self, state: Trust, reason: str) -> None:
         """From now on `state`, because of `reason`."""
         before, self.state, self._reason = self.state, state, reason
         if state != before:

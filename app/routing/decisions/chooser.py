@@ -15,9 +15,10 @@ import msgspec
 
 from app.config import PolicyName
 from app.errors import InvalidRequestError, NoRankError
+from app.events.following.sync_status import Trust
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import RoutableRanks, Trust
+from app.routing.membership import RoutableRanks
 from app.routing.policies.policy import POLICIES, Hints
 from app.routing.rank_view import Floats, RankView, RankViews, Tier
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.events.following.sync_status import Trust
 from app.routing.decisions.chooser import Decision
-from app.routing.membership import Trust
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from typing import Literal
 
 from app.errors import WireError
 from app.events.batch_codec import decode_batch
+from app.events.following.sync_status import Trust
 from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
 from app.events.snapshot import CacheSnapshot
 from app.routing.index.index_writer import ROUTED_MEDIA, Journal
 from app.routing.index.prefix_index import PrefixIndex
-from app.routing.membership import Trust
 from app.routing.tracking.followed_rank import FollowedRank
 from app.routing.tracking.tracker import SnapshotFetcher, Tracker
 

@@ -12,7 +12,7 @@ import msgspec
 from app.events.curve import KeyPair
 from app.events.endpoints import PublisherInfo
 from app.events.following.subscriber import RankSubscriber
-from app.events.following.sync_status import SyncState, SyncStatus
+from app.events.following.sync_status import SyncStatus, Trust
 from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 from app.routing.index.index_writer import IndexWriter, Journal
@@ -119,7 +119,7 @@ class FollowedRank:
         if not self._is_detached:
             self._load.acknowledge(self.description.rank, request_ids)
 
-    def _on_state(self, state: SyncState) -> None:
+    def _on_state(self, state: Trust) -> None:
         if not self._is_detached:
             self._membership.set(self.description.rank, state)
 

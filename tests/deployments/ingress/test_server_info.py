@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from app.config import AppConfig, load_config
 from app.deployments.ingress.server_info import model_info, server_info
 from app.deployments.messages import RankInfo
 from app.errors import ConfigError
-from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.endpoints import KvEventsConfig, PublisherInfo, parse_kv_events
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import LoadStat
 
@@ -23,6 +24,10 @@ LOAD = LoadStat(1, 2, 3, 4, 1, 6, 7, 8, 9, 10)
 def app_config(events: Any = None, **args: Any) -> AppConfig:
     raw = events if events is None or isinstance(events, str) else json.dumps(events)
     return load_config({"kv_events_config": raw} | args)
+
+
+def info_of(config: AppConfig, ranks: Sequence[RankInfo]) -> dict[str, Any]:
+    return server_info(config, parse_kv_events(config), MAX_MODEL_LEN, ranks)
 
 
 def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
@@ -45,7 +50,7 @@ def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
 
 def test_the_descriptor_is_sglangs() -> None:
     config = app_config(ZMQ, engine={"cache": {"block_size": 64}})
-    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    info = info_of(config, [rank_info(0), rank_info(1)])
     assert info["kv_events"] == {
         "publisher": "zmq",
         "endpoint_host": "*",
@@ -59,7 +64,7 @@ def test_the_descriptor_is_sglangs() -> None:
 
 
 def test_without_load_reports_only_sglangs_required_keys_are_there() -> None:
-    descriptor = server_info(app_config(ZMQ | {"load_reports": False}), MAX_MODEL_LEN, [])["kv_events"]
+    descriptor = info_of(app_config(ZMQ | {"load_reports": False}), [])["kv_events"]
     assert list(descriptor) == [
         "publisher",
         "endpoint_host",
@@ -72,15 +77,13 @@ def test_without_load_reports_only_sglangs_required_keys_are_there() -> None:
 
 @pytest.mark.parametrize("host", ["*", "0.0.0.0", "[::]", "127.0.0.1", "10.0.0.5", "node-7.example"])
 def test_the_host_is_verbatim(host: str) -> None:
-    descriptor = server_info(app_config(ZMQ | {"endpoint": f"tcp://{host}:5557"}), MAX_MODEL_LEN, [])[
-        "kv_events"
-    ]
+    descriptor = info_of(app_config(ZMQ | {"endpoint": f"tcp://{host}:5557"}), [])["kv_events"]
     assert descriptor["endpoint_host"] == host
 
 
 def test_the_replay_port_is_there_when_it_applies() -> None:
     config = app_config(ZMQ | {"replay_endpoint": "tcp://*:6000"})
-    assert server_info(config, MAX_MODEL_LEN, [])["kv_events"]["replay_endpoint_port_base"] == 6000
+    assert info_of(config, [])["kv_events"]["replay_endpoint_port_base"] == 6000
 
 
 NO_DESCRIPTOR: dict[str, Any] = {
@@ -110,8 +113,8 @@ NO_DESCRIPTOR: dict[str, Any] = {
 @pytest.mark.parametrize("case", NO_DESCRIPTOR)
 def test_the_descriptor_is_null_and_everything_else_is_there(case: str) -> None:
     config = app_config(NO_DESCRIPTOR[case])
-    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
-    whole = server_info(app_config(ZMQ), MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    info = info_of(config, [rank_info(0), rank_info(1)])
+    whole = info_of(app_config(ZMQ), [rank_info(0), rank_info(1)])
     assert info.keys() == whole.keys()
     assert info["kv_events"] is None
     assert info["kv_events_config"] == config.kv_events_config
@@ -128,25 +131,25 @@ def test_a_block_size_that_would_make_it_null_is_refused_before(block_size: int 
 @pytest.mark.parametrize("case", NO_DESCRIPTOR)
 def test_the_raw_string_stays_as_it_was(case: str) -> None:
     config = app_config(NO_DESCRIPTOR[case])
-    assert server_info(config, MAX_MODEL_LEN, [])["kv_events_config"] == config.kv_events_config
+    assert info_of(config, [])["kv_events_config"] == config.kv_events_config
 
 
 def test_every_setting_is_there() -> None:
     config = app_config(ZMQ)
-    info = server_info(config, MAX_MODEL_LEN, [])
+    info = info_of(config, [])
     settings = config.model_dump(mode="json")
     assert {key: info[key] for key in settings} == settings
 
 
 def test_of_tenants_only_their_header_is_there() -> None:
-    info = server_info(app_config(ZMQ, ingress={"tenant_header": "X-Tenant"}), MAX_MODEL_LEN, [rank_info(0)])
+    info = info_of(app_config(ZMQ, ingress={"tenant_header": "X-Tenant"}), [rank_info(0)])
     assert info["ingress"]["tenant_header"] == "X-Tenant"
     assert "salt" not in json.dumps(info)
 
 
 def test_what_sglangs_routers_read() -> None:
     config = app_config(ZMQ, engine={"scheduler": {"max_running_requests": 7}})
-    info = server_info(config, MAX_MODEL_LEN, [rank_info(0), rank_info(1)])
+    info = info_of(config, [rank_info(0), rank_info(1)])
     assert info["model_path"] == info["served_model_name"] == "smollm2-135m-instruct"
     assert (info["tp_size"], info["dp_size"], info["page_size"]) == (1, 2, 16)
     assert info["max_running_requests"] == 7
@@ -159,7 +162,7 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
     publisher = PublisherInfo(
         rank, "10.0.0.5", port, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0
     )
-    info = server_info(app_config(ZMQ, dp_size=3), MAX_MODEL_LEN, [rank_info(1, publisher), rank_info(2)])
+    info = info_of(app_config(ZMQ, dp_size=3), [rank_info(1, publisher), rank_info(2)])
     assert info["publishers"] == [
         {"rank": 0, "state": "unreachable"},
         {
@@ -201,28 +204,28 @@ def test_ranks_that_encrypt_say_with_which_key(silent: list[RankInfo]) -> None:
         1, "10.0.0.5", 5558, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0, 0, key, 3
     )
     config = app_config(ZMQ | {"curve": CURVE})
-    info = server_info(config, MAX_MODEL_LEN, [*silent, rank_info(1, publisher)])
-    plain = server_info(app_config(ZMQ), MAX_MODEL_LEN, [])
+    info = info_of(config, [*silent, rank_info(1, publisher)])
+    plain = info_of(app_config(ZMQ), [])
     assert info["kv_events"] == plain["kv_events"] | {"curve_public_key": key}
     assert (info["publishers"][1]["curve_public_key"], info["publishers"][1]["refused_clients"]) == (key, 3)
 
 
 def test_while_no_rank_says_its_key_there_is_no_descriptor_to_follow() -> None:
     config = app_config(ZMQ | {"curve": CURVE})
-    info = server_info(config, MAX_MODEL_LEN, [])
+    info = info_of(config, [])
     assert info["kv_events"] is None
-    assert info.keys() == server_info(app_config(ZMQ), MAX_MODEL_LEN, []).keys()
+    assert info.keys() == info_of(app_config(ZMQ), []).keys()
 
 
 def test_no_rank_answers() -> None:
-    info = server_info(app_config(ZMQ), MAX_MODEL_LEN, [])
+    info = info_of(app_config(ZMQ), [])
     assert info["kv_events"] is not None
     assert [state["state"] for state in info["internal_states"]] == ["unreachable"] * 2
 
 
 def test_what_is_advertised_is_what_a_publisher_binds() -> None:
     raw = ZMQ | {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
-    descriptor = server_info(app_config(raw, dp_size=4), MAX_MODEL_LEN, [])["kv_events"]
+    descriptor = info_of(app_config(raw, dp_size=4), [])["kv_events"]
     for rank in range(4):
         publisher = EventPublisher(KvEventsConfig(**raw), dp_rank=rank, dp_size=4, block_size=16)
         info = publisher.info("10.0.0.5")
@@ -234,7 +237,7 @@ def test_what_is_advertised_is_what_a_publisher_binds() -> None:
 def test_it_is_plain_json_without_anything_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBEACON_API_KEY", "sk-very-secret")
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    shown = json.dumps(server_info(app_config(ZMQ), MAX_MODEL_LEN, [rank_info(0)]))
+    shown = json.dumps(info_of(app_config(ZMQ), [rank_info(0)]))
     assert "secret" not in shown
     for name in ("api_key", "apikey", 'token"', "password"):
         assert name not in shown.lower()
@@ -249,4 +252,4 @@ def test_model_info_is_part_of_server_info() -> None:
         "is_generation": True,
         "max_model_len": MAX_MODEL_LEN,
     }
-    assert info.items() <= server_info(config, MAX_MODEL_LEN, [rank_info(0)]).items()
+    assert info.items() <= info_of(config, [rank_info(0)]).items()

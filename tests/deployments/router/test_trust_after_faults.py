@@ -20,7 +20,7 @@ from app.deployments.messages import GenerateRequest
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
 from app.events.endpoints import KvEventsConfig
-from app.events.following.sync_status import SyncStatus
+from app.events.following.sync_status import SyncStatus, Trust
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.generation import SamplingParams, TokenChunk
@@ -28,7 +28,6 @@ from app.routing.decisions.chooser import Chooser, Prompt
 from app.routing.decisions.explanation import Json, explanation
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.rank_view import Trust
 from app.routing.tracking.audit import Auditor, RankAudit
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import Tracker

@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from app.config import PolicyName, RoutingConfig
 from app.errors import InvalidRequestError, NoRankError
+from app.events.following.sync_status import Trust
 from app.events.schema import LoadStat
 from app.hashing import chain, wire_hash
 from app.routing.decisions.chooser import Chooser, Decision, Prompt
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
-from app.routing.membership import RoutableRanks, Trust
+from app.routing.membership import RoutableRanks
 
 BLOCK_SIZE = 4
 ALL_EXACT = RoutableRanks(dict.fromkeys(range(4), "exact"))

@@ -17,6 +17,7 @@ from app.config import load_config
 from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.router.router import Router
+from app.events.endpoints import parse_kv_events
 
 CONTROL = {"num_cpus": 0}
 
@@ -30,7 +31,8 @@ class ReconfiguredRank(DPRank):
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
         """End what runs and start as a new replica with these settings would."""
         self.__del__()
-        await super().__init__(load_config(args))
+        config = load_config(args)
+        await super().__init__(config, parse_kv_events(config))
 
 
 class ReconfiguredIngress(Ingress):
@@ -39,12 +41,16 @@ class ReconfiguredIngress(Ingress):
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
         """Take these settings."""
         self._config = load_config(args)
+        self._events = parse_kv_events(self._config)
 
 
 def build(args: Mapping[str, Any]) -> Application:
     """The graph, whose deployments `DPRank` and `Ingress` want a `user_config` like `args`."""
     config = load_config(args)
+    events = parse_kv_events(config)
     options = {"ray_actor_options": CONTROL, "user_config": args}
     ranks = serve.deployment(name="DPRank", **options)(ReconfiguredRank).bind()
-    router = serve.deployment(name="Router", ray_actor_options=CONTROL)(Router).bind(config, ranks)
-    return serve.deployment(name="Ingress", **options)(ReconfiguredIngress).bind(config, router, ranks)
+    router = serve.deployment(name="Router", ray_actor_options=CONTROL)(Router).bind(config, events, ranks)
+    return serve.deployment(name="Ingress", **options)(ReconfiguredIngress).bind(
+        config, events, router, ranks
+    )
