@@ -19,7 +19,8 @@ from zmq.auth import load_certificate
 
 from app.errors import WireError
 from app.events.batch_codec import decode_batch
-from app.events.descriptor import RankPublisher, read_descriptor
+from app.events.descriptor import read_descriptor
+from app.events.publisher_info import PublisherAddress
 from app.events.replay import ReplayRequest, parse_reply, request_frames
 from app.events.schema import BlockRemoved, BlockStored, split_message
 
@@ -29,7 +30,7 @@ REPLAY_TIMEOUT_MS = 1000
 class Follower:
     """One rank's batches, in order."""
 
-    def __init__(self, publisher: RankPublisher, key_file: str | None) -> None:
+    def __init__(self, publisher: PublisherAddress, key_file: str | None) -> None:
         self.publisher = publisher
         self.key_file = key_file
         self.next_seq = 0

@@ -16,7 +16,7 @@ import torch
 from app.config import EngineConfig
 from app.engine.cache.prefix_cache import BlockTable, PrefixCache
 from app.engine.torch.engine import Engine
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockStored
 from app.generation import SamplingParams

@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.config import KvEventsConfig
+from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
 from app.events.snapshot import CacheContent, CachedBlock

@@ -14,8 +14,9 @@ import pytest
 import zmq
 
 from app.events.batch_codec import encode_batch
-from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.config import KvEventsConfig
 from app.events.following.subscriber import RankSubscriber
+from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.publisher import EventPublisher
 from app.events.publishing.recovery_server import RecoveryServer
 from app.events.replay import Framing, ReplayBuffer
@@ -66,21 +67,16 @@ class Blocks:
 
 def publisher_info(**changes: Any) -> PublisherInfo:
     """Of rank 0 on this machine."""
-    fields: dict[str, Any] = {
-        "rank": 0,
-        "host": "127.0.0.1",
-        "event_port": 0,
-        "replay_port": None,
-        "load_port": None,
-        "topic": "",
-        "load_topic": None,
-        "block_size": 1,
-        "epoch": "",
-        "last_seq": -1,
-        "state": "publishing",
-        "dropped_batches": 0,
-    }
-    return PublisherInfo(**(fields | changes))
+    state = {name: changes.pop(name) for name in ("epoch", "last_seq") if name in changes}
+    address = PublisherAddress(0, "127.0.0.1", 0, None, None, "", None, 1)
+    return PublisherInfo(
+        msgspec.structs.replace(address, **changes),
+        msgspec.structs.replace(PublisherState("", -1, "publishing"), **state),
+    )
+
+
+def with_address(info: PublisherInfo, **changes: Any) -> PublisherInfo:
+    return PublisherInfo(msgspec.structs.replace(info.address, **changes), info.state)
 
 
 class LossyRank:
@@ -254,7 +250,7 @@ class Rigs:
     removed = staticmethod(removed)
     holds = staticmethod(holds)
     info = staticmethod(publisher_info)
-    replace = staticmethod(msgspec.structs.replace)
+    with_address = staticmethod(with_address)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from zmq.auth import create_certificates
 
 from app.check import IMPORT_PATH, check
 from app.errors import ConfigError, EndpointInUseError
+from app.events.config import KvEventsConfig
 from app.events.curve import (
     CurveClient,
     CurveConfig,
@@ -27,9 +28,10 @@ from app.events.curve import (
     load_rank_keys,
     load_router_keys,
 )
-from app.events.endpoints import KvEventsConfig, PublisherInfo, parse
+from app.events.endpoints import parse
 from app.events.following.connection import Connection
 from app.events.following.recovery_client import RecoveryClient
+from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import LoadStat, encode_seq
 from app.events.snapshot import CacheContent
@@ -101,8 +103,8 @@ async def context() -> AsyncIterator[zmq.asyncio.Context]:
 
 
 def client(info: PublisherInfo, keys: KeyPair) -> CurveClient:
-    assert info.curve_public_key is not None
-    return CurveClient(keys, info.curve_public_key.encode())
+    assert info.address.curve_public_key is not None
+    return CurveClient(keys, info.address.curve_public_key.encode())
 
 
 class BareClient:
@@ -111,9 +113,9 @@ class BareClient:
     def __init__(self, info: PublisherInfo, curve: CurveClient | None) -> None:
         self._context = zmq.Context()
         self._info = info
-        self.events, self.failed_events = self._connect(zmq.SUB, info.event_port, curve)
-        self.load, self.failed_load = self._connect(zmq.SUB, info.load_port, curve)
-        self.replay, self.failed_replay = self._connect(zmq.DEALER, info.replay_port, curve)
+        self.events, self.failed_events = self._connect(zmq.SUB, info.address.event_port, curve)
+        self.load, self.failed_load = self._connect(zmq.SUB, info.address.load_port, curve)
+        self.replay, self.failed_replay = self._connect(zmq.DEALER, info.address.replay_port, curve)
         self.replay.send_multipart([b"", encode_seq(0)])
 
     def _connect(self, kind: int, port: int | None, curve: CurveClient | None) -> tuple[Any, Any]:
@@ -209,7 +211,7 @@ async def test_with_the_right_keys_events_load_and_replay_come(
     assert await rigs.holds(lambda: bool(publish_load()))
     assert loads[0] == STAT
     recovery = RecoveryClient(
-        context, f"tcp://127.0.0.1:{info.replay_port}", timeout_s=5, curve=client(info, keys.router)
+        context, f"tcp://127.0.0.1:{info.address.replay_port}", timeout_s=5, curve=client(info, keys.router)
     )
     rank.publisher.serve_snapshots(lambda: _done(rank.publisher.content(rank.truth.as_cached())))
     assert await replayed(recovery) == list(range(21))
@@ -218,16 +220,16 @@ async def test_with_the_right_keys_events_load_and_replay_come(
     subscriber.observe(rank.epoch, rank.seq)
     assert await rigs.holds(lambda: subscriber.status.applied_seq == rank.seq)
     assert sink.hashes == rank.truth.hashes
-    assert rank.publisher.info("").refused_clients == 0
+    assert rank.publisher.info("").state.refused_clients == 0
 
 
 def test_a_publisher_says_its_public_key_and_never_the_secret_one(new_rank: Any, keys: Keys) -> None:
     info = new_rank().publisher.info("")
     loaded = load_rank_keys(CurveConfig(**keys.config))
-    assert info.curve_public_key == loaded.public.decode()
+    assert info.address.curve_public_key == loaded.public.decode()
     assert loaded.secret.decode() not in repr(info)
     assert loaded.secret.decode() not in repr(client(info, loaded))
-    assert (new_rank(curve=None).publisher.info("")).curve_public_key is None
+    assert (new_rank(curve=None).publisher.info("")).address.curve_public_key is None
 
 
 async def test_two_ranks_in_one_process_each_have_their_own_keys(
@@ -272,7 +274,7 @@ async def test_whoever_lacks_a_key_gets_not_one_message_and_both_sides_say_why(
 ) -> None:
     rank = new_rank(**({"curve": None} if case == "keys at a plain server" else {}))
     info: PublisherInfo = rank.publisher.info("")
-    server = (info.curve_public_key or "").encode()
+    server = (info.address.curve_public_key or "").encode()
     ours = keys.router
     believed, own_keys, curve = {
         "no keys": (None, None, None),
@@ -282,7 +284,7 @@ async def test_whoever_lacks_a_key_gets_not_one_message_and_both_sides_say_why(
     }[case]
 
     def new_witness() -> BareClient:
-        return bare_client(info, client(info, ours) if info.curve_public_key else None)
+        return bare_client(info, client(info, ours) if info.address.curve_public_key else None)
 
     outsider = bare_client(info, curve)
     assert await rigs.holds(outsider.was_refused)
@@ -291,25 +293,23 @@ async def test_whoever_lacks_a_key_gets_not_one_message_and_both_sides_say_why(
 
     loads: list[LoadStat] = []
     sink = rigs.Blocks()
-    told = PublisherInfo(**_fields(info) | {"curve_public_key": believed and believed.decode()})
+    told = rigs.with_address(info, curve_public_key=believed and believed.decode())
     subscriber = follow(told, rank, sink, curve_keys=own_keys, on_load=loads.append)
     assert await rigs.holds(lambda: subscriber.status.state == "stale")
     assert client_says in subscriber.status.reason
     await publish_until_heard(rigs, rank, new_witness())
     assert (subscriber.status.state, sink.hashes, loads) == ("stale", set(), [])
-    recovery = RecoveryClient(context, f"tcp://127.0.0.1:{info.replay_port}", timeout_s=0.1, curve=curve)
+    recovery = RecoveryClient(
+        context, f"tcp://127.0.0.1:{info.address.replay_port}", timeout_s=0.1, curve=curve
+    )
     with pytest.raises(TimeoutError):
         await replayed(recovery)
     with pytest.raises(TimeoutError):
         await recovery.snapshot(timeout_s=0.1)
     if rank_says is not None:
-        assert await rigs.holds(lambda: rank.publisher.info("").refused_clients >= 3)
+        assert await rigs.holds(lambda: rank.publisher.info("").state.refused_clients >= 3)
         said = warnings(caplog, "client refused by rank 0 at tcp://127.0.0.1:")
         assert any(rank_says in each for each in said), said
-
-
-def _fields(info: PublisherInfo) -> dict[str, Any]:
-    return {name: getattr(info, name) for name in info.__struct_fields__}
 
 
 async def test_a_router_without_a_key_file_dials_no_rank_that_encrypts(
@@ -319,7 +319,7 @@ async def test_a_router_without_a_key_file_dials_no_rank_that_encrypts(
     subscriber = follow(rank.publisher.info(""), rank, rigs.Blocks())
     assert await rigs.holds(lambda: subscriber.status.state == "stale")
     assert "the rank wants CURVE, but no router_key_file is set" in subscriber.status.reason
-    assert rank.publisher.info("").refused_clients == 0
+    assert rank.publisher.info("").state.refused_clients == 0
 
 
 async def test_something_else_at_the_address_is_connected_without_a_handshake(context: Any) -> None:
@@ -357,7 +357,7 @@ async def test_a_client_that_is_removed_does_not_get_in_any_more(
 ) -> None:
     rank = new_rank()
     info = rank.publisher.info("")
-    address, curve = f"tcp://127.0.0.1:{info.event_port}", client(info, keys.router)
+    address, curve = f"tcp://127.0.0.1:{info.address.event_port}", client(info, keys.router)
     first = Connection(context, address, [b""], curve)
     assert await first.wait_connected(5)
     keys.forbid("router")
@@ -389,7 +389,7 @@ async def test_a_refused_question_is_an_error_and_can_be_asked_again(
     keys.allow("other")
     keys.forbid("router")
     second = new_rank(**ports, curve=keys.config | {"router_key_file": None})
-    assert await rigs.holds(lambda: second.publisher.info("").refused_clients > 0)
+    assert await rigs.holds(lambda: second.publisher.info("").state.refused_clients > 0)
     with pytest.raises(TimeoutError):
         await replayed(recovery)
     keys.allow("router")
@@ -402,7 +402,9 @@ async def test_a_broken_certificate_lets_nobody_in_and_keeps_nobody_out(
 ) -> None:
     info = new_rank().publisher.info("")
     (keys.allowed / "broken.key").write_text("public-key\n")
-    connection = Connection(context, f"tcp://127.0.0.1:{info.event_port}", [b""], client(info, keys.router))
+    connection = Connection(
+        context, f"tcp://127.0.0.1:{info.address.event_port}", [b""], client(info, keys.router)
+    )
     assert await connection.wait_connected(5)
     connection.close()
     assert any("broken.key" in each for each in warnings(caplog, "certificate ignored"))
@@ -418,7 +420,7 @@ def test_closing_ends_the_threads_and_can_be_repeated(new_rank: Any, keys: Keys,
     publisher.close()
     publisher.close()
     assert set(threading.enumerate()) <= before
-    assert publisher.info("").state == "disabled"
+    assert publisher.info("").state.status == "disabled"
 
 
 def test_a_start_that_fails_half_way_leaves_nothing_behind(

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from zmq.auth import create_certificates
 
 from app.errors import ConfigError, WireError
-from app.events.descriptor import RankPublisher, read_descriptor
+from app.events.descriptor import read_descriptor
 from app.events.endpoints import parse, rank_endpoints
 from app.events.ports import dial_host
+from app.events.publisher_info import PublisherAddress
 
 REPO = Path(__file__).resolve().parents[2]
 SERVER = "10.0.0.5"
@@ -49,15 +50,15 @@ def test_null_is_nothing_to_follow() -> None:
 
 def test_rank_r_is_at_every_base_plus_r() -> None:
     assert read_descriptor(WHOLE, SERVER) == (
-        RankPublisher(0, "node-7", 5557, 5600, 5559, "kv", "load", 64, KEY),
-        RankPublisher(1, "node-7", 5558, 5601, 5560, "kv", "load", 64, KEY),
+        PublisherAddress(0, "node-7", 5557, 5600, 5559, "kv", "load", 64, KEY),
+        PublisherAddress(1, "node-7", 5558, 5601, 5560, "kv", "load", 64, KEY),
     )
 
 
 @pytest.mark.parametrize("absent", [{}, dict.fromkeys(WHOLE.keys() - MINIMAL.keys()), {"load_topic": "load"}])
 def test_what_does_not_apply_is_none(absent: dict[str, Any]) -> None:
     first, _ = read_descriptor(MINIMAL | absent, SERVER)
-    assert first == RankPublisher(0, "node-7", 5557, None, None, "kv", None, 64)
+    assert first == PublisherAddress(0, "node-7", 5557, None, None, "kv", None, 64)
 
 
 def test_unknown_keys_are_ignored() -> None:
@@ -210,7 +211,7 @@ def test_what_we_describe_is_read_back_as_what_ranks_open(
     assert len(publishers) == dp_size
     for publisher in publishers:
         opened = rank_endpoints(described.config, publisher.rank, dp_size)
-        assert publisher == RankPublisher(
+        assert publisher == PublisherAddress(
             rank=publisher.rank,
             host=dial_host(opened.host, SERVER),
             event_port=opened.events.port or 0,
@@ -296,7 +297,7 @@ def test_the_example_prints_what_it_missed_and_what_comes(
     rank.step(rigs.removed(2))
     descriptor = parse(json.dumps({"publisher": "zmq", **config}), 1, 1).descriptor
     assert descriptor is not None
-    key = {"curve_public_key": rank.publisher.info("").curve_public_key} if encrypts else {}
+    key = {"curve_public_key": rank.publisher.info("").address.curve_public_key} if encrypts else {}
     key_file = [curve["router_key_file"]] if encrypts else []
     with start_example(server_info(descriptor | key), *key_file) as example:
         lines: list[str] = []

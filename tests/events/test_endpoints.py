@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConfigError
-from app.events.endpoints import KvEventsConfig, parse, rank_endpoints
+from app.events.config import KvEventsConfig
+from app.events.endpoints import parse, rank_endpoints
 from app.events.ports import dial_host
 
 

@@ -120,10 +120,10 @@ def followed(make_rank: Any, follow: Any, rigs: Any, link: Any, free_ports: Any,
             keys["replay_endpoint"] = f"tcp://127.0.0.1:{free_ports(1)}"
         rank = make_rank(**keys)
         info = rank.publisher.info("")
-        fields = {"event_port": link(info.event_port, fault).port} if fault else {}
+        fields = {"event_port": link(info.address.event_port, fault).port} if fault else {}
         sink = rigs.Blocks()
-        snapshot = ask(info.replay_port).snapshot if replay else rank.snapshot
-        subscriber = follow(rigs.replace(info, **fields), rank, sink, fetch_snapshot=snapshot)
+        snapshot = ask(info.address.replay_port).snapshot if replay else rank.snapshot
+        subscriber = follow(rigs.with_address(info, **fields), rank, sink, fetch_snapshot=snapshot)
         return Followed(rank, subscriber, sink, rigs)
 
     return start

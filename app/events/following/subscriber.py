@@ -34,13 +34,13 @@ from app.errors import WireError
 from app.events.bad_messages import BadMessages
 from app.events.batch_codec import decode_batch
 from app.events.curve import CurveClient, KeyPair
-from app.events.endpoints import PublisherInfo
 from app.events.following.connection import Connection, subscriber_context
 from app.events.following.load_subscriber import LoadSubscriber
 from app.events.following.loss_detector import LossDetector
 from app.events.following.recent_batches import RecentBatches
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.sync_status import SyncRecord, SyncStatus, Trust
+from app.events.publisher_info import PublisherAddress, PublisherInfo
 from app.events.schema import CacheEvent, EventBatch, LoadStat, split_message
 from app.events.snapshot import CacheSnapshot
 
@@ -106,8 +106,8 @@ class RankSubscriber:
             curve_keys: our own, for a publisher that encrypts.
             context: ZMQ's; by default one for all subscribers of the process.
         """
-        assert info.state == "publishing", info
-        self._info = info
+        assert info.is_publishing, info
+        self._address = info.address
         self._sink = sink
         self._fetch_snapshot = fetch_snapshot
         self._on_load = on_load
@@ -116,32 +116,26 @@ class RankSubscriber:
         self._snapshot_timeout_s = snapshot_timeout_s
         self._max_replayed_batches = max_replayed_batches
         self._context = context or subscriber_context()
-        self._curve = _curve_client(info, curve_keys)
-        self._lacks_keys = info.curve_public_key is not None and curve_keys is None
-        self._topic = info.topic.encode()
-        self._address = f"tcp://{info.host}:{info.event_port}"
+        self._curve = _curve_client(info.address, curve_keys)
+        self._lacks_keys = info.address.curve_public_key is not None and curve_keys is None
+        self._topic = info.address.topic.encode()
         self._recovery = (
-            RecoveryClient(
-                self._context,
-                f"tcp://{info.host}:{info.replay_port}",
-                timeout_s=replay_timeout_s,
-                curve=self._curve,
-            )
-            if info.replay_port is not None
+            RecoveryClient(self._context, endpoint, timeout_s=replay_timeout_s, curve=self._curve)
+            if (endpoint := info.address.replay_endpoint) is not None
             else None
         )
-        self._bad = BadMessages(logger, f"rank {info.rank} at {self._address}")
+        self._bad = BadMessages(logger, f"rank {info.address.rank} at {info.address.event_endpoint}")
         self._task: asyncio.Task[None] | None = None
         self._load: LoadSubscriber | None = None
         self._connection: Connection | None = None
         self._wake = asyncio.Event()
 
-        self._record = SyncRecord(info.rank, on_state)
-        self._epoch = info.epoch  # of what the sink holds
+        self._record = SyncRecord(info.address.rank, on_state)
+        self._epoch = info.state.epoch  # of what the sink holds
         self._applied_seq = -1  # last batch in the sink
         self._live_seq = -1  # last batch received over this connection
         self._distrust: str | None = "first snapshot"  # why a snapshot is needed
-        self._observed_epoch = info.epoch
+        self._observed_epoch = info.state.epoch
         self._losses = LossDetector(unseen_timeout_s, probe_interval_s if self._recovery else None)
         self._recent = RecentBatches()
         self._probe: asyncio.Task[None] | None = None
@@ -158,19 +152,20 @@ class RankSubscriber:
     def start(self) -> None:
         """Follow the rank until `close`."""
         assert self._task is None, "started twice"
-        info = self._info
-        if info.load_port is not None and info.load_topic is not None and not self._lacks_keys:
+        address = self._address
+        endpoint, topic = address.load_endpoint, address.load_topic
+        if endpoint is not None and topic is not None and not self._lacks_keys:
             self._load = LoadSubscriber(
                 self._context,
-                f"tcp://{info.host}:{info.load_port}",
-                rank=info.rank,
-                topic=info.load_topic,
+                endpoint,
+                rank=address.rank,
+                topic=topic,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
                 curve=self._curve,
             )
             self._load.start()
-        self._task = asyncio.create_task(self._run(), name=f"events-of-rank-{info.rank}")
+        self._task = asyncio.create_task(self._run(), name=f"events-of-rank-{address.rank}")
 
     async def close(self) -> None:
         """Stop and close the sockets; the sink keeps what it holds. A second call does nothing."""
@@ -209,7 +204,7 @@ class RankSubscriber:
                     await self._resync(self._distrust)
                 await self._follow()
             except Exception as error:
-                logger.exception("rank %d: internal error while following it", self._info.rank)
+                logger.exception("rank %d: internal error while following it", self._address.rank)
                 self._need_snapshot(f"internal error: {error!r}")
                 await self._wait_for_next_attempt()
 
@@ -291,8 +286,8 @@ class RankSubscriber:
 
     def _decode(self, payload: bytes) -> EventBatch:
         batch = decode_batch(payload, token_ids=False)
-        if batch.dp_rank not in (None, self._info.rank):
-            raise WireError(f"batch of rank {batch.dp_rank}; rank {self._info.rank} is followed here")
+        if batch.dp_rank not in (None, self._address.rank):
+            raise WireError(f"batch of rank {batch.dp_rank}; rank {self._address.rank} is followed here")
         return batch
 
     # ---- batches that don't come
@@ -399,7 +394,7 @@ class RankSubscriber:
         self._disconnect()
         if self._lacks_keys:
             raise ConnectionError("the rank wants CURVE, but no router_key_file is set")
-        self._connection = Connection(self._context, self._address, [self._topic], self._curve)
+        self._connection = Connection(self._context, self._address.event_endpoint, [self._topic], self._curve)
         self._live_seq = -1
         if not await self._connection.wait_connected(self._connect_timeout_s):
             raise ConnectionError(self._connection.trouble)
@@ -440,10 +435,10 @@ class RankSubscriber:
         self._record.set("exact", reason)
 
 
-def _curve_client(info: PublisherInfo, keys: KeyPair | None) -> CurveClient | None:
-    if info.curve_public_key is None or keys is None:
+def _curve_client(address: PublisherAddress, keys: KeyPair | None) -> CurveClient | None:
+    if address.curve_public_key is None or keys is None:
         return None
-    return CurveClient(keys, info.curve_public_key.encode())
+    return CurveClient(keys, address.curve_public_key.encode())
 
 
 def _why(error: Exception) -> str:

@@ -20,8 +20,10 @@ from typing import Literal
 
 import zmq
 
-from app.events.endpoints import KvEventsConfig, PublisherInfo, rank_endpoints
+from app.events.config import KvEventsConfig
+from app.events.endpoints import rank_endpoints
 from app.events.ports import dial_host
+from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.curve_server import CurveServer
 from app.events.publishing.recovery_server import RecoveryServer, TakeContent
 from app.events.publishing.sockets import SocketOpener
@@ -83,25 +85,7 @@ class EventPublisher:
 
     def info(self, node_host: str) -> PublisherInfo:
         """This publisher as others see it; `node_host` stands in for a wildcard host."""
-        endpoints = self._endpoints
-        load = endpoints.load
-        return PublisherInfo(
-            rank=self._dp_rank,
-            host=dial_host(endpoints.host, node_host),
-            event_port=endpoints.events.port or 0,
-            replay_port=endpoints.replay.port if endpoints.replay else None,
-            load_port=load.port if load else None,
-            topic=self._config.topic,
-            load_topic=self._config.load_topic if load else None,
-            block_size=self._block_size,
-            epoch=self.epoch,
-            last_seq=self._last_seq,
-            state="publishing" if self.is_running and endpoints.dialable else "disabled",
-            dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
-            overflows=self.counters.overflows,
-            curve_public_key=self._curve.public_key if self._curve else None,
-            refused_clients=self._curve.refused_clients if self._curve else 0,
-        )
+        return PublisherInfo(self._address(node_host), self._current_state())
 
     def start(self) -> None:
         """Bind, start the threads and publish `AllBlocksCleared` as batch 0.
@@ -169,6 +153,31 @@ class EventPublisher:
             self._recovery.close()
         if self._curve:
             self._curve.close()
+
+    def _address(self, node_host: str) -> PublisherAddress:
+        endpoints = self._endpoints
+        load = endpoints.load
+        return PublisherAddress(
+            rank=self._dp_rank,
+            host=dial_host(endpoints.host, node_host),
+            event_port=endpoints.events.port or 0,
+            replay_port=endpoints.replay.port if endpoints.replay else None,
+            load_port=load.port if load else None,
+            topic=self._config.topic,
+            load_topic=self._config.load_topic if load else None,
+            block_size=self._block_size,
+            curve_public_key=self._curve.public_key if self._curve else None,
+        )
+
+    def _current_state(self) -> PublisherState:
+        return PublisherState(
+            epoch=self.epoch,
+            last_seq=self._last_seq,
+            status="publishing" if self.is_running and self._endpoints.dialable else "disabled",
+            dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
+            overflows=self.counters.overflows,
+            refused_clients=self._curve.refused_clients if self._curve else 0,
+        )
 
     def _payloads(self, blocks: Sequence[CachedBlock]) -> Iterator[bytes]:
         return snapshot_payloads(

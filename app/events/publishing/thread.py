@@ -15,7 +15,7 @@ import zmq
 
 from app.events.bad_messages import BadMessages
 from app.events.batch_codec import encode_batch
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.sockets import RankSockets
 from app.events.replay import ReplayBuffer
 from app.events.schema import (

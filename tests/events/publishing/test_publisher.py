@@ -13,7 +13,7 @@ import zmq
 
 from app.errors import ConfigError, EndpointInUseError
 from app.events.batch_codec import decode_batch
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import (
     AllBlocksCleared,
@@ -79,7 +79,7 @@ def read_replay(open_socket: Any, port: int, start_seq: int) -> dict[int, list[A
 @pytest.mark.parametrize("format", ["map", "array"])
 def test_a_batch_is_topic_seq_and_payload(make_rank: Any, rigs: Any, open_socket: Any, format: str) -> None:
     rank = make_rank(topic="kv", format=format)
-    sub = subscribe(open_socket, rank.publisher.info("").event_port, b"kv")
+    sub = subscribe(open_socket, rank.publisher.info("").address.event_port, b"kv")
     hear(sub, lambda: rank.step(rigs.stored(7)))
     rank.step(rigs.stored(7))
     topic, seq, payload = sub.recv_multipart()
@@ -160,7 +160,7 @@ def test_publishing_into_a_full_queue_drops_counts_and_leaves_a_gap(
     publisher.close()
     counters = publisher.counters
     assert counters.published_batches + counters.dropped_batches == publisher.last_seq + 1
-    assert publisher.info("").dropped_batches == counters.dropped_batches
+    assert publisher.info("").state.dropped_batches == counters.dropped_batches
 
 
 def test_publishing_never_waits_for_a_subscriber_that_does_not_read(make_rank: Any, open_socket: Any) -> None:
@@ -168,7 +168,7 @@ def test_publishing_never_waits_for_a_subscriber_that_does_not_read(make_rank: A
     sub = open_socket(zmq.SUB)
     sub.setsockopt(zmq.RCVHWM, 1)
     sub.subscribe(b"")
-    sub.connect(f"tcp://127.0.0.1:{rank.publisher.info('').event_port}")
+    sub.connect(f"tcp://127.0.0.1:{rank.publisher.info('').address.event_port}")
     hear(sub, lambda: rank.publisher.publish([AllBlocksCleared()]))
     big = BlockStored(list(range(10_000)), None, list(range(10_000)), 1)
     slowest = 0.0
@@ -186,7 +186,7 @@ def test_a_subscriber_whose_queue_is_full_is_noticed_and_costs_the_others_nothin
     make_rank: Any, rigs: Any, open_socket: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     rank = make_rank(hwm=50)
-    port = rank.publisher.info("").event_port
+    port = rank.publisher.info("").address.event_port
     stuck = open_socket(zmq.SUB)
     stuck.setsockopt(zmq.RCVHWM, 1)
     stuck.subscribe(b"")
@@ -200,8 +200,8 @@ def test_a_subscriber_whose_queue_is_full_is_noticed_and_costs_the_others_nothin
         while heard < rank.seq:
             heard = int.from_bytes(reader.recv_multipart()[1], "big")
         assert rank.seq < 50_000, "no queue is ever full"
-    assert rank.publisher.info("").overflows > 0
-    assert rank.publisher.info("").dropped_batches == 0
+    assert rank.publisher.info("").state.overflows > 0
+    assert rank.publisher.info("").state.dropped_batches == 0
     assert "a subscriber reads too slowly" in caplog.text
 
 
@@ -211,7 +211,7 @@ def test_prompts_can_be_kept_out_of_the_stream_and_of_replays(
 ) -> None:
     replay_port = free_ports(1)
     rank = make_rank(token_ids=False, format=format, replay_endpoint=f"tcp://127.0.0.1:{replay_port}")
-    sub = subscribe(open_socket, rank.publisher.info("").event_port)
+    sub = subscribe(open_socket, rank.publisher.info("").address.event_port)
     event = BlockStored([7, 8], 6, [501, 502, 503, 504], 2, medium="GPU")
     hear(sub, lambda: rank.step(event))  # this may be batch 0
     rank.step(event)
@@ -225,19 +225,19 @@ def test_a_batch_that_cant_be_encoded_is_counted_and_the_next_one_sent(
     make_rank: Any, rigs: Any, open_socket: Any
 ) -> None:
     rank = make_rank()
-    sub = subscribe(open_socket, rank.publisher.info("").event_port)
+    sub = subscribe(open_socket, rank.publisher.info("").address.event_port)
     hear(sub, lambda: rank.step(rigs.stored(1)))
     rank.publisher.publish([rigs.removed(*range(65_537))])
     rank.publisher.publish([rigs.stored(2)])
     while decode_batch(sub.recv_multipart()[2]).events != [rigs.stored(2)]:
         pass
     assert rank.publisher.counters.failed_batches == 1
-    assert rank.publisher.info("").dropped_batches == 1
+    assert rank.publisher.info("").state.dropped_batches == 1
 
 
 def test_closing_sends_what_is_queued(make_rank: Any, rigs: Any, open_socket: Any) -> None:
     rank = make_rank()
-    sub = subscribe(open_socket, rank.publisher.info("").event_port)
+    sub = subscribe(open_socket, rank.publisher.info("").address.event_port)
     hear(sub, lambda: rank.step(rigs.stored(1)))
     for number in range(500):
         rank.step(rigs.stored(number))
@@ -256,13 +256,13 @@ def test_closing_ends_the_threads_and_can_be_repeated(make_rank: Any, rigs: Any,
     assert set(threading.enumerate()) <= before
     publisher.publish([rigs.stored(1)])
     assert publisher.counters.dropped_batches == 1
-    assert publisher.info("").state == "disabled"
+    assert publisher.info("").state.status == "disabled"
 
 
 def test_closing_what_was_never_started_does_nothing() -> None:
     publisher = EventPublisher(KvEventsConfig(publisher="zmq"), dp_rank=0, dp_size=1, block_size=1)
     publisher.close()
-    assert publisher.info("").state == "disabled"
+    assert publisher.info("").state.status == "disabled"
 
 
 @pytest.mark.parametrize("taken", [1, 3, 5], ids=["events", "load", "replay"])
@@ -311,8 +311,8 @@ def test_an_address_that_is_not_of_this_machine_is_a_config_error(make_rank: Any
 def test_load_and_acknowledgements_have_their_own_port_and_topics(make_rank: Any, open_socket: Any) -> None:
     publisher = make_rank(load_topic="busy").publisher
     info = publisher.info("")
-    assert info.load_port == info.event_port + 1
-    sub = subscribe(open_socket, info.load_port)
+    assert info.address.load_port == info.address.event_port + 1
+    sub = subscribe(open_socket, info.address.load_port)
     topic, seq, payload = hear(sub, lambda: publisher.publish_load(STAT))
     assert (topic, decode_load(payload)) == (b"busy", STAT)
     publisher.publish_load(STAT, ["a", "b"])
@@ -327,7 +327,7 @@ def test_load_reports_can_be_switched_off(make_rank: Any) -> None:
     publisher = make_rank(load_reports=False).publisher
     publisher.publish_load(STAT, ["a"])
     info = publisher.info("")
-    assert (info.load_port, info.load_topic) == (None, None)
+    assert (info.address.load_port, info.address.load_topic) == (None, None)
     assert publisher.counters.dropped_loads == 0
 
 
@@ -340,16 +340,25 @@ def test_the_description_is_what_was_bound(make_rank: Any, free_ports: Any) -> N
         topic="kv",
     ).publisher
     info = publisher.info("10.1.2.3")
-    assert (info.rank, info.host, info.block_size, info.topic) == (1, "10.1.2.3", 16, "kv")
-    assert (info.event_port, info.replay_port, info.load_port) == (base + 1, base + 3, base + 5)
-    assert (info.state, info.epoch, info.last_seq) == ("publishing", publisher.epoch, 0)
+    assert (info.address.rank, info.address.host, info.address.block_size, info.address.topic) == (
+        1,
+        "10.1.2.3",
+        16,
+        "kv",
+    )
+    assert (info.address.event_port, info.address.replay_port, info.address.load_port) == (
+        base + 1,
+        base + 3,
+        base + 5,
+    )
+    assert (info.state.status, info.state.epoch, info.state.last_seq) == ("publishing", publisher.epoch, 0)
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
 def test_ipv6_is_bound(make_rank: Any, rigs: Any, open_socket: Any, free_ports: Any) -> None:
     port = free_ports(2)
     rank = make_rank(endpoint=f"tcp://[::]:{port}")
-    assert rank.publisher.info("fe80::1").host == "[fe80::1]"
+    assert rank.publisher.info("fe80::1").address.host == "[fe80::1]"
     sub = open_socket(zmq.SUB)
     sub.setsockopt(zmq.IPV6, 1)
     sub.subscribe(b"")
@@ -365,7 +374,7 @@ def test_inproc_reaches_subscribers_of_the_same_context(rigs: Any, context: Any,
     sub.subscribe(b"")
     sub.connect("inproc://events_dp1")
     assert decode_batch(hear(sub, lambda: publisher.publish([rigs.stored(1)]))[2]).dp_rank == 1
-    assert publisher.info("").state == "disabled"
+    assert publisher.info("").state.status == "disabled"
     publisher.close()
 
 
@@ -377,4 +386,4 @@ def test_a_connecting_publisher_reaches_a_collector_and_nobody_is_told_to_dial_i
     port = collector.bind_to_random_port("tcp://127.0.0.1")
     rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", bind="connect")
     assert hear(collector, lambda: rank.step(rigs.stored(1)))
-    assert rank.publisher.info("").state == "disabled"
+    assert rank.publisher.info("").state.status == "disabled"

@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored
 from app.events.snapshot import CacheContent, CachedBlock
