@@ -22,7 +22,7 @@ from app.events.schema import (
 )
 from app.events.snapshot import CacheSnapshot
 
-UNSEEN = {"unseen_timeout_s": 0.05}
+UNSEEN = {"delivery_timeout_s": 0.05}
 
 
 async def agree(rigs: Any, subscriber: Any, rank: Any, sink: Any) -> None:
@@ -584,7 +584,7 @@ def test_whatever_is_stored_removed_cleared_lost_or_restarted_the_views_agree_in
             fetch_snapshot=rank.snapshot,
             on_load=lambda stat: None,
             on_acknowledged=lambda ids: None,
-            unseen_timeout_s=0.01,
+            delivery_timeout_s=0.01,
         )
         subscriber.start()
         for kind, block_hash, lost in steps:
