@@ -40,7 +40,7 @@ class Follower:
     def receive(self) -> None:
         """Print the next batch, after those that are missing before it."""
         _topic, seq, payload = split_message(self.socket.recv_multipart())
-        if seq < self.next_seq:  # the publisher was started anew
+        if seq < self.next_seq:  # the publisher was restarted
             self.next_seq = 0
         if seq > self.next_seq:
             self._replay(until=seq)

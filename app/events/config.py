@@ -41,7 +41,7 @@ class KvEventsConfig(Settings):
         "auto", description="`auto` binds wildcard and loopback hosts, ipc and inproc, and connects others."
     )
     curve: CurveConfig | None = Field(
-        None, description="Key files for encryption; null: whoever reaches a port reads what is published."
+        None, description="Key files for encryption; null: any client that reaches a port can read it."
     )
 
     @field_validator("publisher", mode="before")

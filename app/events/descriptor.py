@@ -1,4 +1,4 @@
-"""Reads the `kv_events` of a `/server_info`, anybody's: which publishers there are to dial.
+"""Reads the `kv_events` of any server's `/server_info`: which publishers there are to dial.
 
 Rank r is at every base port + r. The keys are SGLang's; unknown ones are ignored, null stands for an optional
 key that doesn't apply, and everything else that the contract doesn't allow is refused with a `WireError` that

@@ -33,8 +33,8 @@ class KvEvents:
     Attributes:
         config: what the ranks publish with; None: they publish nothing.
         descriptor: the value of `kv_events` in `/server_info`.
-        reason: why there is no descriptor, or why the one there is will reach nobody; empty: all is well.
-        misconfigured: somebody wanted to publish; log `reason` as an error, once.
+        reason: why there is no descriptor, or why no client can follow the one there is; empty: all is well.
+        misconfigured: publishing was asked for; log `reason` as an error, once.
     """
 
     config: KvEventsConfig | None
@@ -69,7 +69,7 @@ class RankEndpoints:
 
     @property
     def dialable(self) -> bool:
-        """Whether somebody who knows only host and port can subscribe."""
+        """Whether a client that knows only host and port can subscribe."""
         return self.events.port is not None and self.events.binds
 
     @property
@@ -191,8 +191,8 @@ def _describe(config: KvEventsConfig, block_size: int, dp_size: int) -> KvEvents
     if rank_endpoints(config, 0, dp_size).dialable:
         return KvEvents(config, descriptor)
     reason = (
-        f"{_WHERE}.endpoint = {config.endpoint!r}: ranks connect to it instead of binding it, so whoever "
-        f'dials it hears nothing; if it is an address of theirs, set "bind": "bind"'
+        f"{_WHERE}.endpoint = {config.endpoint!r}: ranks connect to it instead of binding it, so a client "
+        f'that dials it receives nothing; if it is an address of theirs, set "bind": "bind"'
     )
     return KvEvents(config, descriptor, reason, misconfigured=True)
 

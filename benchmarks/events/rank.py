@@ -89,7 +89,7 @@ class RankProcess:
         return published
 
     def fill(self, num_blocks: int) -> None:
-        """Hold `num_blocks` blocks in chains, and say so to nobody."""
+        """Hold `num_blocks` blocks in chains, without publishing them."""
         self._ask("fill", num_blocks)
 
     def _ask(self, name: str, *arguments: Any) -> Any:

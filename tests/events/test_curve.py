@@ -608,4 +608,4 @@ def test_a_port_that_others_can_reach_is_warned_of_unless_it_is_encrypted(
         curve=keys.config if curve else None,
     )
     with caplog.at_level(logging.WARNING):
-        assert len(warnings(caplog, "whoever reaches this can read prompts' token ids")) == warned
+        assert len(warnings(caplog, "any client that reaches this can read prompts' token ids")) == warned

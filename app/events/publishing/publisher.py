@@ -115,34 +115,6 @@ class EventPublisher:
         self._state = "running"
         self.publish([AllBlocksCleared()])
 
-    def publish(self, events: Sequence[CacheEvent]) -> None:
-        """Publish one step's events, which must not change any more, as one batch. Never blocks."""
-        if not events:
-            return
-        self._last_seq += 1
-        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
-            self.counters.dropped_batches += 1
-
-    def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
-        """Publish a load report, then the ids of the requests that it is the first to count."""
-        if not self._endpoints.load:
-            return
-        if not (self.is_running and self._thread.put(LoadReport(stat, acknowledged))):
-            self.counters.dropped_loads += 1
-
-    def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
-        """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""
-        return CacheContent(self.epoch, self._last_seq, blocks)
-
-    def snapshot(self, content: CacheContent) -> CacheSnapshot:
-        """`content` as it travels. Takes a while for many blocks; any thread may do it."""
-        return CacheSnapshot(content.epoch, content.seq, list(self._payloads(content.blocks)))
-
-    def serve_snapshots(self, take_content: TakeContent) -> None:
-        """From now on give snapshots of what `take_content` returns to whoever asks the recovery socket."""
-        if self._recovery is not None:
-            self._recovery.take_content = take_content
-
     def close(self) -> None:
         """Send what is queued, for `linger_s` seconds at most, and close. A second call does nothing."""
         if not self.is_running:
@@ -153,6 +125,36 @@ class EventPublisher:
             self._recovery.close()
         if self._curve:
             self._curve.close()
+
+    def publish(self, events: Sequence[CacheEvent]) -> None:
+        """Publish one step's events, which must not change any more, as one batch. Never blocks."""
+        if not events:
+            return
+        self._last_seq += 1
+        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
+            self.counters.dropped_batches += 1
+
+    def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
+        """Publish a load report, then the ids of the requests that it is the first to count.
+
+        Never blocks: where the queue is full the report is dropped. The next one replaces it, and reservations
+        of the requests that it names end at their own deadline.
+        """
+        if self._endpoints.load and self.is_running:
+            self._thread.put(LoadReport(stat, acknowledged))
+
+    def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
+        """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""
+        return CacheContent(self.epoch, self._last_seq, blocks)
+
+    def snapshot(self, content: CacheContent) -> CacheSnapshot:
+        """`content` as it travels. Takes a while for many blocks; any thread may do it."""
+        return CacheSnapshot(content.epoch, content.seq, list(self._payloads(content.blocks)))
+
+    def serve_snapshots(self, take_content: TakeContent) -> None:
+        """From now on answer requests for a snapshot with what `take_content` returns."""
+        if self._recovery is not None:
+            self._recovery.take_content = take_content
 
     def _address(self, node_host: str) -> PublisherAddress:
         endpoints = self._endpoints
@@ -194,7 +196,7 @@ class EventPublisher:
     def _warn_if_exposed(self) -> None:
         if addresses := self._endpoints.exposed:
             logger.warning(
-                "%s: whoever reaches this can read %s; encrypt it with kv_events_config.curve, "
+                "%s: any client that reaches this can read %s; encrypt it with kv_events_config.curve, "
                 "or listen on 127.0.0.1",
                 ", ".join(addresses),
                 "prompts' token ids" if self._config.token_ids else "the hashes of prompts' blocks",
