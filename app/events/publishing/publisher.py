@@ -137,8 +137,8 @@ class EventPublisher:
     def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
         """Publish a load report, then the ids of the requests that it is the first to count.
 
-        Never blocks: where the queue is full the report is dropped. The next one replaces it, and reservations
-        of the requests that it names end at their own deadline.
+        Never blocks: where the queue is full the report is dropped. The next one replaces it, and what it
+        acknowledges is reserved until its own deadline.
         """
         if self._endpoints.load and self.is_running:
             self._thread.put(LoadReport(stat, acknowledged))
