@@ -19,7 +19,8 @@ from zmq.auth import load_certificate
 
 from app.errors import WireError
 from app.events.batch_codec import decode_batch
-from app.events.descriptor import RankPublisher, read_descriptor
+from app.events.descriptor import read_descriptor
+from app.events.publisher_info import PublisherAddress
 from app.events.replay import ReplayRequest, parse_reply, request_frames
 from app.events.schema import BlockRemoved, BlockStored, split_message
 
@@ -29,17 +30,17 @@ REPLAY_TIMEOUT_MS = 1000
 class Follower:
     """One rank's batches, in order."""
 
-    def __init__(self, publisher: RankPublisher, key_file: str | None) -> None:
+    def __init__(self, publisher: PublisherAddress, key_file: str | None) -> None:
         self.publisher = publisher
         self.key_file = key_file
         self.next_seq = 0
-        self.socket = self._open(zmq.SUB, publisher.event_port)
+        self.socket = self._open(zmq.SUB, publisher.event_endpoint)
         self.socket.subscribe(publisher.topic)
 
     def receive(self) -> None:
         """Print the next batch, after those that are missing before it."""
         _topic, seq, payload = split_message(self.socket.recv_multipart())
-        if seq < self.next_seq:  # the publisher was started anew
+        if seq < self.next_seq:  # the publisher was restarted
             self.next_seq = 0
         if seq > self.next_seq:
             self._replay(until=seq)
@@ -48,9 +49,9 @@ class Follower:
         self._print(seq, payload)
 
     def _replay(self, until: int) -> None:
-        if self.publisher.replay_port is None:
+        if self.publisher.replay_endpoint is None:
             return
-        with self._open(zmq.DEALER, self.publisher.replay_port) as socket:
+        with self._open(zmq.DEALER, self.publisher.replay_endpoint) as socket:
             socket.send_multipart(request_frames(ReplayRequest(self.next_seq)))
             while socket.poll(REPLAY_TIMEOUT_MS):
                 reply = parse_reply(socket.recv_multipart())
@@ -65,14 +66,15 @@ class Follower:
         removed = sum(len(event.block_hashes) for event in events if isinstance(event, BlockRemoved))
         print(f"rank {self.publisher.rank}  seq {seq:6d}  +{stored} -{removed} blocks", flush=True)
 
-    def _open(self, kind: int, port: int) -> zmq.Socket[bytes]:
-        socket = zmq.Context.instance().socket(kind)
+    def _open(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IPV6, 1)
         if self.publisher.curve_public_key is not None:
+            assert self.key_file is not None, "`main` has checked it"
             socket.curve_publickey, socket.curve_secretkey = load_certificate(self.key_file)
             socket.curve_serverkey = self.publisher.curve_public_key.encode()
-        socket.connect(f"tcp://{self.publisher.host}:{port}")
+        socket.connect(endpoint)
         return socket
 
 

@@ -4,8 +4,8 @@
     router:  a secret key of its own; a rank's public key is in the rank's `PublisherInfo`
 
 Files are those that pyzmq writes (`zmq.auth.create_certificates`): NAME.key with the public key,
-NAME.key_secret with both. ZMQ's CURVE (RFC 25, RFC 26) encrypts and authenticates both ways: who has another
-server key, or a key that isn't allowed, gets no message and can send none.
+NAME.key_secret with both. ZMQ's CURVE (RFC 25, RFC 26) encrypts and authenticates both ways: a client with
+another server key, or with a key that isn't allowed, gets no message and can send none.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ HANDSHAKE_FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
-"""What a socket's monitor tells of one, on either side."""
+"""What a socket's monitor reports of a failed handshake, on either side."""
 _WHERE = "kv_events_config.curve"
 _KEY_CHARACTERS = 40
 _READABLE_BY_OTHERS = 0o077
 
 
 class CurveConfig(Settings):
-    """Where the key files lie: paths on the node of whoever reads them, never keys.
+    """Where the key files lie: paths on the node of the process that reads them, never keys.
 
     The whole `kv_events_config` is shown in `/server_info`.
     """
@@ -82,10 +82,10 @@ class CurveClient:
 
 
 def load_rank_keys(config: CurveConfig) -> KeyPair:
-    """The ranks' keys; the other files are looked at as far as a rank can.
+    """The ranks' keys; the other files are checked as far as a rank can read them.
 
     Raises:
-        ConfigError: a file is missing or isn't what it must be, nobody is allowed, or our routers aren't.
+        ConfigError: a file is missing or isn't what it must be, no client is allowed, or our routers aren't.
     """
     keys = _load_keys("secret_key_file", config.secret_key_file)
     _check_router_is_allowed(config, load_allowed(config))
@@ -103,7 +103,7 @@ def load_router_keys(config: CurveConfig) -> KeyPair | None:
 
 
 def check_key_files(config: CurveConfig) -> list[Path]:
-    """Look at what is readable on this machine as ranks and routers will; returns what isn't.
+    """Check the files that are readable on this machine as ranks and routers will; returns the others.
 
     Raises:
         ConfigError: as `load_rank_keys` and `load_router_keys`.
@@ -132,7 +132,7 @@ def load_allowed(config: CurveConfig) -> set[bytes]:
     if faults:
         raise ConfigError(f"{given}: {'; '.join(faults)}; allowed are public certificates only")
     if not keys:
-        raise ConfigError(f"{given}: the folder has no *.key file; nobody could connect")
+        raise ConfigError(f"{given}: the folder has no *.key file; no client could connect")
     return keys
 
 
@@ -151,7 +151,7 @@ def read_public_keys(folder: Path) -> tuple[set[bytes], list[str]]:
 def _check_router_is_allowed(config: CurveConfig, allowed: set[bytes]) -> None:
     file = config.router_key_file
     if file is None or not _is_readable(file):
-        return  # a secret of the routers' nodes; there it is looked at
+        return  # a secret of the routers' nodes; it is checked there
     public = _load_keys("router_key_file", file).public
     if public not in allowed:
         raise ConfigError(

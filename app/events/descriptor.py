@@ -1,4 +1,4 @@
-"""Reads the `kv_events` of a `/server_info`, anybody's: which publishers there are to dial.
+"""Reads the `kv_events` of any server's `/server_info`: which publishers there are to dial.
 
 Rank r is at every base port + r. The keys are SGLang's; unknown ones are ignored, null stands for an optional
 key that doesn't apply, and everything else that the contract doesn't allow is refused with a `WireError` that
@@ -7,13 +7,13 @@ names the key, the value and what is allowed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from app.config import MAX_DP_SIZE
 from app.errors import WireError
 from app.events.curve import is_key
 from app.events.ports import MAX_PORT, PortSpan, dial_host, host_fault
+from app.events.publisher_info import PublisherAddress
 
 _WHERE = "kv_events"
 _MAX_BLOCK_SIZE = 2**31 - 1
@@ -22,26 +22,7 @@ _MAX_SHOWN = 80
 Object = dict[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class RankPublisher:
-    """Where one rank publishes: `host` (IPv6 in brackets) and its ports, None for what it doesn't offer.
-
-    `topic` and `load_topic` are what to subscribe to; `block_size` is the tokens per block. Where the rank
-    encrypts, `curve_public_key` (40 characters of z85) is its public key.
-    """
-
-    rank: int
-    host: str
-    event_port: int
-    replay_port: int | None
-    load_port: int | None
-    topic: str
-    load_topic: str | None
-    block_size: int
-    curve_public_key: str | None = None
-
-
-def read_descriptor(kv_events: object, server_host: str) -> tuple[RankPublisher, ...]:
+def read_descriptor(kv_events: object, server_host: str) -> tuple[PublisherAddress, ...]:
     """Every rank's publisher, in rank order; empty if `kv_events` is null: nothing can be followed.
 
     Args:
@@ -68,7 +49,7 @@ def read_descriptor(kv_events: object, server_host: str) -> tuple[RankPublisher,
     block_size = _integer(kv_events, "block_size", _MAX_BLOCK_SIZE)
     curve_public_key = _optional_key(kv_events, "curve_public_key")
     return tuple(
-        RankPublisher(
+        PublisherAddress(
             rank=rank,
             host=events.host,
             event_port=events.ports[rank],

@@ -14,71 +14,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import msgspec
-from pydantic import ConfigDict, Field, field_validator
-
-from app.config import AppConfig, Settings, validate
+from app.config import AppConfig, validate
 from app.errors import ConfigError
-from app.events.curve import CurveConfig
+from app.events.config import KvEventsConfig
 from app.events.ports import PortSpan, UnusableEndpointError, is_loopback, port_span
-from app.events.schema import ACK_TOPIC, Format
 
 _WHERE = "kv_events_config"
 
 Descriptor = dict[str, Any]
-QueueLength = Annotated[int, Field(ge=1, le=2**31 - 1)]
-"""As long as ZMQ, which counts in C ints, lets a queue be."""
-
-
-class KvEventsConfig(Settings):
-    """What is inside `kv_events_config`: SGLang's keys, and kvbeacon's own from `token_ids` on."""
-
-    model_config = ConfigDict(strict=True)
-
-    publisher: Literal["zmq", "null"] = Field("null", description="`null` publishes nothing.")
-    endpoint: str = Field("tcp://127.0.0.1:5557", description="Events of rank 0; rank r has the port + r.")
-    replay_endpoint: str | None = Field(None, description="Replay of rank 0; null: no replay.")
-    topic: str = Field("", description="First frame of every batch.")
-    buffer_steps: QueueLength = Field(10_000, description="Batches kept for replay.")
-    hwm: QueueLength = Field(100_000, description="Batches queued for one slow subscriber, then dropped.")
-    max_queue_size: QueueLength = Field(
-        100_000, description="Batches queued between engine and publisher, then dropped."
-    )
-    token_ids: bool = Field(
-        True, description="False keeps prompts out of the stream: `token_ids` of stored blocks are empty."
-    )
-    load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
-    load_topic: str = Field("load", min_length=1, description="First frame of every load report.")
-    format: Format = Field("map", description="`array` for consumers of SGLang up to 0.5.13.")
-    replay_framing: Literal["topic", "plain"] = Field(
-        "topic", description="`plain` leaves the topic out of replies, as SGLang 0.5.13 does."
-    )
-    bind: Literal["auto", "bind", "connect"] = Field(
-        "auto", description="`auto` binds wildcard and loopback hosts, ipc and inproc, and connects others."
-    )
-    curve: CurveConfig | None = Field(
-        None, description="Key files for encryption; null: whoever reaches a port reads what is published."
-    )
-
-    @field_validator("publisher", mode="before")
-    @classmethod
-    def _none_is_null(cls, value: Any) -> Any:
-        return "null" if value is None else value
-
-    @field_validator("topic")
-    @classmethod
-    def _can_be_sent(cls, value: str) -> str:
-        value.encode()  # a lone surrogate, which JSON can write, is a ValueError here
-        return value
-
-    @field_validator("load_topic")
-    @classmethod
-    def _not_the_ack_topic(cls, value: str) -> str:
-        if value.encode() == ACK_TOPIC:
-            raise ValueError(f"{value!r} is the topic of acknowledgements")
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +33,8 @@ class KvEvents:
     Attributes:
         config: what the ranks publish with; None: they publish nothing.
         descriptor: the value of `kv_events` in `/server_info`.
-        reason: why there is no descriptor, or why the one there is will reach nobody; empty: all is well.
-        misconfigured: somebody wanted to publish; log `reason` as an error, once.
+        reason: why there is no descriptor, or why no client can follow the one there is; empty: all is well.
+        misconfigured: publishing was asked for; log `reason` as an error, once.
     """
 
     config: KvEventsConfig | None
@@ -124,7 +69,7 @@ class RankEndpoints:
 
     @property
     def dialable(self) -> bool:
-        """Whether somebody who knows only host and port can subscribe."""
+        """Whether a client that knows only host and port can subscribe."""
         return self.events.port is not None and self.events.binds
 
     @property
@@ -132,33 +77,6 @@ class RankEndpoints:
         """The addresses that other machines can reach."""
         opened = (self.events, self.replay, self.load)
         return [each.address for each in opened if each is not None and each.leaves_the_machine]
-
-
-class PublisherInfo(msgspec.Struct, frozen=True):
-    """One rank's live publisher: what a subscriber dials, as it says, without working out any port.
-
-    `disabled` means that there is nothing to dial: nothing is published, or not at a tcp port that the rank
-    binds. `last_seq` is the last sequence number given out, -1 before the first. `epoch` changes whenever
-    the publisher is started anew. `replay_port` answers for snapshots too. `dropped_batches` and `overflows`
-    are `PublisherCounters`'. `curve_public_key` (40 characters of z85) is what a client must know of a
-    publisher that encrypts, `refused_clients` how many handshakes failed there.
-    """
-
-    rank: int
-    host: str
-    event_port: int
-    replay_port: int | None
-    load_port: int | None
-    topic: str
-    load_topic: str | None
-    block_size: int
-    epoch: str
-    last_seq: int
-    state: Literal["publishing", "disabled"]
-    dropped_batches: int
-    overflows: int = 0
-    curve_public_key: str | None = None
-    refused_clients: int = 0
 
 
 def parse_kv_events(config: AppConfig) -> KvEvents:
@@ -273,8 +191,8 @@ def _describe(config: KvEventsConfig, block_size: int, dp_size: int) -> KvEvents
     if rank_endpoints(config, 0, dp_size).dialable:
         return KvEvents(config, descriptor)
     reason = (
-        f"{_WHERE}.endpoint = {config.endpoint!r}: ranks connect to it instead of binding it, so whoever "
-        f'dials it hears nothing; if it is an address of theirs, set "bind": "bind"'
+        f"{_WHERE}.endpoint = {config.endpoint!r}: ranks connect to it instead of binding it, so a client "
+        f'that dials it receives nothing; if it is an address of theirs, set "bind": "bind"'
     )
     return KvEvents(config, descriptor, reason, misconfigured=True)
 

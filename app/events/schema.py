@@ -25,7 +25,7 @@ SEQ_BYTES = 8
 DECODE_FAULTS = (msgspec.MsgspecError, ValueError, RecursionError)
 """All that msgspec's decoders raise, whatever the bytes."""
 MAX_QUOTED = 200
-"""Characters of a decoder's error that are told: some of them quote what was sent, whole."""
+"""Characters of a decoder's error that are passed on: some errors quote the whole of what was sent."""
 
 Format = Literal["map", "array"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -98,7 +98,7 @@ class LoadStat(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Acknowledged(msgspec.Struct, frozen=True, array_like=True):
-    """Requests that the rank's load reports count from now on, so that no reservation need stand for them."""
+    """Requests that the rank's load reports count from now on, so that they need no reservation any more."""
 
     dp_rank: Count
     request_ids: Annotated[list[str], msgspec.Meta(max_length=MAX_ACKNOWLEDGED)]

@@ -3,9 +3,9 @@
     engine's thread, between two steps        any other thread
     CacheContent (epoch, seq, blocks)  ──▶  payloads: AllBlocksCleared, then BlockStored, chain by chain
 
-A snapshot is what a subscriber would have received, had the cache been filled anew just now: ordinary
-batches, all with the number of the last batch whose change is in them. So whoever reads batches reads
-snapshots, under the same caps. Tokens are not part of it: the cache knows its blocks by their hashes only.
+A snapshot is what a subscriber would have received, had the cache been empty and filled just now:
+ordinary batches, all with the number of the last batch whose change is in them. So a reader of batches reads
+snapshots too, under the same caps. Tokens are not part of it: the cache knows its blocks only by hash.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from app.errors import KvbeaconError
 from app.models.store import resolve_model
 from benchmarks.events.engine import PROMPT_BLOCKS, measure_blocks, measure_steps
 from benchmarks.events.rank import RankProcess, Work
-from benchmarks.events.router import measure_gap, measure_load, measure_memory, measure_stream
+from benchmarks.events.router import Stream, measure_gap, measure_load, measure_memory, measure_stream
 
 Measured = TypeVar("Measured")
 
@@ -74,15 +75,11 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         memory = asyncio.run(measure_memory(rank, options.blocks // 4))
         loads = rounds(lambda _: asyncio.run(measure_load(rank, options.blocks)))
         streams = {
-            name: rounds(lambda _, work=work: asyncio.run(measure_stream(rank, work)))  # type: ignore[misc]
+            name: rounds(partial(_stream, rank, work))
             for name, work in {"prefill": PREFILL, "decode": DECODE}.items()
         }
         gaps = {
-            f"gap_{count}_{'replay' if replay else 'snapshot'}_s": rounds(
-                lambda _, count=count, replay=replay: asyncio.run(  # type: ignore[misc]
-                    measure_gap(rank, GAP, count, replay=replay)
-                )
-            )
+            f"gap_{count}_{'replay' if replay else 'snapshot'}_s": rounds(partial(_gap, rank, count, replay))
             for count in (1_000, 100_000)
             for replay in (True, False)
         }
@@ -109,6 +106,14 @@ def _measure(options: argparse.Namespace) -> dict[str, float]:
         "snapshot_load_s": median(loads),
         "router_bytes_per_block": memory,
     }
+
+
+def _stream(rank: RankProcess, work: Work, number: int) -> Stream:
+    return asyncio.run(measure_stream(rank, work))
+
+
+def _gap(rank: RankProcess, num_batches: int, replay: bool, number: int) -> float:
+    return asyncio.run(measure_gap(rank, GAP, num_batches, replay=replay))
 
 
 if __name__ == "__main__":

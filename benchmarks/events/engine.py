@@ -16,7 +16,7 @@ import torch
 from app.config import EngineConfig
 from app.engine.cache.prefix_cache import BlockTable, PrefixCache
 from app.engine.torch.engine import Engine
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockStored
 from app.generation import SamplingParams
@@ -36,7 +36,7 @@ class BlockCost:
     """CPU microseconds per stored block; each evicts another.
 
     Attributes:
-        cache_us: on the engine's thread, in the prefix cache: making blocks findable by hash and noting it.
+        cache_us: on the engine's thread, in the prefix cache: blocks are made findable by hash, and recorded.
         publish_us: on the engine's thread: handing the batch over.
         publisher_us: on the publisher's thread, which takes turns with the engine's under Python's lock:
             encoding, keeping for replay, sending.
@@ -62,7 +62,7 @@ class StepShares:
 
 
 class _Publisher:
-    """A rank's publisher, and the CPU time of its thread. Nobody subscribes."""
+    """A rank's publisher, and the CPU time of its thread. There is no subscriber."""
 
     def __init__(self, port: int) -> None:
         config = KvEventsConfig(
@@ -93,7 +93,7 @@ def _publishing(port: int) -> Iterator[_Publisher]:
 
 
 def measure_blocks(port: int, blocks_per_batch: int, seed: int) -> BlockCost:
-    """A prefix cache that is told that prompts of `blocks_per_batch` blocks were computed.
+    """The cost in a prefix cache that is given prompts of `blocks_per_batch` blocks as computed.
 
     Their hashes are known before: they are needed for finding prefixes, events or not.
     """

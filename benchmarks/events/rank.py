@@ -19,7 +19,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.config import KvEventsConfig
+from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
 from app.events.snapshot import CacheContent, CachedBlock
@@ -88,7 +89,7 @@ class RankProcess:
         return published
 
     def fill(self, num_blocks: int) -> None:
-        """Hold `num_blocks` blocks in chains, and say so to nobody."""
+        """Hold `num_blocks` blocks in chains, without publishing them."""
         self._ask("fill", num_blocks)
 
     def _ask(self, name: str, *arguments: Any) -> Any:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import msgspec
 import zmq.asyncio
 
-from app.events.endpoints import PublisherInfo
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.subscriber import RankSubscriber
+from app.events.publisher_info import PublisherInfo
 from app.events.snapshot import CacheSnapshot
 from app.routing.index.index_writer import IndexWriter
 from app.routing.index.prefix_index import PrefixIndex
@@ -78,12 +78,16 @@ def _ignore(_: object) -> None:
     pass
 
 
+def _without_replay(info: PublisherInfo) -> PublisherInfo:
+    return PublisherInfo(msgspec.structs.replace(info.address, replay_port=None), info.state)
+
+
 async def measure_stream(rank: RankProcess, work: Work) -> Stream:
     """`work`, published by the rank from an empty cache on, and taken in here."""
     rank.fill(0)
     async with _recovery(rank) as client:
         router = _Router(rank.info(), client.snapshot)
-        await router.until(rank.info().last_seq)
+        await router.until(rank.info().state.last_seq)
         await asyncio.to_thread(rank.prepare, work)
         started, cpu = time.perf_counter(), cpu_s()
         published = await asyncio.to_thread(rank.publish)
@@ -109,7 +113,7 @@ async def measure_gap(rank: RankProcess, work: Work, num_batches: int, *, replay
             return snapshots.pop() if snapshots else await client.snapshot()
 
         info = rank.info()
-        router = _Router(info if replay else msgspec.structs.replace(info, replay_port=None), snapshot)
+        router = _Router(info if replay else _without_replay(info), snapshot)
         await router.until(before.seq)
         await asyncio.to_thread(rank.prepare, replace(work, num_batches=1))
         started = time.perf_counter()
@@ -126,7 +130,7 @@ async def measure_load(rank: RankProcess, num_blocks: int) -> float:
     async with _recovery(rank) as client:
         started = time.perf_counter()
         router = _Router(rank.info(), client.snapshot)
-        await router.until(rank.info().last_seq)
+        await router.until(rank.info().state.last_seq)
         seconds = time.perf_counter() - started
         assert router.index.num_blocks_of(0) >= num_blocks
         await router.close()
@@ -140,7 +144,7 @@ async def measure_memory(rank: RankProcess, num_blocks: int) -> float:
         gc.collect()
         tracemalloc.start()
         router = _Router(rank.info(), client.snapshot)
-        await router.until(rank.info().last_seq)
+        await router.until(rank.info().state.last_seq)
         gc.collect()
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -152,6 +156,8 @@ async def measure_memory(rank: RankProcess, num_blocks: int) -> float:
 @asynccontextmanager
 async def _recovery(rank: RankProcess) -> AsyncIterator[RecoveryClient]:
     with zmq.asyncio.Context() as context:
-        client = RecoveryClient(context, f"tcp://127.0.0.1:{rank.info().replay_port}", timeout_s=30.0)
+        endpoint = rank.info().address.replay_endpoint
+        assert endpoint is not None
+        client = RecoveryClient(context, endpoint, timeout_s=30.0)
         yield client
         client.close()

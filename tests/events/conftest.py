@@ -1,241 +1,33 @@
-"""Rigs for the event tests: real sockets on loopback, and a truth to compare with."""
+"""Fixtures for the event tests: real sockets on loopback, closed after the test."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
-import zmq
+import zmq.asyncio
 
-from app.events.batch_codec import encode_batch
-from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.config import KvEventsConfig
+from app.events.curve import CurveClient
 from app.events.following.subscriber import RankSubscriber
-from app.events.publishing.publisher import EventPublisher
-from app.events.publishing.recovery_server import RecoveryServer
-from app.events.replay import Framing, ReplayBuffer
-from app.events.schema import (
-    AllBlocksCleared,
-    BlockRemoved,
-    BlockStored,
-    CacheEvent,
-    EventBatch,
-    encode_seq,
-)
-from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
+from app.events.publisher_info import PublisherInfo
+from tests.support.events.bare_client import BareClient, MakeBareClient
+from tests.support.events.blocks import Blocks
+from tests.support.events.curve_keys import Keys
+from tests.support.events.ranks import LossyRank, MakeLossyRank, MakeRank, Rank
+from tests.support.events.recovery import RecoveryRig, Serve
+from tests.support.events.waiting import Follow
 from tests.support.free_ports import find_free_ports
 
 
-def stored(*hashes: int) -> BlockStored:
-    return BlockStored(list(hashes), None, [0] * len(hashes), 1, medium="GPU")
-
-
-def removed(*hashes: int) -> BlockRemoved:
-    return BlockRemoved(list(hashes), "GPU")
-
-
-class Blocks:
-    """A naive cache: both the truth of a rank and the sink of a subscriber."""
-
-    def __init__(self) -> None:
-        self.hashes: set[int] = set()
-        self.num_clears = 0
-
-    def apply(self, events: Sequence[CacheEvent]) -> None:
-        for event in events:
-            match event:
-                case BlockStored():
-                    self.hashes |= set(event.block_hashes)
-                case BlockRemoved():
-                    self.hashes -= set(event.block_hashes)
-                case AllBlocksCleared():
-                    self.hashes.clear()
-
-    def clear(self) -> None:
-        self.hashes.clear()
-        self.num_clears += 1
-
-    def as_cached(self) -> list[CachedBlock]:
-        return [CachedBlock(block_hash, None) for block_hash in self.hashes]
-
-
-def publisher_info(**changes: Any) -> PublisherInfo:
-    """Of rank 0 on this machine."""
-    fields: dict[str, Any] = {
-        "rank": 0,
-        "host": "127.0.0.1",
-        "event_port": 0,
-        "replay_port": None,
-        "load_port": None,
-        "topic": "",
-        "load_topic": None,
-        "block_size": 1,
-        "epoch": "",
-        "last_seq": -1,
-        "state": "publishing",
-        "dropped_batches": 0,
-    }
-    return PublisherInfo(**(fields | changes))
-
-
-class LossyRank:
-    """A rank on bare sockets whose network loses what the test says, with a real replay server."""
-
-    def __init__(self, replay: bool = False, capacity: int = 1000) -> None:
-        self.truth = Blocks()
-        self.seq = -1
-        self.num_restarts = 0
-        self.num_snapshots = 0
-        self.snapshot_error: Exception | None = None
-        self._capacity = capacity
-        self._context = zmq.Context()
-        self._pub = self._context.socket(zmq.PUB)
-        self._pub.setsockopt(zmq.LINGER, 0)
-        self._pub.setsockopt(zmq.SNDHWM, 100_000)
-        self.port = self._pub.bind_to_random_port("tcp://127.0.0.1")
-        self.replay_port = find_free_ports(1) if replay else None
-        self._serve_replay()
-
-    @property
-    def epoch(self) -> str:
-        return f"epoch-{self.num_restarts}"
-
-    def _serve_replay(self) -> None:
-        self._buffer = ReplayBuffer(self._capacity)
-        self._server: RecoveryServer | None = None
-        if self.replay_port is None:
-            return
-        router = self._context.socket(zmq.ROUTER)
-        RecoveryServer.prepare(router)
-        deadline = time.monotonic() + 5
-        while True:
-            try:
-                router.bind(f"tcp://127.0.0.1:{self.replay_port}")
-                break
-            except zmq.ZMQError:
-                assert time.monotonic() < deadline, "the last server's port is not given back"
-        self._server = RecoveryServer(router, self._buffer, Framing(b""), self._payloads)
-        self._server.start()
-
-    def step(self, *events: CacheEvent, lost: bool = False, dp_rank: int = 0) -> None:
-        self.seq += 1
-        self.truth.apply(events)
-        payload = encode_batch(EventBatch(time.time(), list(events), dp_rank))
-        self._buffer.append(self.seq, payload)
-        if not lost:
-            self.send([b"", encode_seq(self.seq), payload])
-
-    def send(self, frames: list[bytes]) -> None:
-        self._pub.send_multipart(frames)
-
-    async def snapshot(self) -> CacheSnapshot:
-        self.num_snapshots += 1
-        if self.snapshot_error is not None:
-            raise self.snapshot_error
-        return CacheSnapshot(self.epoch, self.seq, list(self._payloads(self.truth.as_cached())))
-
-    def _payloads(self, blocks: Sequence[CachedBlock]) -> Iterator[bytes]:
-        return snapshot_payloads(blocks, dp_rank=0, block_size=1)
-
-    def restart(self) -> None:
-        """A new publisher in the old one's place, as seen by a subscriber that never lost the connection."""
-        self.num_restarts += 1
-        self.seq = -1
-        self.truth = Blocks()
-        if self._server:
-            self._server.close()
-        self._serve_replay()
-
-    def info(self, **changes: Any) -> PublisherInfo:
-        own = {"event_port": self.port, "replay_port": self.replay_port, "epoch": self.epoch}
-        return publisher_info(**(own | {"last_seq": self.seq} | changes))
-
-    async def hear(self, subscriber: RankSubscriber) -> None:
-        """Return once live batches reach the subscriber: a subscription takes effect in its own time."""
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if subscriber.status.state == "exact":
-                resyncs = subscriber.status.resyncs
-                self.step()
-                arrived = await holds(lambda: subscriber.status.applied_seq == self.seq, timeout_s=0.1)
-                # After a resync it may have come in a snapshot, over a connection that hears nothing yet.
-                if arrived and subscriber.status.resyncs == resyncs:
-                    return
-            await asyncio.sleep(0.005)
-        raise AssertionError(subscriber.status)
-
-    def close(self) -> None:
-        if self._server:
-            self._server.close()
-        self._pub.close()
-        self._context.term()
-
-
-class Rank:
-    """A real publisher with the truth of what it published; any thread may step, one at a time."""
-
-    stored = staticmethod(stored)
-    removed = staticmethod(removed)
-
-    def __init__(self, config: KvEventsConfig, **options: Any) -> None:
-        self.truth = Blocks()
-        self.publisher = EventPublisher(
-            config, **({"dp_rank": 0, "dp_size": 1, "block_size": 1, "linger_s": 0.2} | options)
-        )
-        self._changing = threading.Lock()
-        self.publisher.start()
-        self.publisher.serve_snapshots(self._take_content)
-
-    @property
-    def epoch(self) -> str:
-        return self.publisher.epoch
-
-    @property
-    def seq(self) -> int:
-        return self.publisher.last_seq
-
-    def step(self, *events: CacheEvent) -> None:
-        with self._changing:
-            self.truth.apply(events)
-            self.publisher.publish(list(events))
-
-    async def snapshot(self) -> CacheSnapshot:
-        return self.publisher.snapshot(self._take_content().result())
-
-    def _take_content(self) -> Future[CacheContent]:
-        future: Future[CacheContent] = Future()
-        with self._changing:
-            future.set_result(self.publisher.content(self.truth.as_cached()))
-        return future
-
-
-async def holds(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    """Whether `condition` came true before the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.005)
-    return True
-
-
 @pytest.fixture
-def free_ports() -> Callable[[int], int]:
-    return find_free_ports
-
-
-@pytest.fixture
-def make_rank(free_ports: Callable[[int], int]) -> Iterator[Callable[..., Rank]]:
-    """Makes ranks from config keys (strings and numbers as in the JSON) and publisher options."""
+def make_rank() -> Iterator[MakeRank]:
     ranks: list[Rank] = []
 
     def make(options: dict[str, Any] | None = None, **keys: Any) -> Rank:
-        keys.setdefault("endpoint", f"tcp://127.0.0.1:{free_ports(3)}")
+        keys.setdefault("endpoint", f"tcp://127.0.0.1:{find_free_ports(3)}")
         ranks.append(Rank(KvEventsConfig(publisher="zmq", **keys), **(options or {})))
         return ranks[-1]
 
@@ -244,26 +36,8 @@ def make_rank(free_ports: Callable[[int], int]) -> Iterator[Callable[..., Rank]]
         rank.publisher.close()
 
 
-class Rigs:
-    """What a test file gets of this module's names, as files here can't import one another."""
-
-    Blocks = Blocks
-    LossyRank = LossyRank
-    RankSubscriber = RankSubscriber
-    stored = staticmethod(stored)
-    removed = staticmethod(removed)
-    holds = staticmethod(holds)
-    info = staticmethod(publisher_info)
-    replace = staticmethod(msgspec.structs.replace)
-
-
-@pytest.fixture(scope="session")
-def rigs() -> type[Rigs]:
-    return Rigs
-
-
 @pytest.fixture
-def lossy_rank() -> Iterator[Callable[..., LossyRank]]:
+def lossy_rank() -> Iterator[MakeLossyRank]:
     ranks: list[LossyRank] = []
 
     def make(**options: Any) -> LossyRank:
@@ -276,11 +50,13 @@ def lossy_rank() -> Iterator[Callable[..., LossyRank]]:
 
 
 @pytest.fixture
-async def follow() -> AsyncIterator[Callable[..., RankSubscriber]]:
+async def follow() -> AsyncIterator[Follow]:
     """Starts subscribers and closes them after the test."""
     subscribers: list[RankSubscriber] = []
 
-    def start(info: PublisherInfo, rank: Any, sink: Blocks, **options: Any) -> RankSubscriber:
+    def start(
+        info: PublisherInfo, rank: LossyRank | Rank | None, sink: Blocks, **options: Any
+    ) -> RankSubscriber:
         options.setdefault("on_load", lambda stat: None)
         options.setdefault("on_acknowledged", lambda ids: None)
         if rank is not None:
@@ -294,12 +70,73 @@ async def follow() -> AsyncIterator[Callable[..., RankSubscriber]]:
         await subscriber.close()
 
 
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    servers: list[RecoveryRig] = []
+
+    def make(
+        count: int = 10,
+        capacity: int = 1000,
+        topic: bytes | None = b"kv",
+        size: int = 0,
+        stall_timeout_s: float = 5.0,
+    ) -> RecoveryRig:
+        servers.append(RecoveryRig(count, capacity, topic, size, stall_timeout_s))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+async def async_context() -> AsyncIterator[zmq.asyncio.Context]:
+    with zmq.asyncio.Context() as context:
+        yield context
+
+
+# ---- CURVE
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path)
+
+
+@pytest.fixture
+def encrypted_rank(make_rank: MakeRank, keys: Keys) -> MakeRank:
+    """Makes ranks with a replay and load reports, encrypted unless `curve` is None."""
+
+    def make(**changes: Any) -> Rank:
+        base = find_free_ports(6)
+        replay = f"tcp://127.0.0.1:{base + 4}"
+        config = {"endpoint": f"tcp://127.0.0.1:{base}", "replay_endpoint": replay, "curve": keys.config}
+        return make_rank(**(config | changes))
+
+    return make
+
+
+@pytest.fixture
+def bare_client() -> Iterator[MakeBareClient]:
+    clients: list[BareClient] = []
+
+    def connect(info: PublisherInfo, curve: CurveClient | None) -> BareClient:
+        clients.append(BareClient(info, curve))
+        return clients[-1]
+
+    yield connect
+    for each in clients:
+        each.close()
+
+
+# ---- how long a recovery took
+
 _RECOVERY = "seconds until exact"
 
 
 @pytest.fixture
 def report_seconds(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Notes how long a test's recovery took, to be printed when all have run."""
+    """Records how long a test's recovery took, to be printed when all have run."""
 
     def report(seconds: float, remark: str = "") -> None:
         record_property(_RECOVERY, f"{seconds:7.3f} s{remark and f', {remark}'}")

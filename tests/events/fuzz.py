@@ -29,6 +29,7 @@ from app.events.batch_codec import decode_batch
 from app.events.descriptor import read_descriptor
 from app.events.endpoints import parse
 from app.events.replay import parse_request
+from app.events.schema import BlockStored
 from tests.events import fuzz_inputs
 
 MAX_MS = 200
@@ -39,7 +40,7 @@ MAX_MS_PER_MIB = 150
 MAX_GROWTH_MIB = 4
 """Of memory between the end of the warm-up and the end of all inputs."""
 MAX_MESSAGE = 1_000
-"""Characters of an error's message about what somebody else wrote; it ends up in a log."""
+"""Characters of an error's message about what another system wrote; it ends up in a log."""
 MAX_HEX = 20_000
 """Characters printed of an input that fails; the seed and its number make the rest."""
 WARM_UP = 0.1
@@ -97,7 +98,7 @@ def _decode_batch(payload: bytes) -> None:
     if len(payload) > BIG:
         return
     for event in batch.events:
-        if getattr(event, "block_size", 0) < 0:
+        if isinstance(event, BlockStored) and event.block_size < 0:
             raise ValueError(f"blocks of {event.block_size} tokens")
         for block_hash in getattr(event, "block_hashes", ()):
             if not -(2**63) <= block_hash < 2**63:
@@ -178,10 +179,11 @@ class _Run:
 
     def give(self, made: Iterator[Any], count: int) -> None:
         """The next `count` inputs."""
-        end = self._given + count
+        end, stderr = self._given + count, sys.__stderr__
+        assert stderr is not None
         while self._given < end:
             # Code that hangs in C can't be interrupted: it is shown where, and the process ends.
-            faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(HANG_S, exit=True, file=stderr)
             self._give_chunk(itertools.islice(made, min(CHUNK, end - self._given)))
         faulthandler.cancel_dump_traceback_later()
 
@@ -202,10 +204,10 @@ class _Run:
                 raise self._failure(given, repr(error)) from error
             taken_ms = (clock() - started) / 1e6
             if taken_ms > self.slowest_ms:
-                self._note_slow(given, taken_ms)
+                self._record_slow(given, taken_ms)
             self._given += 1
 
-    def _note_slow(self, given: Any, taken_ms: float) -> None:
+    def _record_slow(self, given: Any, taken_ms: float) -> None:
         mib = len(given) / 2**20 if isinstance(given, bytes) else 0
         if taken_ms > max(MAX_MS, mib * MAX_MS_PER_MIB):
             raise self._failure(given, f"took {taken_ms:.0f} ms")

@@ -1,30 +1,21 @@
-"""Reading somebody's `kv_events`, and our own back to what our ranks open."""
+"""Reading any server's `kv_events`, and our own back to what our ranks open."""
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from zmq.auth import create_certificates
 
 from app.errors import ConfigError, WireError
-from app.events.descriptor import RankPublisher, read_descriptor
+from app.events.descriptor import read_descriptor
 from app.events.endpoints import parse, rank_endpoints
 from app.events.ports import dial_host
+from app.events.publisher_info import PublisherAddress
 
-REPO = Path(__file__).resolve().parents[2]
 SERVER = "10.0.0.5"
 KEY = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
 MINIMAL: dict[str, Any] = {
@@ -49,15 +40,15 @@ def test_null_is_nothing_to_follow() -> None:
 
 def test_rank_r_is_at_every_base_plus_r() -> None:
     assert read_descriptor(WHOLE, SERVER) == (
-        RankPublisher(0, "node-7", 5557, 5600, 5559, "kv", "load", 64, KEY),
-        RankPublisher(1, "node-7", 5558, 5601, 5560, "kv", "load", 64, KEY),
+        PublisherAddress(0, "node-7", 5557, 5600, 5559, "kv", "load", 64, KEY),
+        PublisherAddress(1, "node-7", 5558, 5601, 5560, "kv", "load", 64, KEY),
     )
 
 
 @pytest.mark.parametrize("absent", [{}, dict.fromkeys(WHOLE.keys() - MINIMAL.keys()), {"load_topic": "load"}])
 def test_what_does_not_apply_is_none(absent: dict[str, Any]) -> None:
     first, _ = read_descriptor(MINIMAL | absent, SERVER)
-    assert first == RankPublisher(0, "node-7", 5557, None, None, "kv", None, 64)
+    assert first == PublisherAddress(0, "node-7", 5557, None, None, "kv", None, 64)
 
 
 def test_unknown_keys_are_ignored() -> None:
@@ -87,8 +78,23 @@ def test_other_hosts_are_dialled_as_they_are_with_ipv6_in_brackets(host: str, di
 
 
 HUGE = 10**5000
-NO_INTEGERS = [None, True, False, 1.0, float("nan"), float("inf"), "5557", [], {}, [1], -1, 0, HUGE, -HUGE]
-NO_TEXTS = [None, 1, True, [], {"a": 1}, "\ud800", "x\udfff"]
+NO_INTEGERS: list[Any] = [
+    None,
+    True,
+    False,
+    1.0,
+    float("nan"),
+    float("inf"),
+    "5557",
+    [],
+    {},
+    [1],
+    -1,
+    0,
+    HUGE,
+    -HUGE,
+]
+NO_TEXTS: list[Any] = [None, 1, True, [], {"a": 1}, "\ud800", "x\udfff"]
 NO_HOSTS = [
     "",
     " ",
@@ -104,7 +110,7 @@ NO_HOSTS = [
     "a\0",
     "a" * 254,
 ]
-WRONG = {
+WRONG: dict[str, list[Any]] = {
     "publisher": [None, "null", "kafka", "ZMQ", 1, ["zmq"]],
     "endpoint_host": NO_TEXTS + NO_HOSTS,
     "endpoint_port_base": [*NO_INTEGERS, 65_535, 65_536, 1_000_000],
@@ -210,7 +216,7 @@ def test_what_we_describe_is_read_back_as_what_ranks_open(
     assert len(publishers) == dp_size
     for publisher in publishers:
         opened = rank_endpoints(described.config, publisher.rank, dp_size)
-        assert publisher == RankPublisher(
+        assert publisher == PublisherAddress(
             rank=publisher.rank,
             host=dial_host(opened.host, SERVER),
             event_port=opened.events.port or 0,
@@ -220,114 +226,3 @@ def test_what_we_describe_is_read_back_as_what_ranks_open(
             load_topic=described.config.load_topic if opened.load else None,
             block_size=block_size,
         )
-
-
-@pytest.fixture
-def server_info() -> Iterator[Callable[[Any], str]]:
-    """Serves a `kv_events` at `/server_info`; returns the URL."""
-    servers: list[http.server.ThreadingHTTPServer] = []
-
-    def serve(kv_events: Any) -> str:
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send_response(200 if self.path == "/server_info" else 404)
-                self.end_headers()
-                self.wfile.write(json.dumps({"kv_events": kv_events}).encode())
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def start_example(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "examples/follow_events.py", *arguments],
-        cwd=REPO,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.fixture
-def curve(tmp_path: Path) -> dict[str, str]:
-    """The configuration of ranks that allow one client, the router."""
-    (tmp_path / "clients").mkdir()
-    for name in ("rank", "router"):
-        create_certificates(tmp_path, name)
-        (tmp_path / f"{name}.key_secret").chmod(0o600)
-    (tmp_path / "router.key").rename(tmp_path / "clients" / "router.key")
-    files = {"secret_key_file": "rank.key_secret", "router_key_file": "router.key_secret"}
-    return {key: str(tmp_path / file) for key, file in files.items()} | {
-        "allowed_clients": str(tmp_path / "clients")
-    }
-
-
-@pytest.mark.parametrize(
-    ("framing", "encrypts"), [("topic", False), ("plain", False), ("topic", True)], ids=str
-)
-def test_the_example_prints_what_it_missed_and_what_comes(
-    make_rank: Any,
-    free_ports: Any,
-    server_info: Any,
-    rigs: Any,
-    curve: dict[str, str],
-    framing: str,
-    encrypts: bool,
-) -> None:
-    base = free_ports(3)
-    config = {
-        "endpoint": f"tcp://*:{base}",
-        "replay_endpoint": f"tcp://*:{base + 2}",
-        "replay_framing": framing,
-        "curve": curve if encrypts else None,
-    }
-    rank = make_rank(**config)
-    rank.step(rigs.stored(1, 2, 3))
-    rank.step(rigs.removed(2))
-    descriptor = parse(json.dumps({"publisher": "zmq", **config}), 1, 1).descriptor
-    assert descriptor is not None
-    key = {"curve_public_key": rank.publisher.info("").curve_public_key} if encrypts else {}
-    key_file = [curve["router_key_file"]] if encrypts else []
-    with start_example(server_info(descriptor | key), *key_file) as example:
-        lines: list[str] = []
-        reader = threading.Thread(target=lambda: lines.extend(iter(example.stdout.readline, "")))
-        reader.start()
-        # A subscription takes effect in its own time: until a batch is heard, there are more.
-        deadline = time.monotonic() + 30
-        while not lines and time.monotonic() < deadline and reader.is_alive():
-            rank.step(rigs.stored(4))
-            reader.join(0.05)
-        example.terminate()
-        reader.join()
-    seen = [" ".join(line.split()) for line in lines]
-    assert seen[:3] == [
-        "rank 0 seq 0 +0 -0 blocks",
-        "rank 0 seq 1 +3 -0 blocks",
-        "rank 0 seq 2 +0 -1 blocks",
-    ]
-    assert [line.split()[3] for line in seen] == [str(seq) for seq in range(len(seen))]
-
-
-@pytest.mark.parametrize(
-    ("kv_events", "said"),
-    [
-        (None, "describes no KV events"),
-        (WHOLE | {"dp_size": 0}, "kv_events.dp_size = 0; allowed are"),
-        (WHOLE, "encrypts: name the secret key file"),
-    ],
-)
-def test_the_example_says_why_there_is_nothing_to_follow(server_info: Any, kv_events: Any, said: str) -> None:
-    with start_example(server_info(kv_events)) as example:
-        _, errors = example.communicate(timeout=30)
-    assert example.returncode == 1
-    assert said in errors

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ConfigError
-from app.events.endpoints import KvEventsConfig, parse, rank_endpoints
+from app.events.config import KvEventsConfig
+from app.events.endpoints import parse, rank_endpoints
 from app.events.ports import dial_host
 
 
@@ -236,7 +237,7 @@ def test_what_ranks_open_is_what_is_described_and_no_port_is_used_twice(
         ("ipc:///tmp/x", "connect", False),
     ],
 )
-def test_who_binds(endpoint: str, bind: Any, binds: bool) -> None:
+def test_which_end_binds(endpoint: str, bind: Any, binds: bool) -> None:
     assert rank_endpoints(config(endpoint=endpoint, bind=bind), 0, 1).events.binds == binds
 
 

@@ -19,6 +19,9 @@ import pytest
 import zmq.asyncio
 
 from app.events.following.recovery_client import RecoveryClient
+from app.events.following.subscriber import RankSubscriber
+from app.events.schema import CacheEvent
+from tests.support.events.blocks import Blocks, removed, stored
 from tests.support.events.faulty_link import (
     Fault,
     FaultyLink,
@@ -28,14 +31,20 @@ from tests.support.events.faulty_link import (
     send_twice,
     swap_neighbours,
 )
+from tests.support.events.ranks import MakeRank, Rank, publisher_info, with_address
+from tests.support.events.waiting import Follow, holds
+from tests.support.free_ports import find_free_ports
 from tests.support.snapshots import parents_in
 
-LOOK_INTERVAL_S = 0.5
-"""As often as a router by default looks at the ranks."""
+MakeLink = Callable[[int, Fault], FaultyLink]
+Ask = Callable[[int], RecoveryClient]
+"""The client of a recovery socket, by port."""
+POLL_INTERVAL_S = 0.5
+"""As often as a router polls the ranks by default."""
 
 
 @pytest.fixture
-def link() -> Iterator[Callable[[int, Fault], FaultyLink]]:
+def link() -> Iterator[MakeLink]:
     links: list[FaultyLink] = []
 
     def make(publisher_port: int, fault: Fault) -> FaultyLink:
@@ -48,8 +57,7 @@ def link() -> Iterator[Callable[[int, Fault], FaultyLink]]:
 
 
 @pytest.fixture
-async def ask() -> AsyncIterator[Callable[[int], RecoveryClient]]:
-    """Clients of recovery sockets, by port."""
+async def ask() -> AsyncIterator[Ask]:
     context = zmq.asyncio.Context()
     clients: list[RecoveryClient] = []
 
@@ -66,65 +74,69 @@ async def ask() -> AsyncIterator[Callable[[int], RecoveryClient]]:
 class Followed:
     """A real publisher, what its cache holds, and a subscriber behind a link."""
 
-    def __init__(self, rank: Any, subscriber: Any, sink: Any, rigs: Any) -> None:
+    def __init__(self, rank: Rank, subscriber: RankSubscriber, sink: Blocks) -> None:
         self.rank = rank
         self.subscriber = subscriber
         self.sink = sink
-        self._rigs = rigs
         self._rng = random.Random(1)
 
     def change(self, num_steps: int) -> None:
         """Steps that store chains and remove some of what is held."""
         for _ in range(num_steps):
-            events = [self._rigs.stored(*(self._rng.getrandbits(62) for _ in range(4)))]
+            events: list[CacheEvent] = [stored(*(self._rng.getrandbits(62) for _ in range(4)))]
             if len(self.rank.truth.hashes) > 200:
-                events.append(self._rigs.removed(*self._rng.sample(sorted(self.rank.truth.hashes), 5)))
+                events.append(removed(*self._rng.sample(sorted(self.rank.truth.hashes), 5)))
             self.rank.step(*events)
 
     async def until_live(self) -> None:
         """Batches arrive: the subscription has taken effect."""
 
-        def heard() -> bool:
+        def arrived() -> bool:
             self.change(1)
             return self.subscriber.status.state == "exact" and self.subscriber.status.applied_seq > 3
 
-        assert await self._rigs.holds(heard), self.subscriber.status
+        assert await holds(arrived), self.subscriber.status
 
     def is_equal(self) -> bool:
         status = self.subscriber.status
         return status.state == "exact" and status.applied_seq == self.rank.seq
 
-    async def seconds_to_agree(self, *, looks: bool) -> float:
+    async def seconds_to_agree(self, *, polls: bool) -> float:
         """How long it takes until the view is exact at the last batch; equal to the cache then.
 
-        With `looks` the rank tells of itself, as routers have it; without, the subscriber is on its own.
+        With `polls` the rank describes itself, as routers have it; without, the subscriber is on its own.
         """
-        started, last_look = time.monotonic(), 0.0
+        started, last_poll = time.monotonic(), 0.0
         while not self.is_equal():
             now = time.monotonic()
             assert now - started < 20, self.subscriber.status
-            if looks and now - last_look >= LOOK_INTERVAL_S:
-                last_look = now
+            if polls and now - last_poll >= POLL_INTERVAL_S:
+                last_poll = now
                 self.subscriber.observe(self.rank.epoch, self.rank.seq)
             await asyncio.sleep(0.002)
         assert self.sink.hashes == self.rank.truth.hashes
         return time.monotonic() - started
 
 
+StartFollowed = Callable[..., Followed]
+
+
 @pytest.fixture
-def followed(make_rank: Any, follow: Any, rigs: Any, link: Any, free_ports: Any, ask: Any) -> Any:
+def followed(make_rank: MakeRank, follow: Follow, link: MakeLink, ask: Ask) -> StartFollowed:
     """Starts a rank, and a subscriber of it behind a link with this fault, if any."""
 
     def start(fault: Fault | None, *, replay: bool, **keys: Any) -> Followed:
         if replay:
-            keys["replay_endpoint"] = f"tcp://127.0.0.1:{free_ports(1)}"
+            keys["replay_endpoint"] = f"tcp://127.0.0.1:{find_free_ports(1)}"
         rank = make_rank(**keys)
-        info = rank.publisher.info("")
-        fields = {"event_port": link(info.event_port, fault).port} if fault else {}
-        sink = rigs.Blocks()
-        snapshot = ask(info.replay_port).snapshot if replay else rank.snapshot
-        subscriber = follow(rigs.replace(info, **fields), rank, sink, fetch_snapshot=snapshot)
-        return Followed(rank, subscriber, sink, rigs)
+        address, sink = rank.address, Blocks()
+        event_port = link(address.event_port, fault).port if fault else address.event_port
+        snapshot = rank.snapshot
+        if address.replay_port is not None:
+            snapshot = ask(address.replay_port).snapshot
+        info = with_address(rank.info, event_port=event_port)
+        subscriber = follow(info, rank, sink, fetch_snapshot=snapshot)
+        return Followed(rank, subscriber, sink)
 
     return start
 
@@ -144,14 +156,14 @@ WAYS = pytest.mark.parametrize("replay", [True, False], ids=["replay", "snapshot
     ],
 )
 async def test_a_link_that_loses_repeats_or_reorders(
-    followed: Any, report_seconds: Any, fault: Callable[[], Fault], replay: bool
+    followed: StartFollowed, report_seconds: Callable[..., None], fault: Callable[[], Fault], replay: bool
 ) -> None:
     view = followed(fault(), replay=replay)
     await view.until_live()
     for _ in range(100):
         view.change(4)
         await asyncio.sleep(0.001)
-    seconds = await view.seconds_to_agree(looks=not replay)
+    seconds = await view.seconds_to_agree(polls=not replay)
     status = view.subscriber.status
     report_seconds(seconds, f"{status.gaps} gaps, {status.resyncs} snapshots")
     assert status.bad_messages == 0
@@ -159,16 +171,16 @@ async def test_a_link_that_loses_repeats_or_reorders(
 
 @WAYS
 async def test_a_lost_last_message_is_noticed_within_two_seconds(
-    followed: Any, report_seconds: Any, replay: bool
+    followed: StartFollowed, report_seconds: Callable[..., None], replay: bool
 ) -> None:
     """With a replay, by a subscriber on its own; without one, by what a router sees of the rank."""
     loses = False
     view = followed(lambda message: [] if loses else [message], replay=replay)
     await view.until_live()
-    await view.seconds_to_agree(looks=not replay)
+    await view.seconds_to_agree(polls=not replay)
     loses = True
     view.change(1)
-    seconds = await view.seconds_to_agree(looks=not replay)
+    seconds = await view.seconds_to_agree(polls=not replay)
     report_seconds(seconds)
     assert view.subscriber.status.gaps > 0
     assert seconds < 2
@@ -176,7 +188,7 @@ async def test_a_lost_last_message_is_noticed_within_two_seconds(
 
 @WAYS
 async def test_a_subscriber_that_stalls_beyond_the_high_water_mark_costs_the_engine_nothing(
-    followed: Any, rigs: Any, report_seconds: Any, replay: bool
+    followed: StartFollowed, report_seconds: Callable[..., None], replay: bool
 ) -> None:
     view = followed(None, replay=replay, hwm=100)
     await view.until_live()
@@ -186,20 +198,22 @@ async def test_a_subscriber_that_stalls_beyond_the_high_water_mark_costs_the_eng
     rng, slowest = random.Random(2), 0.0
     while rank.publisher.counters.overflows == 0:
         if len(rank.truth.hashes) > 20 * num_blocks:
-            rank.step(rigs.removed(*rank.truth.hashes))
-        step = rigs.stored(*(rng.getrandbits(62) for _ in range(num_blocks)))
+            rank.step(removed(*rank.truth.hashes))
+        step = stored(*(rng.getrandbits(62) for _ in range(num_blocks)))
         started = time.perf_counter()
         rank.step(step)
         slowest = max(slowest, time.perf_counter() - started)
         assert rank.seq < 50_000, "no queue is ever full"
     assert rank.publisher.counters.dropped_batches == 0
-    seconds = await view.seconds_to_agree(looks=not replay)
+    seconds = await view.seconds_to_agree(polls=not replay)
     report_seconds(seconds, f"{rank.seq} batches, slowest publish {slowest * 1e3:.2f} ms")
     assert view.subscriber.status.gaps > 0
 
 
 @WAYS
-async def test_a_flood_from_another_thread(followed: Any, report_seconds: Any, replay: bool) -> None:
+async def test_a_flood_from_another_thread(
+    followed: StartFollowed, report_seconds: Callable[..., None], replay: bool
+) -> None:
     view = followed(None, replay=replay, hwm=1_000, max_queue_size=20)
     await view.until_live()
     flood = threading.Thread(target=view.change, args=(5_000,))
@@ -211,7 +225,7 @@ async def test_a_flood_from_another_thread(followed: Any, report_seconds: Any, r
     counters = view.rank.publisher.counters
     assert counters.dropped_batches > 0
     report_seconds(
-        await view.seconds_to_agree(looks=not replay),
+        await view.seconds_to_agree(polls=not replay),
         f"after {flood_s:.1f} s of flood, {counters.dropped_batches} batches dropped, "
         f"{view.subscriber.status.gaps} gaps",
     )
@@ -263,19 +277,17 @@ def start_process() -> Iterator[Callable[..., Process]]:
 
 @pytest.mark.parametrize("hides", [False, True], ids=["direct", "behind a link that hides it"])
 async def test_a_publisher_killed_and_started_again(
-    start_process: Any,
-    follow: Any,
-    rigs: Any,
-    free_ports: Any,
-    ask: Any,
-    link: Any,
-    report_seconds: Any,
+    start_process: Callable[..., Process],
+    follow: Follow,
+    ask: Ask,
+    link: MakeLink,
+    report_seconds: Callable[..., None],
     hides: bool,
 ) -> None:
-    port, replay_port = free_ports(3), free_ports(1)
+    port, replay_port = find_free_ports(3), find_free_ports(1)
     first = start_process(port, replay_port, 1)
-    client, sink = ask(replay_port), rigs.Blocks()
-    info = rigs.info(
+    client, sink = ask(replay_port), Blocks()
+    info = publisher_info(
         event_port=link(port, lambda message: [message]).port if hides else port,
         replay_port=replay_port,
         epoch=(await client.snapshot()).epoch,
@@ -286,20 +298,22 @@ async def test_a_publisher_killed_and_started_again(
         status = subscriber.status
         return status.state == "exact" and status.applied_seq > 50 and status.resyncs >= num_resyncs
 
-    assert await rigs.holds(lambda: is_exact(0)), subscriber.status
+    assert await holds(lambda: is_exact(0)), subscriber.status
     first.kill()
     second = start_process(port, replay_port, 2)
     started = time.monotonic()
-    assert await rigs.holds(lambda: is_exact(1)), subscriber.status
+    assert await holds(lambda: is_exact(1)), subscriber.status
     report_seconds(time.monotonic() - started, subscriber.status.reason)
     last_seq = second.settle()
-    assert await rigs.holds(lambda: subscriber.status.applied_seq == last_seq), subscriber.status
+    assert await holds(lambda: subscriber.status.applied_seq == last_seq), subscriber.status
     snapshot = await client.snapshot()
     assert snapshot.seq == last_seq
     assert sink.hashes == set(parents_in(snapshot))
 
 
-async def test_a_link_that_stays_silent_at_first_is_a_slow_joiner(followed: Any, report_seconds: Any) -> None:
+async def test_a_link_that_stays_silent_at_first_is_a_slow_joiner(
+    followed: StartFollowed, report_seconds: Callable[..., None]
+) -> None:
     """What is published before the subscription has taken effect is lost, and nothing comes after it."""
     passed: list[Message] = []
     is_open = False
@@ -311,7 +325,7 @@ async def test_a_link_that_stays_silent_at_first_is_a_slow_joiner(followed: Any,
         return []
 
     view = followed(fault, replay=True)
-    assert await view._rigs.holds(lambda: view.subscriber.status.state == "exact")
+    assert await holds(lambda: view.subscriber.status.state == "exact")
     view.change(3)
-    report_seconds(await view.seconds_to_agree(looks=False))
+    report_seconds(await view.seconds_to_agree(polls=False))
     assert not passed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,7 @@ def golden_id(line: dict[str, Any]) -> str:
     return f"{line['source']}: {line['note']}"
 
 
-def expected_hash(value: Any) -> int | None:
-    if value is None:
-        return None
+def expected_hash(value: int | dict[str, str]) -> int:
     if isinstance(value, dict):
         return int.from_bytes(bytes.fromhex(value["bytes_hex"])[:8], "big", signed=True)
     return (value + 2**63) % 2**64 - 2**63
@@ -57,9 +56,9 @@ def expected_event(fields: dict[str, Any]) -> schema.CacheEvent:
     if fields["type"] == "BlockRemoved":
         return BlockRemoved(hashes, fields["medium"])
     known = {key: value for key, value in fields.items() if key in KNOWN_FIELDS}
-    return BlockStored(
-        **known | {"block_hashes": hashes, "parent_block_hash": expected_hash(fields["parent_block_hash"])}
-    )
+    parent = fields["parent_block_hash"]
+    parent_hash = None if parent is None else expected_hash(parent)
+    return BlockStored(**known | {"block_hashes": hashes, "parent_block_hash": parent_hash})
 
 
 @pytest.mark.parametrize("line", GOLDEN, ids=golden_id)
@@ -144,7 +143,7 @@ def test_an_acknowledgement_survives_the_wire(rank: int, ids: list[str]) -> None
     assert decode_acknowledged(payload) == Acknowledged(rank, ids)
 
 
-DECODERS = [decode_batch, decode_load, decode_acknowledged]
+DECODERS: list[Callable[[bytes], object]] = [decode_batch, decode_load, decode_acknowledged]
 
 
 def decode_by_all(payload: bytes) -> None:

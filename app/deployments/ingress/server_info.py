@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from app import __version__
 from app.config import AppConfig
 from app.deployments.messages import RankInfo
@@ -51,7 +49,7 @@ def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | Non
     """With the ranks' public key as they say it: their key files may be on other nodes than this ingress."""
     if events.descriptor is None or events.config is None or events.config.curve is None:
         return events.descriptor
-    keys = (info.publisher.curve_public_key for info in ranks if info.publisher is not None)
+    keys = (info.publisher.address.curve_public_key for info in ranks if info.publisher is not None)
     key = next((key for key in keys if key is not None), None)
     return None if key is None else {**events.descriptor, "curve_public_key": key}
 
@@ -61,7 +59,7 @@ def _publisher(rank: int, info: RankInfo | None) -> Json:
         return {"rank": rank, "state": "unreachable"}
     if info.publisher is None:
         return {"rank": rank, "state": "disabled"}
-    return msgspec.to_builtins(info.publisher)
+    return info.publisher.as_json()
 
 
 def _internal_state(rank: int, info: RankInfo | None) -> Json:

@@ -15,7 +15,8 @@ from app.deployments.logs import log_with_ray
 from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
-from app.events.endpoints import KvEvents, PublisherInfo
+from app.events.endpoints import KvEvents
+from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.models.store import resolve_model

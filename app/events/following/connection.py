@@ -16,7 +16,7 @@ from app.events.curve import HANDSHAKE_FAILED, CurveClient
 from app.events.schema import MAX_FRAME_BYTES
 
 _RECEIVE_HWM = 1_000
-"""What a subscriber lets wait; the publisher keeps `hwm` more for it, and what is dropped is recovered."""
+"""Messages that wait at a subscriber; the publisher keeps `hwm` more for it. What is dropped is recovered."""
 _MAX_SOCKETS = 65_000
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 6_000
@@ -35,7 +35,7 @@ def subscriber_context() -> zmq.asyncio.Context:
 class Connection:
     """One SUB socket connected to one address.
 
-    ZMQ reconnects by itself and silently, and nothing in a message tells whether it was sent before or after
+    ZMQ reconnects by itself and silently, and nothing in a message says whether it was sent before or after
     the publisher behind the address was replaced. So the socket is monitored: `broke` says that what came
     last may not follow what came before.
 
@@ -82,7 +82,7 @@ class Connection:
     async def wait_connected(self, timeout_s: float) -> bool:
         """Whether the handshake succeeded within `timeout_s`; the subscriptions go out with it.
 
-        Returns at once when it failed: ZMQ doesn't try again after a refusal, and too often otherwise.
+        Returns at once when it failed: after a refusal ZMQ doesn't try again, otherwise it tries too often.
         """
         deadline = time.monotonic() + timeout_s
         while not self.handshake_failed() and not self._connected:
@@ -112,8 +112,8 @@ class Connection:
     def broke(self) -> bool:
         """Whether the connection was ever lost; true for good, even after ZMQ has reconnected.
 
-        Asked after `receive`, it covers all messages received: the loss is noted before anything comes
-        over a new connection.
+        Asked after `receive`, it covers all messages received: the loss is seen before anything is
+        received over a new connection.
         """
         self._read_monitor()
         return self._broke
@@ -136,11 +136,11 @@ class Connection:
     def _read_monitor(self) -> None:
         try:
             while True:
-                self._note(parse_monitor_message(self._monitored.recv_multipart(zmq.NOBLOCK))["event"])
+                self._record(parse_monitor_message(self._monitored.recv_multipart(zmq.NOBLOCK))["event"])
         except zmq.Again:
             pass
 
-    def _note(self, event: int) -> None:
+    def _record(self, event: int) -> None:
         self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         self._broke = self._broke or event == zmq.EVENT_DISCONNECTED
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

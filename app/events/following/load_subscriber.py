@@ -30,7 +30,7 @@ class LoadSubscriber:
     """Calls `on_load` and `on_acknowledged` with what the rank at `address` reports.
 
     Reports replace each other, so a lost one needs no recovery: the next is at most a second away. After a
-    failed handshake it connects anew: ZMQ by itself would never do so, or ten times a second.
+    failed handshake it connects again: ZMQ by itself would never do so, or ten times a second.
     """
 
     def __init__(

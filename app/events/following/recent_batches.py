@@ -1,4 +1,4 @@
-"""Tells a late copy of a batch from a batch of another publisher."""
+"""Distinguishes a late copy of a batch from a batch of another publisher."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _NUM_REMEMBERED = 1_024
 
 
 class RecentBatches:
-    """What has been applied lately: a snapshot, and what the batches after it looked like.
+    """What was applied last: a snapshot, and a digest of each of the latest batches after it.
 
-    A sequence number at or below the last one means that the publisher was started anew, or that a batch
-    comes late or twice, as after a replay or behind something that reorders. A batch carries the time at
+    A sequence number at or below the last one means that the publisher was restarted, or that a batch
+    comes late or twice, as after a replay or over a link that reorders. A batch carries the time at
     which it was made: so only a copy has the same bytes, and only one made before a snapshot can be in it.
     """
 
@@ -32,7 +32,7 @@ class RecentBatches:
         self._digests.pop(seq - _NUM_REMEMBERED, None)
 
     def knows(self, seq: int) -> bool:
-        """Whether `has` is sure: a batch of this number that it doesn't have is of somebody else."""
+        """Whether `has` is sure: a batch of this number that it denies is of another publisher."""
         return seq <= self._snapshot_seq or seq in self._digests
 
     def has(self, seq: int, payload: bytes) -> bool:

@@ -27,8 +27,8 @@ _SLICE = 64
 class RecoveryClient:
     """One question at a time to the recovery socket at `address`, over one connection.
 
-    The socket is opened with the first question, and anew after an answer that wasn't read to its end: what
-    is left of that must not be taken for the next.
+    The socket is opened with the first question, and again after an answer that wasn't read to its end:
+    what is left of that must not be taken for the next answer.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RecoveryClient:
         timeout_s: float = 1.0,
         curve: CurveClient | None = None,
     ) -> None:
-        """`timeout_s` is how long to wait for each message of an answer; `curve` None asks in the clear."""
+        """`timeout_s` is how long to wait for each message of an answer; `curve` None: no encryption."""
         self._context = context
         self._address = address
         self._timeout_ms = int(timeout_s * 1000)
@@ -54,7 +54,7 @@ class RecoveryClient:
 
         Raises:
             TimeoutError: the server let `timeout_s` pass between two messages, or isn't there.
-            WireError: it replied nonsense. What `on_batch` raises comes through too.
+            WireError: its reply is malformed. What `on_batch` raises comes through too.
         """
 
         def take(reply: Reply) -> None:
@@ -64,11 +64,11 @@ class RecoveryClient:
         await self._ask(ReplayRequest(first), take)
 
     async def snapshot(self, *, timeout_s: float = 30.0) -> CacheSnapshot:
-        """The whole cache content. `timeout_s` is how long the rank may take to begin: it waits for a step.
+        """The whole cache content. `timeout_s` is how long the rank may take to begin: it finishes a step.
 
         Raises:
             TimeoutError: as `replay`.
-            WireError: the rank has no snapshot to give now, or replied nonsense.
+            WireError: the rank has no snapshot to give now, or its reply is malformed.
         """
         payloads: list[bytes] = []
         seqs: set[int] = set()

@@ -1,4 +1,4 @@
-"""How well a rank's cache is known: what a subscriber says of itself."""
+"""How well a rank's cache is known: what a subscriber reports of itself."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class SyncStatus:
     gaps: int
     resyncs: int
     bad_messages: int
+
+
+def error_text(error: Exception) -> str:
+    """An error for a `reason`: its text, or its name if it has none, as a timeout."""
+    return str(error) or type(error).__name__
 
 
 class SyncRecord:

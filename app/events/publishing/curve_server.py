@@ -4,7 +4,7 @@
                             └──monitor──▶ watching thread: counts and logs the handshakes that failed
 
 ZMQ asks one ZAP handler per context, so a publisher with CURVE has a context of its own. A handshake with a
-wrong server key, or without any key, fails before anybody is asked: only the socket's monitor tells of it.
+wrong server key, or without any key, fails before the handler is asked: only the socket's monitor reports it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CurveServer:
         socket.setsockopt(zmq.CURVE_PUBLICKEY, self._keys.public)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
         socket.setsockopt_string(zmq.ZAP_DOMAIN, address)
-        # Without this ZMQ lets everybody in while there is no ZAP handler, as while closing.
+        # Without this ZMQ lets every client in while there is no ZAP handler, as while closing.
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         monitor_address = f"inproc://curve-monitor-{id(socket)}"
         socket.monitor(monitor_address, HANDSHAKE_FAILED)
@@ -118,10 +118,10 @@ class CurveServer:
             poller.register(source, zmq.POLLIN)
         while stopped not in (ready := dict(poller.poll())):
             for monitor in ready:
-                self._note(monitor)
+                self._record_refusal(monitor)
         stopped.close(linger=0)
 
-    def _note(self, monitor: zmq.Socket[bytes]) -> None:
+    def _record_refusal(self, monitor: zmq.Socket[bytes]) -> None:
         message = parse_monitor_message(monitor.recv_multipart())
         event, value = message["event"], message["value"]
         self.refused_clients += 1
@@ -134,8 +134,8 @@ class CurveServer:
 class _AllowList:
     """Which clients may connect to one socket: those whose public key is in a *.key file of `folder`.
 
-    The folder is read for every handshake, which are rare: who is added gets in, and who is removed doesn't
-    any more, without a restart. Nobody is let in on a file that can't be read.
+    The folder is read for every handshake, which are rare: a client that is added gets in, and one that is
+    removed doesn't any more, without a restart. A file that can't be read lets no client in.
     """
 
     def __init__(self, folder: Path, name: str) -> None:

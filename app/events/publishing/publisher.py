@@ -20,8 +20,10 @@ from typing import Literal
 
 import zmq
 
-from app.events.endpoints import KvEventsConfig, PublisherInfo, rank_endpoints
+from app.events.config import KvEventsConfig
+from app.events.endpoints import rank_endpoints
 from app.events.ports import dial_host
+from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.curve_server import CurveServer
 from app.events.publishing.recovery_server import RecoveryServer, TakeContent
 from app.events.publishing.sockets import SocketOpener
@@ -83,25 +85,7 @@ class EventPublisher:
 
     def info(self, node_host: str) -> PublisherInfo:
         """This publisher as others see it; `node_host` stands in for a wildcard host."""
-        endpoints = self._endpoints
-        load = endpoints.load
-        return PublisherInfo(
-            rank=self._dp_rank,
-            host=dial_host(endpoints.host, node_host),
-            event_port=endpoints.events.port or 0,
-            replay_port=endpoints.replay.port if endpoints.replay else None,
-            load_port=load.port if load else None,
-            topic=self._config.topic,
-            load_topic=self._config.load_topic if load else None,
-            block_size=self._block_size,
-            epoch=self.epoch,
-            last_seq=self._last_seq,
-            state="publishing" if self.is_running and endpoints.dialable else "disabled",
-            dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
-            overflows=self.counters.overflows,
-            curve_public_key=self._curve.public_key if self._curve else None,
-            refused_clients=self._curve.refused_clients if self._curve else 0,
-        )
+        return PublisherInfo(self._address(node_host), self._current_state())
 
     def start(self) -> None:
         """Bind, start the threads and publish `AllBlocksCleared` as batch 0.
@@ -131,34 +115,6 @@ class EventPublisher:
         self._state = "running"
         self.publish([AllBlocksCleared()])
 
-    def publish(self, events: Sequence[CacheEvent]) -> None:
-        """Publish one step's events, which must not change any more, as one batch. Never blocks."""
-        if not events:
-            return
-        self._last_seq += 1
-        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
-            self.counters.dropped_batches += 1
-
-    def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
-        """Publish a load report, then the ids of the requests that it is the first to count."""
-        if not self._endpoints.load:
-            return
-        if not (self.is_running and self._thread.put(LoadReport(stat, acknowledged))):
-            self.counters.dropped_loads += 1
-
-    def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
-        """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""
-        return CacheContent(self.epoch, self._last_seq, blocks)
-
-    def snapshot(self, content: CacheContent) -> CacheSnapshot:
-        """`content` as it travels. Takes a while for many blocks; any thread may do it."""
-        return CacheSnapshot(content.epoch, content.seq, list(self._payloads(content.blocks)))
-
-    def serve_snapshots(self, take_content: TakeContent) -> None:
-        """From now on give snapshots of what `take_content` returns to whoever asks the recovery socket."""
-        if self._recovery is not None:
-            self._recovery.take_content = take_content
-
     def close(self) -> None:
         """Send what is queued, for `linger_s` seconds at most, and close. A second call does nothing."""
         if not self.is_running:
@@ -169,6 +125,61 @@ class EventPublisher:
             self._recovery.close()
         if self._curve:
             self._curve.close()
+
+    def publish(self, events: Sequence[CacheEvent]) -> None:
+        """Publish one step's events, which must not change any more, as one batch. Never blocks."""
+        if not events:
+            return
+        self._last_seq += 1
+        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
+            self.counters.dropped_batches += 1
+
+    def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
+        """Publish a load report, then the ids of the requests that it is the first to count.
+
+        Never blocks: where the queue is full the report is dropped. The next one replaces it, and what it
+        acknowledges is reserved until its own deadline.
+        """
+        if self._endpoints.load and self.is_running:
+            self._thread.put(LoadReport(stat, acknowledged))
+
+    def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
+        """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""
+        return CacheContent(self.epoch, self._last_seq, blocks)
+
+    def snapshot(self, content: CacheContent) -> CacheSnapshot:
+        """`content` as it travels. Takes a while for many blocks; any thread may do it."""
+        return CacheSnapshot(content.epoch, content.seq, list(self._payloads(content.blocks)))
+
+    def serve_snapshots(self, take_content: TakeContent) -> None:
+        """From now on answer requests for a snapshot with what `take_content` returns."""
+        if self._recovery is not None:
+            self._recovery.take_content = take_content
+
+    def _address(self, node_host: str) -> PublisherAddress:
+        endpoints = self._endpoints
+        load = endpoints.load
+        return PublisherAddress(
+            rank=self._dp_rank,
+            host=dial_host(endpoints.host, node_host),
+            event_port=endpoints.events.port or 0,
+            replay_port=endpoints.replay.port if endpoints.replay else None,
+            load_port=load.port if load else None,
+            topic=self._config.topic,
+            load_topic=self._config.load_topic if load else None,
+            block_size=self._block_size,
+            curve_public_key=self._curve.public_key if self._curve else None,
+        )
+
+    def _current_state(self) -> PublisherState:
+        return PublisherState(
+            epoch=self.epoch,
+            last_seq=self._last_seq,
+            status="publishing" if self.is_running and self._endpoints.dialable else "disabled",
+            dropped_batches=self.counters.dropped_batches + self.counters.failed_batches,
+            overflows=self.counters.overflows,
+            refused_clients=self._curve.refused_clients if self._curve else 0,
+        )
 
     def _payloads(self, blocks: Sequence[CachedBlock]) -> Iterator[bytes]:
         return snapshot_payloads(
@@ -185,7 +196,7 @@ class EventPublisher:
     def _warn_if_exposed(self) -> None:
         if addresses := self._endpoints.exposed:
             logger.warning(
-                "%s: whoever reaches this can read %s; encrypt it with kv_events_config.curve, "
+                "%s: any client that reaches this can read %s; encrypt it with kv_events_config.curve, "
                 "or listen on 127.0.0.1",
                 ", ".join(addresses),
                 "prompts' token ids" if self._config.token_ids else "the hashes of prompts' blocks",

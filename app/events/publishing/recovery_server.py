@@ -72,6 +72,11 @@ class RecoveryServer:
         self._thread = threading.Thread(target=self._run, name="kv-recovery", daemon=True)
 
     @property
+    def num_pending(self) -> int:
+        """Answers that are being sent or prepared, or wait for their turn. Any thread may read it."""
+        return len(self._transfers)
+
+    @property
     def refused(self) -> int:
         """Requests of a shape that is not allowed, or of a peer that has too many unanswered ones."""
         return self._bad.count
@@ -146,7 +151,7 @@ class RecoveryServer:
         yield self._framing.end(content.epoch)
 
     def _ask_for_content(self) -> Future[CacheContent] | None:
-        """One for all who ask before the engine has answered: so it is asked once per step at most."""
+        """One for all requests until the engine has answered: so it is asked once per step at most."""
         if self._content is None or self._content.done():
             try:
                 self._content = self.take_content() if self.take_content else None

@@ -15,7 +15,7 @@ import zmq
 
 from app.events.bad_messages import BadMessages
 from app.events.batch_codec import encode_batch
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.sockets import RankSockets
 from app.events.replay import ReplayBuffer
 from app.events.schema import (
@@ -53,6 +53,7 @@ class PublisherCounters:
     """What a publisher has done since its start. Each field is written by one thread.
 
     Attributes:
+        published_batches: kept for replay, and handed to ZMQ.
         dropped_batches: not sent, because the queue was full.
         failed_batches: not sent, because they couldn't be encoded.
         overflows: times that a subscriber's queue was found full. From then on ZMQ drops batches for that
@@ -60,12 +61,9 @@ class PublisherCounters:
     """
 
     published_batches: int = 0
-    published_events: int = 0
     dropped_batches: int = 0
     failed_batches: int = 0
     overflows: int = 0
-    published_loads: int = 0
-    dropped_loads: int = 0
 
 
 class PublishingThread:
@@ -102,14 +100,6 @@ class PublishingThread:
         )
         self._thread.start()
 
-    def put(self, item: Batch | LoadReport) -> bool:
-        """Hand over; False where the queue is full. Never blocks. All callers are one thread."""
-        # Only that thread puts, so the size can but shrink in between.
-        if self._queue.qsize() >= self._config.max_queue_size:
-            return False
-        self._queue.put(item)
-        return True
-
     def close(self, linger_s: float) -> None:
         """Send what is queued, for `linger_s` seconds at most, then close the sockets."""
         assert self._thread is not None, "not started"
@@ -117,6 +107,14 @@ class PublishingThread:
         self._drain_until = time.monotonic() + linger_s
         self._queue.put(None)
         self._thread.join()
+
+    def put(self, item: Batch | LoadReport) -> bool:
+        """Hand over; False where the queue is full. Never blocks. All callers are one thread."""
+        # Only that thread puts, so the size can but shrink in between.
+        if self._queue.qsize() >= self._config.max_queue_size:
+            return False
+        self._queue.put(item)
+        return True
 
     def _run(self, events: zmq.Socket[bytes], load: zmq.Socket[bytes] | None) -> None:
         while (item := self._queue.get()) is not None and not self._is_too_late():
@@ -126,7 +124,7 @@ class PublishingThread:
                 elif load is not None:
                     self._send_load(load, item)
             except Exception:
-                # One batch that can't be sent must not end all publishing; its gap tells subscribers.
+                # One batch that can't be sent must not end all publishing; its gap shows it to subscribers.
                 self._counters.failed_batches += isinstance(item, Batch)
                 logger.exception("rank %d: a message could not be published", self._dp_rank)
         events.close(linger=int(self._linger_s * 1000))
@@ -140,16 +138,14 @@ class PublishingThread:
         events = list(batch.events) if self._config.token_ids else [_without_tokens(e) for e in batch.events]
         payload = encode_batch(EventBatch(batch.ts, events, self._dp_rank), self._config.format)
         if self._buffer is not None:
-            # First into the buffer: whoever sees a later batch can ask for this one.
+            # First into the buffer: a subscriber that sees a later batch can ask for this one.
             self._buffer.append(batch.seq, payload)
         self._send(socket, [self._topic, encode_seq(batch.seq), payload])
         self._counters.published_batches += 1
-        self._counters.published_events += len(events)
 
     def _send_load(self, socket: zmq.Socket[bytes], load: LoadReport) -> None:
         self._send(socket, [self._load_topic, encode_seq(self._load_seq), encode_load(load.stat)])
         self._load_seq += 1
-        self._counters.published_loads += 1
         if load.acknowledged:
             message = Acknowledged(self._dp_rank, list(load.acknowledged))
             self._send(socket, [ACK_TOPIC, encode_seq(self._ack_seq), encode_acknowledged(message)])

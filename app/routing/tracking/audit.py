@@ -198,7 +198,7 @@ async def _until_applied(followed: FollowedRank, journal: Journal, seq: int) -> 
 def _check(followed: FollowedRank, journal: Journal, snapshot: CacheSnapshot, first: int) -> None:
     """Raises `_MovingError` unless the journal has all batches after `first`, of the snapshot's publisher."""
     publisher = followed.description.publisher
-    if publisher is None or snapshot.epoch != publisher.epoch:
+    if publisher is None or snapshot.epoch != publisher.state.epoch:
         raise _MovingError("the rank has a new publisher")
     if snapshot.seq < first:
         raise _MovingError(f"the router has applied batch {first}, the snapshot has only {snapshot.seq}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.events.endpoints import PublisherInfo
+from app.events.publisher_info import PublisherInfo
 from app.events.schema import LoadStat
 
 

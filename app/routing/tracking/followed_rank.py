@@ -7,12 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 
-import msgspec
-
 from app.events.curve import KeyPair
-from app.events.endpoints import PublisherInfo
 from app.events.following.subscriber import RankSubscriber
 from app.events.following.sync_status import SyncStatus, Trust
+from app.events.publisher_info import PublisherAddress, PublisherInfo
 from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 from app.routing.index.index_writer import IndexWriter, Journal
@@ -54,7 +52,7 @@ class FollowedRank:
         self._acknowledges = False
         self._reserved_at_last_poll: list[str] = []
         publisher = description.publisher
-        if publisher is not None and publisher.state == "publishing":
+        if publisher is not None and publisher.is_publishing:
             self._subscriber = RankSubscriber(
                 publisher,
                 self._sink,
@@ -65,7 +63,7 @@ class FollowedRank:
                 curve_keys=curve_keys,
             )
             self._subscriber.start()
-            self._acknowledges = publisher.load_port is not None
+            self._acknowledges = publisher.address.load_port is not None
         membership.set(description.rank, self.status.state)
 
     @property
@@ -97,7 +95,7 @@ class FollowedRank:
         self.description = description
         self.missed_polls = 0
         if self._subscriber is not None and description.publisher is not None:
-            self._subscriber.observe(description.publisher.epoch, description.publisher.last_seq)
+            self._subscriber.observe(description.publisher.state.epoch, description.publisher.state.last_seq)
         if not self._is_behind(description.load):
             self._load.report(description.rank, description.load, time.monotonic())
         self._load_came_by_itself = False
@@ -145,11 +143,14 @@ class FollowedRank:
         return totals < last_totals or (totals == last_totals and self._load_came_by_itself)
 
 
-def _identity(publisher: PublisherInfo | None) -> PublisherInfo | None:
-    """A publisher without what changes while it lives."""
+def _identity(publisher: PublisherInfo | None) -> tuple[PublisherAddress, str, str] | None:
+    """What stays the same while a publisher lives: where it is, which start of it, whether it can be dialled.
+
+    With another epoch its batches are of another cache, so what is known of the rank counts no more.
+    """
     if publisher is None:
         return None
-    return msgspec.structs.replace(publisher, last_seq=0, dropped_batches=0, overflows=0, refused_clients=0)
+    return publisher.address, publisher.state.epoch, publisher.state.status
 
 
 def _totals(stat: LoadStat) -> tuple[int, int]:

@@ -12,7 +12,9 @@ from app.config import AppConfig, load_config
 from app.deployments.ingress.server_info import model_info, server_info
 from app.deployments.messages import RankInfo
 from app.errors import ConfigError
-from app.events.endpoints import KvEventsConfig, PublisherInfo, parse_kv_events
+from app.events.config import KvEventsConfig
+from app.events.endpoints import parse_kv_events
+from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import LoadStat
 
@@ -160,7 +162,8 @@ def test_what_sglangs_routers_read() -> None:
 def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
     rank, port = 1, 5558
     publisher = PublisherInfo(
-        rank, "10.0.0.5", port, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0
+        PublisherAddress(rank, "10.0.0.5", port, None, 5561, "kv", "load", 16),
+        PublisherState("epoch", 9, "publishing"),
     )
     info = info_of(app_config(ZMQ, dp_size=3), [rank_info(1, publisher), rank_info(2)])
     assert info["publishers"] == [
@@ -201,7 +204,8 @@ CURVE = {"secret_key_file": "/keys/rank.key_secret", "allowed_clients": "/keys/c
 def test_ranks_that_encrypt_say_with_which_key(silent: list[RankInfo]) -> None:
     key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
     publisher = PublisherInfo(
-        1, "10.0.0.5", 5558, None, 5561, "kv", "load", 16, "epoch", 9, "publishing", 0, 0, key, 3
+        PublisherAddress(1, "10.0.0.5", 5558, None, 5561, "kv", "load", 16, key),
+        PublisherState("epoch", 9, "publishing", refused_clients=3),
     )
     config = app_config(ZMQ | {"curve": CURVE})
     info = info_of(config, [*silent, rank_info(1, publisher)])
@@ -228,10 +232,10 @@ def test_what_is_advertised_is_what_a_publisher_binds() -> None:
     descriptor = info_of(app_config(raw, dp_size=4), [])["kv_events"]
     for rank in range(4):
         publisher = EventPublisher(KvEventsConfig(**raw), dp_rank=rank, dp_size=4, block_size=16)
-        info = publisher.info("10.0.0.5")
-        assert info.event_port == descriptor["endpoint_port_base"] + rank
-        assert info.replay_port == descriptor["replay_endpoint_port_base"] + rank
-        assert info.load_port == descriptor["load_endpoint_port_base"] + rank
+        address = publisher.info("10.0.0.5").address
+        assert address.event_port == descriptor["endpoint_port_base"] + rank
+        assert address.replay_port == descriptor["replay_endpoint_port_base"] + rank
+        assert address.load_port == descriptor["load_endpoint_port_base"] + rank
 
 
 def test_it_is_plain_json_without_anything_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

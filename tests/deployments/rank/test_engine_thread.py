@@ -28,7 +28,7 @@ from app.errors import (
     RequestFailedError,
 )
 from app.events.batch_codec import decode_batch
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.following.recovery_client import RecoveryClient
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored, EventBatch
@@ -71,7 +71,7 @@ class Rank:
 
     def port(self, name: str) -> int:
         assert self.publisher is not None
-        port: int = msgspec.to_builtins(self.publisher.info("127.0.0.1"))[name]
+        port: int = msgspec.to_builtins(self.publisher.info("127.0.0.1").address)[name]
         return port
 
 

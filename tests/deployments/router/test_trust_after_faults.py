@@ -19,8 +19,9 @@ from app.config import EngineConfig, RoutingConfig
 from app.deployments.messages import GenerateRequest
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.following.sync_status import SyncStatus, Trust
+from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.generation import SamplingParams, TokenChunk
@@ -81,7 +82,8 @@ class LiveRank:
         await asyncio.wrap_future(self.thread.submit(lambda engine: engine.reset_cache()))
 
     def describe(self, event_port: int) -> RankDescription:
-        publisher = msgspec.structs.replace(self.publisher.info("127.0.0.1"), event_port=event_port)
+        info = self.publisher.info("127.0.0.1")
+        publisher = PublisherInfo(msgspec.structs.replace(info.address, event_port=event_port), info.state)
         return RankDescription(
             0, self.replica_id, publisher, self.thread.load, self._engine.max_prompt_tokens
         )
@@ -136,7 +138,7 @@ class World:
         """The rank's status once everything that it has published is in the index."""
 
         def is_exact(status: SyncStatus) -> bool:
-            return (status.state, status.applied_seq) == ("exact", self.rank.publisher.info("").last_seq)
+            return (status.state, status.applied_seq) == ("exact", self.rank.publisher.last_seq)
 
         return await self.until(is_exact)
 

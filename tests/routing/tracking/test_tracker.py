@@ -14,8 +14,9 @@ import pytest
 
 from app.config import RoutingConfig
 from app.errors import EndpointInUseError
-from app.events.endpoints import KvEventsConfig, PublisherInfo
+from app.events.config import KvEventsConfig
 from app.events.following.sync_status import SyncStatus
+from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored, LoadStat
 from app.events.snapshot import CachedBlock, CacheSnapshot
@@ -29,7 +30,9 @@ from tests.support.depths import depth_by_rank
 
 BLOCK_SIZE = 4
 MAX_PROMPT = 1000
-DISABLED = PublisherInfo(0, "", 0, None, None, "", None, BLOCK_SIZE, "", -1, "disabled", 0)
+DISABLED = PublisherInfo(
+    PublisherAddress(0, "", 0, None, None, "", None, BLOCK_SIZE), PublisherState("", -1, "disabled")
+)
 DEADLINE_S = 10.0
 
 
@@ -73,7 +76,7 @@ class LiveRank:
     @property
     def port(self) -> int:
         """Of rank 0's events."""
-        return self.publisher.info("127.0.0.1").event_port - self.rank
+        return self.publisher.info("127.0.0.1").address.event_port - self.rank
 
     def start_publisher(self, port: int | None) -> EventPublisher:
         while True:
@@ -264,7 +267,10 @@ async def test_lost_last_batches_are_noticed_from_descriptions(world: Fixture) -
     live.held.update(dict.fromkeys(hashes(0, 2)))
     described = live.describe()
     assert described.publisher is not None
-    ahead = msgspec.structs.replace(described.publisher, last_seq=described.publisher.last_seq + 1)
+    state = described.publisher.state
+    ahead = PublisherInfo(
+        described.publisher.address, msgspec.structs.replace(state, last_seq=state.last_seq + 1)
+    )
     deadline = time.monotonic() + DEADLINE_S
     while world.index.blocks_of(0) != set(live.held):
         assert time.monotonic() < deadline, "not in time"

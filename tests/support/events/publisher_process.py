@@ -11,7 +11,7 @@ import threading
 import time
 from concurrent.futures import Future
 
-from app.events.endpoints import KvEventsConfig
+from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored
 from app.events.snapshot import CacheContent, CachedBlock
@@ -37,7 +37,12 @@ def main(port: int, replay_port: int, seed: int) -> None:
     publisher.serve_snapshots(take_content)
     print("started", flush=True)
     stopped = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), stopped.set()), daemon=True).start()
+
+    def wait_for_line() -> None:
+        sys.stdin.readline()
+        stopped.set()
+
+    threading.Thread(target=wait_for_line, daemon=True).start()
     rng = random.Random(seed)
     while not stopped.is_set():
         with changing:
