@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.errors import RequestError
 from app.generation import SamplingParams, TokenChunk
 from app.routing.tracking.tracker import RankDescription
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)

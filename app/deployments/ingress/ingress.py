@@ -32,11 +32,13 @@ from app.api.openai.requests import (
 from app.api.openai.responses import AnswerShape, error_headers, error_json
 from app.api.tenants import named_tenant
 from app.config import AppConfig
+from app.deployments.batch_sender import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, whole_answer
 from app.deployments.ingress.dispatcher import Dispatcher
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.server_info import Json, model_info, server_info
 from app.deployments.messages import GenerateRequest
+from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
 from app.engine.torch.limits import resolve_max_model_len
@@ -60,8 +62,8 @@ UNLIMITED = sys.maxsize
 POLL_TIMEOUT_S = 0.75
 """Seconds that a rank gets to describe itself; SGLang's router waits 2 s in all for `/server_info`."""
 
-AUDIT_TIMEOUT_S = 60.0
-"""Seconds that the routers get to compare all ranks; one that doesn't answer takes 5 of them."""
+OUTCOMES_INTERVAL_S = 0.2
+"""Seconds for which outcomes of requests are collected before the routers receive them."""
 
 LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
@@ -119,16 +121,19 @@ class Ingress:
         self._config = config
         self._events = events
         self._routers = RouterClient(router)
-        self._directory = RankDirectory(ranks, timeout_s=POLL_TIMEOUT_S)
+        rank_client = RankClient(ranks)
+        self._directory = RankDirectory(rank_client, timeout_s=POLL_TIMEOUT_S)
         self._model_name = served_name(config.model)
         model_dir = resolve_model(config.model)
         self._tokenizer = Tokenizer.from_folder(model_dir)
         self._max_model_len = resolve_max_model_len(
             config.model.max_model_len, read_architecture(model_dir).max_position_embeddings
         )
+        outcomes = BatchSender(self._routers.record_outcomes, interval_s=OUTCOMES_INTERVAL_S)
         self._dispatcher = Dispatcher(
-            router,
-            ranks,
+            self._routers,
+            rank_client,
+            outcomes.put,
             block_size=config.engine.cache.block_size,
             max_retries=config.ingress.max_retries,
         )
@@ -157,7 +162,7 @@ class Ingress:
     @api.get("/health")
     async def health(self) -> Response:
         """200 when some rank can take a request, else 503."""
-        routable = await self._routers.ask_one("view")
+        routable = await self._routers.view()
         status = {"status": "ok" if routable else "no rank can take requests", "ranks": len(routable)}
         return JSONResponse(status, status_code=200 if routable else 503)
 
@@ -176,25 +181,24 @@ class Ingress:
     @api.get("/router/ranks")
     async def router_ranks(self) -> list[Json]:
         """What a router believes of every rank: trust, blocks, load."""
-        ranks: list[Json] = await self._routers.ask_one("view")
-        return ranks
+        return await self._routers.view()
 
     @api.get("/router/stats")
     async def router_stats(self) -> list[Json]:
         """How good every router's decisions have been since its start."""
-        return await self._routers.ask_all("stats")
+        return await self._routers.stats()
 
     @api.get("/router/audit")
     async def router_audit(self) -> Response:
         """Every router's index beside every rank's cache; 503 when some rank couldn't be compared."""
-        answer, status = audit_answer(await self._routers.ask_all("audit", timeout_s=AUDIT_TIMEOUT_S))
+        answer, status = audit_answer(await self._routers.audit())
         return JSONResponse(answer, status_code=status)
 
     @api.get("/router/decisions/{answer_id}")
     async def router_decisions(self, answer_id: str) -> Json:
         """Which rank a request went to, why, and what came of it."""
         request_id = named_request(answer_id)
-        return decisions_answer(request_id, await self._routers.ask_all("decisions", request_id))
+        return decisions_answer(request_id, await self._routers.decisions(request_id))
 
     @api.post("/router/explain")
     async def router_explain(self, request: Request) -> Json:

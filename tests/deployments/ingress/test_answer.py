@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -17,7 +17,7 @@ from starlette.types import Message
 
 from app.api.openai.responses import AnswerShape
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
-from app.deployments.ingress.dispatcher import RankStream
+from app.deployments.ingress.attempt import Attempt, RankStream
 from app.deployments.messages import RankMessage, Refusal
 from app.errors import EngineFailedError
 from app.generation import TokenChunk, TokenLogprobs
@@ -32,13 +32,14 @@ class Messages:
     """What a rank would send, and whether it was told to stop."""
 
     def __init__(self, messages: Sequence[RankMessage]) -> None:
-        self._messages = messages
+        self._messages = iter(messages)
         self.num_cancelled = 0
         self.results: list[str] = []
 
-    async def __aiter__(self) -> AsyncIterator[RankMessage]:
+    async def __anext__(self) -> RankMessage:
         for message in self._messages:
-            yield message
+            return message
+        raise StopAsyncIteration
 
     def cancel(self) -> None:
         self.num_cancelled += 1
@@ -59,7 +60,8 @@ def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> tuple[RankSt
     first, *rest = messages
     assert isinstance(first, TokenChunk)
     transport = Messages(rest)
-    stream = RankStream(1, first, aiter(transport), transport.cancel, transport.results.append, num_samples)
+    attempt = Attempt(lambda outcome: transport.results.append(outcome.result), "1", rank=1)
+    stream = RankStream(1, first, transport, attempt, num_samples)
     return stream, transport
 
 

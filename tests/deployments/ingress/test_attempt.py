@@ -51,13 +51,13 @@ async def test_while_nobody_listens_the_oldest_news_is_given_up() -> None:
 def test_an_attempt_keeps_its_time_to_first_token() -> None:
     noted: list[Outcome] = []
     attempt = Attempt(noted.append, "r", 1)
-    attempt.answers()
-    attempt.end("finished")
+    attempt.record_first_token()
+    attempt.record_result("finished")
     first, last = noted
     assert (first.request_id, first.rank, first.result, last.result) == ("r", 1, "answering", "finished")
     assert first.ttft_s is not None
     assert first.ttft_s == last.ttft_s >= 0
-    Attempt(noted.append, "r", 1).end("queue_full")
+    Attempt(noted.append, "r", 1).record_result("queue_full")
     assert noted[-1] == Outcome("r", 1, "queue_full", None)
 
 
