@@ -28,6 +28,11 @@ KvbeaconError
 
 from __future__ import annotations
 
+from typing import Any
+
+MAX_SHOWN = 80
+"""Characters of a client's value in a message to that client."""
+
 
 class KvbeaconError(Exception):
     """Base of every error of this package."""
@@ -192,3 +197,10 @@ class NoRankError(RequestError):
 
 class NoRouterError(NoRankError):
     """No router answers, so no rank can be chosen."""
+
+
+def shown(value: Any) -> str:
+    """A client's value for a message to that client: no longer than a line."""
+    given = value if isinstance(value, str) else repr(value)
+    cut = given if len(given) <= MAX_SHOWN else given[: MAX_SHOWN - 3] + "..."
+    return repr(cut) if isinstance(value, str) else cut

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
+from app.deployments.messages import Json
 from app.errors import UnknownDecisionError
-
-Json = dict[str, Any]
 
 _ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-)?(.*)", re.DOTALL)
 
