@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from app.deployments.detached_task import detached_task
+from app.deployments.background import detached_task
 from app.deployments.messages import RankInfo
 from app.deployments.rank_client import RankClient
 

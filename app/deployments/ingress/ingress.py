@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from app.api.openai.requests import parse_chat, parse_either, parse_text
 from app.api.openai.responses import AnswerShape, error_headers, error_json
 from app.config import AppConfig
-from app.deployments.batch_sender import BatchSender
+from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, whole_answer
 from app.deployments.ingress.dispatcher import Dispatcher
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request

@@ -10,7 +10,7 @@ from typing import Final
 
 from ray import serve
 
-from app.deployments.batch_sender import BatchSender
+from app.deployments.background import BatchSender
 from app.deployments.messages import PeerReservation
 from app.deployments.router_client import RouterClient
 

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
-from app.deployments.detached_task import detached_task
+from app.deployments.background import detached_task
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
 from app.deployments.rank_client import RankClient

@@ -227,7 +227,7 @@ def test_what_is_advertised_is_what_a_publisher_binds() -> None:
     raw = ZMQ | {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
     descriptor = info_of(app_config(raw, dp_size=4), [])["kv_events"]
     for rank in range(4):
-        publisher = EventPublisher(KvEventsConfig(**raw), dp_rank=rank, dp_size=4, block_size=16)
+        publisher = EventPublisher(KvEventsConfig.model_validate(raw), dp_rank=rank, dp_size=4, block_size=16)
         info = publisher.info("10.0.0.5")
         assert info.event_port == descriptor["endpoint_port_base"] + rank
         assert info.replay_port == descriptor["replay_endpoint_port_base"] + rank
