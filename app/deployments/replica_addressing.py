@@ -3,6 +3,8 @@
 A call names its replica with the keyword argument `replica_id`. When that replica is gone, the call goes to
 any other replica, which sees that it isn't the one that is meant and answers `NotAddressed`. An exception
 raised here would leave the caller waiting: Ray Serve doesn't propagate exceptions out of `choose_replicas`.
+
+Ray pickles this module by value into every handle, so it holds nothing else.
 """
 
 from __future__ import annotations

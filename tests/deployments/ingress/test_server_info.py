@@ -1,4 +1,4 @@
-"""The descriptor: every case in which there is none, and what is said besides."""
+"""The descriptor: every case in which there is none, and what else `/server_info` shows."""
 
 from __future__ import annotations
 
