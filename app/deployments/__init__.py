@@ -1,4 +1,4 @@
 """The Ray Serve deployments, a folder each, and what they share: clients, messages, background work, logs.
 
-`app.build` imports it. Only here is Ray known.
+`app.build` imports it.
 """
