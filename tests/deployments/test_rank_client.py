@@ -9,14 +9,14 @@ import pytest
 from ray.exceptions import RayError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from app.deployments.messages import NotAddressed, RankInfo
+from app.deployments.messages import NotAddressed
 from app.deployments.rank_client import RankClient, RankMessages
 from app.deployments.rank_directory import RankDirectory
 from app.errors import RankCallError, RankFailedError, RankGoneError
-from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 from app.generation import TokenChunk
 from tests.support.fake_handle import BROKEN, DEAD, FAILED, GONE, FakeHandle
+from tests.support.rank_info import rank_info
 
 CHUNK = TokenChunk([7], 9, 4)
 SNAPSHOT = CacheSnapshot("epoch", 5, [])
@@ -31,24 +31,6 @@ FAILURES: list[tuple[RayError, type[RankCallError]]] = [
 def client(answers: dict[str, list[Any]] | None) -> tuple[RankClient, FakeHandle]:
     fake: Any = FakeHandle(answers)
     return RankClient(fake), fake
-
-
-def info(rank: int) -> RankInfo:
-    return RankInfo(
-        rank=rank,
-        replica_id=f"replica-{rank}",
-        node_ip="10.0.0.5",
-        pid=100 + rank,
-        publisher=None,
-        load=LoadStat(1, 2, 3, 4, rank, 6, 7, 8, 9, 10),
-        num_blocks=50,
-        num_cached_blocks=20,
-        max_model_len=64,
-        max_prompt_tokens=63,
-        device="cpu",
-        dtype="float32",
-        kernels="torch",
-    )
 
 
 def messages_of(*script: TokenChunk | Exception) -> RankMessages:
@@ -112,9 +94,9 @@ async def test_without_any_rank_a_call_finds_its_replica_gone() -> None:
 
 
 async def test_the_directory_lists_the_ranks_that_answer_by_number() -> None:
-    ranks, handle = client({"describe": [info(2), DEAD, info(0)]})
+    ranks, handle = client({"describe": [rank_info(2), DEAD, rank_info(0)]})
     directory = RankDirectory(ranks, timeout_s=1.0)
-    assert await directory.poll() == [info(0), info(2)]
+    assert await directory.poll() == [rank_info(0), rank_info(2)]
     assert handle.calls == [("describe", (), {})]
 
 
@@ -132,16 +114,16 @@ class HangingRanks(FakeHandle):
 
     def called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         self.calls.append((name, args, kwargs))
-        one = TimeoutError() if self.is_hanging else info(1)
-        by_replica = {"replica-0": info(0), "replica-1": one, "replica-2": DEAD}
+        one = TimeoutError() if self.is_hanging else rank_info(1)
+        by_replica = {"replica-0": rank_info(0), "replica-1": one, "replica-2": DEAD}
         return [by_replica[kwargs["replica_id"]]] if kwargs else list(by_replica.values())
 
 
 async def test_a_rank_that_hangs_hides_no_other_rank() -> None:
     fake: Any = HangingRanks()
     directory = RankDirectory(RankClient(fake), timeout_s=1.0)
-    assert await directory.poll() == [info(0), info(1)]
+    assert await directory.poll() == [rank_info(0), rank_info(1)]
     fake.is_hanging = True
-    assert await directory.poll() == [info(0)]
+    assert await directory.poll() == [rank_info(0)]
     called = {keywords.get("replica_id") for _, _, keywords in fake.calls[1:]}
     assert called == {None, "replica-0", "replica-1"}

@@ -14,11 +14,9 @@ from app.deployments.messages import RankInfo
 from app.errors import ConfigError
 from app.events.endpoints import KvEventsConfig, PublisherInfo, parse_kv_events
 from app.events.publishing.publisher import EventPublisher
-from app.events.schema import LoadStat
+from tests.support.rank_info import MAX_MODEL_LEN, rank_info
 
 ZMQ = {"publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "kv"}
-MAX_MODEL_LEN = 4096
-LOAD = LoadStat(1, 2, 3, 4, 1, 6, 7, 8, 9, 10)
 
 
 def app_config(events: Any = None, **args: Any) -> AppConfig:
@@ -28,24 +26,6 @@ def app_config(events: Any = None, **args: Any) -> AppConfig:
 
 def info_of(config: AppConfig, ranks: Sequence[RankInfo]) -> dict[str, Any]:
     return server_info(config, parse_kv_events(config), MAX_MODEL_LEN, ranks)
-
-
-def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
-    return RankInfo(
-        rank=rank,
-        replica_id=f"replica-{rank}",
-        node_ip="10.0.0.5",
-        pid=100 + rank,
-        publisher=publisher,
-        load=LOAD,
-        num_blocks=50,
-        num_cached_blocks=20,
-        max_model_len=MAX_MODEL_LEN,
-        max_prompt_tokens=MAX_MODEL_LEN - 1,
-        device="cpu",
-        dtype="float32",
-        kernels="torch",
-    )
 
 
 def test_the_descriptor_is_sglangs() -> None:
