@@ -49,7 +49,8 @@ class RankMessages(AsyncIterator[RankMessage]):
 class RankClient:
     """Calls one rank by its replica's id, or all ranks.
 
-    Who makes several calls to named replicas at once, within one request, wraps each in `detached_task`.
+    A caller that makes several calls to named replicas at once, within one request, wraps each in
+    `detached_task`.
 
     Args:
         handle: of the `DPRank` deployment.
