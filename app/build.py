@@ -21,7 +21,7 @@ CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
 HEALTH_CHECK_PERIOD_S = 1.0
 """Of routers and ingresses. At a check Ray sees that a replica's process is gone; by default there is one in
-10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers leave dead ones."""
+10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers drop dead ones."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 MAX_CONNECTIONS = 10_000
@@ -38,8 +38,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
     # Unknown keys and overlapping ports are refused here, before any rank starts.
     events = parse_kv_events(config)
 
-    # Ray accepts the class, as documented; its annotation knows only dicts.
-    request_router = RequestRouterConfig(request_router_class=ReplicaAddressing)  # type: ignore[arg-type]
+    # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
+    request_router = RequestRouterConfig.model_validate({"request_router_class": ReplicaAddressing})
     ranks = serve.deployment(
         name="DPRank",
         num_replicas=config.dp_size,
@@ -66,6 +66,6 @@ def build_app(args: Mapping[str, Any]) -> Application:
 
 
 def _rank_capacity(config: AppConfig) -> int:
-    """More than the engine queues: it is the engine that refuses, with a reason, not Ray that makes wait."""
+    """More than the engine queues, so that the engine refuses, with a reason, before Ray makes calls wait."""
     scheduler = config.engine.scheduler
     return 2 * (scheduler.max_running_requests + scheduler.max_waiting_requests) + 100

@@ -9,6 +9,9 @@ KvbeaconError
 │   └── InsufficientMemoryError weights plus KV cache don't fit
 ├── EndpointInUseError          a port that a rank must bind is taken
 ├── WireError                   a message from a socket breaks the protocol
+├── RankCallError               a call to a rank broke off
+│   ├── RankGoneError           its replica is gone
+│   └── RankFailedError         its own code failed
 └── RequestError                one request can't be served; carries its HTTP status
     ├── InvalidRequestError     400: a field of the request is wrong
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
@@ -20,9 +23,15 @@ KvbeaconError
     ├── EngineFailedError       500: the rank's engine broke
     ├── RankDiedError           502: the rank died after the request's first token
     └── NoRankError             503: no rank can take the request now
+        └── NoRouterError       503: no router answers, so no rank can be chosen
 """
 
 from __future__ import annotations
+
+from typing import Any
+
+MAX_SHOWN = 80
+"""Characters of a client's value in a message to that client."""
 
 
 class KvbeaconError(Exception):
@@ -59,6 +68,18 @@ class EndpointInUseError(KvbeaconError):
 
 class WireError(KvbeaconError):
     """A message from a socket breaks the protocol."""
+
+
+class RankCallError(KvbeaconError):
+    """A call to a rank broke off. The message is the transport's."""
+
+
+class RankGoneError(RankCallError):
+    """The replica that was called is gone, or none has started yet: Ray replaces it."""
+
+
+class RankFailedError(RankCallError):
+    """The rank's own code raised an error; the rank is still there."""
 
 
 class RequestError(KvbeaconError):
@@ -172,3 +193,14 @@ class NoRankError(RequestError):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="no_rank_available")
         self.retry_after_s = 1
+
+
+class NoRouterError(NoRankError):
+    """No router answers, so no rank can be chosen."""
+
+
+def shown(value: Any) -> str:
+    """A client's value for a message to that client: no longer than a line."""
+    given = value if isinstance(value, str) else repr(value)
+    cut = given if len(given) <= MAX_SHOWN else given[: MAX_SHOWN - 3] + "..."
+    return repr(cut) if isinstance(value, str) else cut

@@ -1,4 +1,4 @@
-"""Requests and answers in other people's shapes, and the HTTP headers that requests carry.
+"""Requests and answers in the shapes of known APIs, and the HTTP headers that requests carry.
 
 The ingress imports it; it knows nothing of Ray, routing or events.
 """

@@ -1,23 +1,87 @@
-"""Headers of a request that hold a name: what a value can be, and how often a header may come."""
+"""Everything that a request says in its headers: the tenant, the session, the rank that it is pinned to.
+
+Kept in one place, so that every API reads them alike. A header of a tenant or a session holds a name.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers
 
-from app.errors import InvalidRequestError
+from app.errors import InvalidRequestError, shown
 
 SESSION_HEADER = "x-session-id"
+RANK_HEADER = "X-Data-Parallel-Rank"
 
 MAX_NAME_CHARS = 256
 
 # Visible ASCII: what every proxy passes on as it is. A comma may be two headers that a proxy made one.
 _NAME = re.compile(rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}")
+_RANK = re.compile(r"-?[0-9]{1,18}")
 
 
-def name_in(headers: Headers, header: str, *, code: str, required: bool) -> str | None:
-    """The name in `header`, as it was sent: "a" and "A" are two. None if it isn't there and needn't be.
+def named_tenant(headers: Headers, header: str | None) -> str | None:
+    """The tenant that `header` names, by which a trusted gateway says to which tenant a request belongs.
+
+    It is returned as it was sent: "a" and "A" are two. None where tenants have no header.
+
+    Raises:
+        InvalidRequestError: the header isn't there exactly once, or its value is none that is allowed.
+    """
+    if header is None:
+        return None
+    # The value is part of a salt: no answer may show it.
+    return _name_in(headers, header, code="invalid_tenant", required=True)
+
+
+def named_session(headers: Headers) -> str | None:
+    """The session that the client names, if it does.
+
+    Raises:
+        InvalidRequestError: the header comes more than once, or its value is none that is allowed.
+    """
+    return _name_in(headers, SESSION_HEADER, code="invalid_session", required=False)
+
+
+def pinned_rank(headers: Headers, body_fields: Mapping[str, int | None], dp_size: int) -> int | None:
+    """The only rank that the client allows: the header's, else that of the body; None if it names none.
+
+    Args:
+        headers: the request's.
+        body_fields: the body's fields that can name a rank, and their values; the first that has one counts.
+        dp_size: ranks of the deployment.
+
+    Raises:
+        InvalidRequestError: the header isn't an integer, or comes more than once, or the deployment has no
+            such rank; the message names what the client sent.
+    """
+    in_header = {RANK_HEADER: _rank_in(headers)}
+    for field, rank in (in_header | dict(body_fields)).items():
+        if rank is None:
+            continue
+        if not 0 <= rank < dp_size:
+            raise InvalidRequestError(f"{field} = {shown(rank)}: allowed are 0 to {dp_size - 1}", param=field)
+        return rank
+    return None
+
+
+def _rank_in(headers: Headers) -> int | None:
+    values = headers.getlist(RANK_HEADER)
+    if not values:
+        return None
+    if len(values) > 1:
+        message = f"{RANK_HEADER}: {len(values)} headers; one is allowed"
+        raise InvalidRequestError(message, param=RANK_HEADER)
+    if not _RANK.fullmatch(values[0]):
+        message = f"{RANK_HEADER} = {shown(values[0])}; an integer is needed"
+        raise InvalidRequestError(message, param=RANK_HEADER)
+    return int(values[0])
+
+
+def _name_in(headers: Headers, header: str, *, code: str, required: bool) -> str | None:
+    """The name in `header`, as it was sent. None if it isn't there and needn't be.
 
     Raises:
         InvalidRequestError: with this `code`: the header is missing or comes more than once, or its value is
@@ -32,12 +96,3 @@ def name_in(headers: Headers, header: str, *, code: str, required: bool) -> str 
     allowed = f"one header of 1 to {MAX_NAME_CHARS} visible ASCII characters without commas"
     message = f"{header}: {given}; {allowed} is {'needed' if required else 'allowed'}"
     raise InvalidRequestError(message, param=header, code=code)
-
-
-def named_session(headers: Headers) -> str | None:
-    """The session that the client names, if it does.
-
-    Raises:
-        InvalidRequestError: the header comes more than once, or its value is none that is allowed.
-    """
-    return name_in(headers, SESSION_HEADER, code="invalid_session", required=False)

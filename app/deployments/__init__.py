@@ -1,1 +1,4 @@
-"""The Ray Serve deployments: rank, router, ingress."""
+"""The Ray Serve deployments, a folder each, and what they share: clients, messages, background work, logs.
+
+`app.build` imports it.
+"""

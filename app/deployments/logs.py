@@ -1,4 +1,4 @@
-"""What our own packages log, where Ray Serve's logs go."""
+"""What our own packages log goes where Ray Serve's logs go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGES = ("app", "kernels")
 
 
 def log_with_ray() -> None:
-    """Give our packages' loggers the replica's handlers and level; without them only warnings are seen."""
+    """Give our packages' loggers the replica's handlers and level: without them only warnings are logged."""
     for name in PACKAGES:
         own = logging.getLogger(name)
         own.handlers = list(RAY_LOGGER.handlers)

@@ -1,12 +1,15 @@
-"""What the deployments say to each other: plain frozen dataclasses, so that any of them can be pickled."""
+"""The messages between the deployments: plain frozen dataclasses, so that each of them can be pickled."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from app.errors import RequestError
 from app.generation import SamplingParams, TokenChunk
 from app.routing.tracking.tracker import RankDescription
+
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class NotAddressed:
-    """The call reached a replica other than the one that it names: that one is gone."""
+    """The call reached another replica than the one that it names: that one is gone."""
 
 
 RankMessage = TokenChunk | Refusal | NotAddressed
@@ -43,7 +46,15 @@ RankMessage = TokenChunk | Refusal | NotAddressed
 class RankInfo(RankDescription):
     """One rank as it describes itself: to routers, and to `/server_info`.
 
-    `num_blocks` and `num_cached_blocks` count KV blocks: all, and those that a prefix hit can find.
+    Attributes:
+        node_ip: its node's address.
+        pid: its process.
+        num_blocks: KV blocks in all.
+        num_cached_blocks: KV blocks that a prefix hit can find.
+        max_model_len: tokens of the context.
+        device: where the model runs.
+        dtype: of weights and cache.
+        kernels: the kernels' backend.
     """
 
     node_ip: str
@@ -58,10 +69,16 @@ class RankInfo(RankDescription):
 
 @dataclass(frozen=True)
 class ChooseRequest:
-    """What a router must know of a request: the prompt's length and the wire hashes of its full blocks.
+    """What a router needs of a request in order to choose.
 
-    `exclude` holds the ranks that the request has failed on already; `session_id` is what the client calls
-    its session. `choice_seq` orders the times that routers, any of them, are asked for this request.
+    Attributes:
+        request_id: the request's.
+        block_hashes: wire hashes of the prompt's full blocks, in order.
+        num_tokens: the prompt's length.
+        pinned_rank: the only rank that the client allows, if it named one.
+        exclude: ranks that the request has failed on already.
+        session_id: the client's name for its session, if it gave one.
+        choice_seq: increases each time that a router, any of them, is asked to choose for this request.
     """
 
     request_id: str
@@ -90,7 +107,7 @@ class Unroutable:
 
 @dataclass(frozen=True)
 class PeerReservation:
-    """What one router reserved, for the others: they must not take the rank for idle."""
+    """What one router reserved, for its peers: without it they would take the rank for idle."""
 
     request_id: str
     rank: int

@@ -1,4 +1,4 @@
-"""A client that hangs up leaves nothing behind: no block, no place in a queue, no reservation."""
+"""A client that disconnects leaves nothing behind: no block, no place in a queue, no reservation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def until_idle(streams: Streams) -> None:
     await until(is_idle, "rank 0 idle", FREED_S)
 
 
-async def test_hanging_up_on_a_stream_frees_its_blocks(tiny_graph: ServeGraph) -> None:
+async def test_disconnecting_from_a_stream_frees_its_blocks(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
         opened = await streams.open(2, rank=0)
         await streams.until_load(0, num_running_reqs=2)
@@ -31,7 +31,7 @@ async def test_hanging_up_on_a_stream_frees_its_blocks(tiny_graph: ServeGraph) -
         await until_idle(streams)
 
 
-async def test_hanging_up_before_the_answer_in_one_piece(tiny_graph: ServeGraph) -> None:
+async def test_disconnecting_before_the_answer_in_one_piece(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
         streams.ask(2, rank=0, **LONG)
         await streams.until_load(0, num_running_reqs=2)
@@ -41,7 +41,7 @@ async def test_hanging_up_before_the_answer_in_one_piece(tiny_graph: ServeGraph)
         await until_idle(streams)
 
 
-async def test_hanging_up_while_waiting_for_the_first_token(tiny_graph: ServeGraph) -> None:
+async def test_disconnecting_while_waiting_for_the_first_token(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as waiting, Streams(tiny_graph) as running:
         await running.open(3, rank=0)
         waiting.ask(3, rank=0)
@@ -55,7 +55,7 @@ async def test_hanging_up_while_waiting_for_the_first_token(tiny_graph: ServeGra
         await until_idle(running)
 
 
-async def test_many_that_hang_up_at_once_leave_the_rank_as_it_was(tiny_graph: ServeGraph) -> None:
+async def test_many_that_disconnect_at_once_leave_the_rank_as_it_was(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
         for _ in range(5):
             streams.ask(4, rank=0, **LONG)

@@ -58,7 +58,9 @@ def test_everything_that_takes_a_prompt_is_known() -> None:
 
 @pytest.mark.parametrize("path", PROMPT_PATHS)
 @pytest.mark.parametrize("content", [b'{"prompt": "a", "messages": []}', b"no json", b""])
-def test_a_prompt_of_nobody_is_refused_whatever_it_is(graph: ServeGraph, path: str, content: bytes) -> None:
+def test_a_prompt_without_a_tenant_is_refused_whatever_it_is(
+    graph: ServeGraph, path: str, content: bytes
+) -> None:
     message = refused(graph.http.post(path, content=content), 400, param=HEADER, code="invalid_tenant")
     assert (
         message
@@ -115,7 +117,7 @@ def test_the_case_of_the_headers_name_does_not_matter(graph: ServeGraph) -> None
         assert cached_tokens(response) == NUM_HITS, name
 
 
-def test_a_bodys_salt_divides_a_tenants_blocks_and_opens_nobody_elses(graph: ServeGraph) -> None:
+def test_a_bodys_salt_divides_a_tenants_blocks_and_opens_no_other_tenants(graph: ServeGraph) -> None:
     prompt = new_prompt()
 
     def cached(tenant: str, salt: str | None = None) -> int:

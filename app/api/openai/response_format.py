@@ -1,4 +1,4 @@
-"""The ways in which a request says what its output must be: OpenAI's, vLLM's, and vLLM's before that."""
+"""The ways in which a request says what its output must be: OpenAI's, vLLM's, and vLLM's older one."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class AnswerShape:
         index: int = 0,
         logprobs: list[Json] | None = None,
     ) -> Json:
-        """One piece of a sample's text, or its end. A chat's first chunk of every sample says who speaks."""
+        """One piece of a sample's text, or its end. A chat's first chunk of every sample has the role."""
         content: Json = {"text": text}
         name = "text_completion"
         if self.kind == "chat":

@@ -1,4 +1,4 @@
-"""Makes an answer's text out of a rank's tokens: in one piece, or as server-sent events."""
+"""Turns a rank's tokens into the text of an answer: in one piece, or as server-sent events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, error_json, sse
-from app.deployments.ingress.dispatcher import RankStream
+from app.deployments.ingress.attempt import RankStream
 from app.errors import RequestError
 from app.generation import TokenChunk
 from app.text.text_stream import TextStream
@@ -39,7 +39,7 @@ class SampleText:
 
     @property
     def choice(self) -> Choice:
-        """All of it so far."""
+        """The whole sample so far."""
         return Choice("".join(self._parts), self._finish_reason, self._shown_logprobs)
 
 
@@ -76,7 +76,7 @@ async def whole_answer(shape: AnswerShape, stream: RankStream, *texts: TextStrea
 async def stream_answer(
     shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool
 ) -> AsyncIterator[bytes]:
-    """The answer as server-sent events: `[DONE]` ends a whole one, an error event one that broke off."""
+    """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
     samples = [SampleText(shape, text) for text in texts]
     counter = UsageCounter()
     begun: set[int] = set()
@@ -97,9 +97,9 @@ async def stream_answer(
 
 
 class AnswerEvents(StreamingResponse):
-    """The response of `stream_answer`; the rank is told to stop whatever becomes of it.
+    """The response of `stream_answer`. At its end, however it comes, the request is cancelled on its rank.
 
-    The iteration's own end would not do: a client that hangs up before the first event leaves it never begun.
+    The iteration's own end would not do: when a client disconnects before the first event, it never begins.
     """
 
     def __init__(self, shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool) -> None:

@@ -1,15 +1,13 @@
-"""What `/router/decisions` and `/router/audit` make of the routers' answers."""
+"""The answers of `/router/decisions` and `/router/audit`, put together from those of all routers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
 
+from app.deployments.messages import Json
 from app.errors import UnknownDecisionError
-
-Json = dict[str, Any]
 
 _ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-)?(.*)", re.DOTALL)
 
@@ -22,7 +20,7 @@ def named_request(answer_id: str) -> str:
 
 
 def decisions_answer(request_id: str, attempts_by_router: Sequence[Sequence[Json]]) -> Json:
-    """All routers' receipts for one request, in the order of its attempts; the last says how it stands.
+    """All routers' receipts for one request, in the order of its attempts; the last has the outcome so far.
 
     Raises:
         UnknownDecisionError: no router has one.
@@ -43,7 +41,7 @@ def decisions_answer(request_id: str, attempts_by_router: Sequence[Sequence[Json
 
 
 def _order(attempt: Json) -> tuple[int, float]:
-    """The routers' clocks may differ, so time only tells apart what one attempt asked of two routers."""
+    """The routers' clocks may differ, so time orders only what two routers chose for one attempt."""
     return len(attempt["failed_ranks"]), attempt["decided_at"]
 
 

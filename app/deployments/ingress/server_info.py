@@ -1,17 +1,17 @@
-"""What `/server_info` and `/model_info` say: SGLang's contract, and kvbeacon's list of publishers."""
+"""What describes the deployment: SGLang's `/server_info` and `/model_info`, kvbeacon's list of publishers,
+and OpenAI's `/v1/models`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+import msgspec
 
 from app import __version__
 from app.config import AppConfig
-from app.deployments.messages import RankInfo
+from app.deployments.messages import Json, RankInfo
 from app.events.endpoints import Descriptor, KvEvents
 from app.models.store import served_name
-
-Json = dict[str, Any]
 
 
 def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
@@ -41,6 +41,17 @@ def model_info(config: AppConfig, max_model_len: int) -> Json:
         "model_path": config.model.path,
         "served_model_name": served_name(config.model),
         "is_generation": True,
+        "max_model_len": max_model_len,
+    }
+
+
+def model_card(config: AppConfig, max_model_len: int) -> Json:
+    """The model in OpenAI's shape."""
+    return {
+        "id": served_name(config.model),
+        "object": "model",
+        "created": 0,
+        "owned_by": "kvbeacon",
         "max_model_len": max_model_len,
     }
 
@@ -77,5 +88,5 @@ def _internal_state(rank: int, info: RankInfo | None) -> Json:
         "max_model_len": info.max_model_len,
         "num_blocks": info.num_blocks,
         "num_cached_blocks": info.num_cached_blocks,
-        "load": {name: getattr(info.load, name) for name in info.load.__struct_fields__},
+        "load": msgspec.structs.asdict(info.load),
     }

@@ -6,13 +6,13 @@ Without it, routers that choose at the same time take the same rank for idle, un
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from ray import serve
 
-from app.deployments.batch_sender import BatchSender
+from app.deployments.background import BatchSender
 from app.deployments.messages import PeerReservation
-from app.deployments.router_client import tell_routers
+from app.deployments.router_client import RouterClient
 
 INTERVAL_S: Final = 0.02
 """Between two calls. One takes 2 to 3 ms of the sender's processor time, whatever it says, half of that of
@@ -30,10 +30,7 @@ class PeerRouters:
         context = serve.get_replica_context()
         self._me = context.replica_id.unique_id
         self._is_alone = num_routers == 1
-        # Over gRPC, which takes half of what Ray's own object transport takes.
-        self._routers: Any = serve.get_deployment_handle(context.deployment, context.app_name).options(
-            _by_reference=False
-        )
+        self._routers = RouterClient(serve.get_deployment_handle(context.deployment, context.app_name))
         self._outbox: BatchSender[PeerReservation] = BatchSender(self._send, interval_s=INTERVAL_S)
 
     def add(self, reservation: PeerReservation) -> None:
@@ -42,5 +39,4 @@ class PeerRouters:
             self._outbox.put(reservation)
 
     async def _send(self, reservations: Sequence[PeerReservation]) -> None:
-        # Ray calls all replicas, this one too: it knows by the name that these are its own.
-        await tell_routers(self._routers, "add_peer_reservations", self._me, reservations)
+        await self._routers.add_peer_reservations(self._me, reservations)

@@ -13,15 +13,15 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from app.config import AppConfig
-from app.deployments.detached_task import detached_task
+from app.deployments.background import detached_task
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
+from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import KvEvents
-from app.events.snapshot import CacheSnapshot
 from app.routing.decisions.chooser import Chooser, Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
@@ -58,18 +58,18 @@ class Router:
     ) -> None:
         log_with_ray()
         routing = config.routing
-        self._ranks = ranks
-        self._directory = RankDirectory(ranks, timeout_s=POLL_TIMEOUT_S)
+        rank_client = RankClient(ranks)
+        self._directory = RankDirectory(rank_client, timeout_s=POLL_TIMEOUT_S)
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         index = PrefixIndex()
         load = LoadBook(routing)
-        self._tracker = Tracker(index, load, self._fetch_snapshot, _curve_keys(events))
+        self._tracker = Tracker(index, load, rank_client.snapshot, _curve_keys(events))
         self._load = load
         self._chooser = Chooser(index, load, routing.policy, config.dp_size)
         self._dp_size = config.dp_size
         self._decisions = DecisionLog(routing.remembered_decisions)
-        self._auditor = Auditor(self._tracker, index, self._fetch_snapshot)
+        self._auditor = Auditor(self._tracker, index, rank_client.snapshot)
         self._peers = PeerRouters(routing.num_routers)
         self._num_unknown_peer_reservations = 0
         self._replica_id = serve.get_replica_context().replica_id.unique_id
@@ -217,12 +217,6 @@ class Router:
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)
-
-    async def _fetch_snapshot(self, replica_id: str) -> CacheSnapshot:
-        snapshot = await self._ranks.snapshot.remote(replica_id=replica_id)
-        if snapshot is None:
-            raise KvbeaconError(f"replica {replica_id} is gone")
-        return snapshot
 
 
 def _curve_keys(events: KvEvents) -> KeyPair | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from openai.types.chat.chat_completion import ChoiceLogprobs
@@ -17,31 +17,16 @@ from starlette.types import Message
 
 from app.api.openai.responses import AnswerShape
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
-from app.deployments.ingress.dispatcher import RankStream
+from app.deployments.ingress.attempt import Attempt, RankStream
 from app.deployments.messages import RankMessage, Refusal
 from app.errors import EngineFailedError
 from app.generation import TokenChunk, TokenLogprobs
 from app.text.tokenizer import Tokenizer
+from tests.support.fake_deployments import FakeCall
 
 SHAPE = AnswerShape("text", "1", "m")
 CHAT_SHAPE = AnswerShape("chat", "1", "m")
 TEXT = "Zwölf Boxkämpfer 🙂 語 — the end"
-
-
-class Messages:
-    """What a rank would send, and whether it was told to stop."""
-
-    def __init__(self, messages: Sequence[RankMessage]) -> None:
-        self._messages = messages
-        self.num_cancelled = 0
-        self.results: list[str] = []
-
-    async def __aiter__(self) -> AsyncIterator[RankMessage]:
-        for message in self._messages:
-            yield message
-
-    def cancel(self) -> None:
-        self.num_cancelled += 1
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +40,21 @@ def chunks(token_ids: list[int], finish_reason: str | None) -> list[TokenChunk]:
     return [*parts, TokenChunk(token_ids[-1:], 20, 16, finish_reason)]
 
 
-def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> tuple[RankStream, Messages]:
+class Begun(NamedTuple):
+    """A stream whose first message has come, the call that it reads, and its results as they are recorded."""
+
+    stream: RankStream
+    call: FakeCall
+    results: list[str]
+
+
+def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> Begun:
     first, *rest = messages
     assert isinstance(first, TokenChunk)
-    transport = Messages(rest)
-    stream = RankStream(1, first, aiter(transport), transport.cancel, transport.results.append, num_samples)
-    return stream, transport
+    call = FakeCall(rest)
+    results: list[str] = []
+    attempt = Attempt(lambda outcome: results.append(outcome.result), "1", rank=1)
+    return Begun(RankStream(1, first, call, attempt, num_samples), call, results)
 
 
 async def events_of(stream: RankStream, tokenizer: Tokenizer, **options: Any) -> list[Any]:
@@ -78,44 +72,44 @@ def text_of(events: list[Any]) -> str:
 
 async def test_whole_and_streamed_are_the_same_text(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode(TEXT)
-    whole_stream, transport = begun(chunks(token_ids, "length"))
+    whole_stream, call, results = begun(chunks(token_ids, "length"))
     whole = await whole_answer(SHAPE, whole_stream, tokenizer.text_stream())
-    events = await events_of(begun(chunks(token_ids, "length"))[0], tokenizer)
+    events = await events_of(begun(chunks(token_ids, "length")).stream, tokenizer)
     assert whole["choices"][0]["text"] == text_of(events) == TEXT
     assert whole["choices"][0]["finish_reason"] == events[-2]["choices"][0]["finish_reason"] == "length"
     assert events[-1] == "[DONE]"
-    assert transport.results == ["finished"]
+    assert results == ["finished"]
     assert not any("\ufffd" in json.dumps(event, ensure_ascii=False) for event in events)
-    assert transport.num_cancelled == 1
+    assert call.num_cancelled == 1
 
 
 async def test_usage_counts_every_token_even_those_without_text(tokenizer: Tokenizer) -> None:
     token_ids = [*tokenizer.encode("Hi"), *tokenizer.eos_token_ids]
-    whole = await whole_answer(SHAPE, begun(chunks(token_ids, "stop"))[0], tokenizer.text_stream())
+    whole = await whole_answer(SHAPE, begun(chunks(token_ids, "stop")).stream, tokenizer.text_stream())
     assert whole["choices"][0]["text"] == "Hi"
     assert whole["usage"]["completion_tokens"] == len(token_ids)
     assert whole["usage"]["prompt_tokens"] == 20
     assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 16
-    events = await events_of(begun(chunks(token_ids, "stop"))[0], tokenizer, with_usage=True)
+    events = await events_of(begun(chunks(token_ids, "stop")).stream, tokenizer, with_usage=True)
     assert events[-2]["usage"] == whole["usage"]
 
 
 async def test_an_unfinished_character_at_the_end_is_shown_as_one(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("a🙂")[:-1]
-    events = await events_of(begun(chunks(token_ids, "length"))[0], tokenizer)
+    events = await events_of(begun(chunks(token_ids, "length")).stream, tokenizer)
     assert text_of(events).startswith("a\ufffd")
     assert events[-2]["choices"][0]["finish_reason"] == "length"
 
 
 async def test_nothing_of_a_stop_string_is_sent(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("one, two, three")
-    events = await events_of(begun(chunks(token_ids, "stop"))[0], tokenizer, stop=(", thr",))
+    events = await events_of(begun(chunks(token_ids, "stop")).stream, tokenizer, stop=(", thr",))
     assert text_of(events) == "one, two"
 
 
 async def test_a_stream_that_breaks_off_ends_with_the_error_and_not_with_done(tokenizer: Tokenizer) -> None:
     refusal = Refusal(EngineFailedError("the engine broke"))
-    stream, _ = begun([*chunks(tokenizer.encode("Hello"), None), refusal])
+    stream, *_ = begun([*chunks(tokenizer.encode("Hello"), None), refusal])
     events = await events_of(stream, tokenizer, with_usage=True)
     assert text_of(events[:-1]) == "Hello"
     assert events[-1] == {
@@ -129,10 +123,12 @@ async def test_a_stream_that_breaks_off_ends_with_the_error_and_not_with_done(to
 
 
 async def test_an_answer_in_one_piece_that_breaks_off_is_an_error(tokenizer: Tokenizer) -> None:
-    stream, transport = begun([*chunks(tokenizer.encode("Hello"), None), Refusal(EngineFailedError("broke"))])
+    stream, _, results = begun(
+        [*chunks(tokenizer.encode("Hello"), None), Refusal(EngineFailedError("broke"))]
+    )
     with pytest.raises(EngineFailedError, match="broke"):
         await whole_answer(SHAPE, stream, tokenizer.text_stream())
-    assert transport.results == ["engine_failed"]
+    assert results == ["engine_failed"]
 
 
 async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenizer) -> None:
@@ -145,13 +141,13 @@ async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenize
         if chunk is not None
     ]
     whole = await whole_answer(
-        SHAPE, begun(messages, num_samples=2)[0], tokenizer.text_stream(), tokenizer.text_stream()
+        SHAPE, begun(messages, num_samples=2).stream, tokenizer.text_stream(), tokenizer.text_stream()
     )
     assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == list(enumerate(wanted))
     assert whole["usage"]["prompt_tokens"] == 20
     assert whole["usage"]["completion_tokens"] == len(messages)
 
-    stream = begun(messages, num_samples=2)[0]
+    stream = begun(messages, num_samples=2).stream
     texts = [tokenizer.text_stream() for _ in wanted]
     lines = [line async for line in stream_answer(CHAT_SHAPE, stream, *texts, with_usage=False)]
     choices = [json.loads(line.removeprefix(b"data: "))["choices"][0] for line in lines[:-1]]
@@ -163,8 +159,10 @@ async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenize
 
 
 @pytest.mark.parametrize("num_sent", [0, 1, 3], ids=["before the headers", "before the text", "in the text"])
-async def test_hanging_up_on_a_stream_cancels_the_rank(tokenizer: Tokenizer, num_sent: int) -> None:
-    stream, transport = begun(chunks(tokenizer.encode(TEXT), "length"))
+async def test_a_client_that_disconnects_from_a_stream_cancels_the_rank(
+    tokenizer: Tokenizer, num_sent: int
+) -> None:
+    stream, call, results = begun(chunks(tokenizer.encode(TEXT), "length"))
     answer = AnswerEvents(SHAPE, stream, tokenizer.text_stream(), with_usage=False)
     sent: list[Message] = []
 
@@ -174,19 +172,19 @@ async def test_hanging_up_on_a_stream_cancels_the_rank(tokenizer: Tokenizer, num
         sent.append(message)
 
     async def receive() -> Message:
-        """The client's hanging up, once it has read `num_sent` messages."""
+        """The client disconnects once it has read `num_sent` messages."""
         while len(sent) < num_sent:
             await asyncio.sleep(0)
         return {"type": "http.disconnect"}
 
     await answer({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
     assert len(sent) == num_sent
-    assert transport.num_cancelled == 1
-    assert transport.results == ["aborted"]
+    assert call.num_cancelled == 1
+    assert results == ["aborted"]
 
 
-async def test_only_the_first_chunk_of_a_chat_says_who_speaks(tokenizer: Tokenizer) -> None:
-    stream, _ = begun(chunks(tokenizer.encode("one, two"), "length"))
+async def test_only_the_first_chunk_of_a_chat_has_the_role(tokenizer: Tokenizer) -> None:
+    stream, *_ = begun(chunks(tokenizer.encode("one, two"), "length"))
     shape = AnswerShape("chat", "1", "m")
     lines = [line async for line in stream_answer(shape, stream, tokenizer.text_stream(), with_usage=False)]
     deltas = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"] for line in lines[:-1]]
@@ -195,13 +193,16 @@ async def test_only_the_first_chunk_of_a_chat_says_who_speaks(tokenizer: Tokeniz
 
 
 async def test_a_rank_that_dies_after_the_last_token_spoils_nothing(tokenizer: Tokenizer) -> None:
-    messages = [*chunks(tokenizer.encode("Hello"), "stop"), Refusal(EngineFailedError("too late"))]
-    whole = await whole_answer(SHAPE, begun(messages)[0], tokenizer.text_stream())
+    messages: list[RankMessage] = [
+        *chunks(tokenizer.encode("Hello"), "stop"),
+        Refusal(EngineFailedError("too late")),
+    ]
+    whole = await whole_answer(SHAPE, begun(messages).stream, tokenizer.text_stream())
     assert whole["choices"][0]["text"] == "Hello"
 
 
 async def test_a_stream_that_just_ends_is_an_error_and_not_a_short_answer(tokenizer: Tokenizer) -> None:
-    events = await events_of(begun(chunks(tokenizer.encode("Hello"), None))[0], tokenizer)
+    events = await events_of(begun(chunks(tokenizer.encode("Hello"), None)).stream, tokenizer)
     assert events[-1]["error"]["code"] == "rank_died"
 
 
@@ -218,10 +219,12 @@ async def whole_and_streamed(
 ) -> tuple[Any, list[Any]]:
     """The choice of the answer in one piece, and those of the stream."""
     shape = AnswerShape(kind, "1", "m", spell=tokenizer.spell)
-    whole = await whole_answer(shape, begun(messages)[0], tokenizer.text_stream())
+    whole = await whole_answer(shape, begun(messages).stream, tokenizer.text_stream())
     lines = [
         line
-        async for line in stream_answer(shape, begun(messages)[0], tokenizer.text_stream(), with_usage=False)
+        async for line in stream_answer(
+            shape, begun(messages).stream, tokenizer.text_stream(), with_usage=False
+        )
     ]
     events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
     return whole["choices"][0], [event["choices"][0] for event in events]
@@ -277,6 +280,6 @@ async def test_a_texts_logprobs_have_offsets_and_the_chosen_token_among_the_like
     TextLogprobs.model_validate(logprobs, strict=True)
 
 
-async def test_who_asks_for_no_logprobs_gets_none(tokenizer: Tokenizer) -> None:
-    events = await events_of(begun(chunks(tokenizer.encode("one two"), "length"))[0], tokenizer)
+async def test_a_request_without_logprobs_gets_none(tokenizer: Tokenizer) -> None:
+    events = await events_of(begun(chunks(tokenizer.encode("one two"), "length")).stream, tokenizer)
     assert {event["choices"][0]["logprobs"] for event in events[:-1]} == {None}

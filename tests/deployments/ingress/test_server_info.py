@@ -1,4 +1,4 @@
-"""The descriptor: every case in which there is none, and what is said besides."""
+"""The descriptor: every case in which there is none, and what else `/server_info` shows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from app.events.config import KvEventsConfig
 from app.events.endpoints import parse_kv_events
 from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.publisher import EventPublisher
-from app.events.schema import LoadStat
+from tests.support.rank_info import MAX_MODEL_LEN, rank_info
 
 ZMQ = {"publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "kv"}
-MAX_MODEL_LEN = 4096
-LOAD = LoadStat(1, 2, 3, 4, 1, 6, 7, 8, 9, 10)
 
 
 def app_config(events: Any = None, **args: Any) -> AppConfig:
@@ -30,24 +28,6 @@ def app_config(events: Any = None, **args: Any) -> AppConfig:
 
 def info_of(config: AppConfig, ranks: Sequence[RankInfo]) -> dict[str, Any]:
     return server_info(config, parse_kv_events(config), MAX_MODEL_LEN, ranks)
-
-
-def rank_info(rank: int, publisher: PublisherInfo | None = None) -> RankInfo:
-    return RankInfo(
-        rank=rank,
-        replica_id=f"replica-{rank}",
-        node_ip="10.0.0.5",
-        pid=100 + rank,
-        publisher=publisher,
-        load=LOAD,
-        num_blocks=50,
-        num_cached_blocks=20,
-        max_model_len=MAX_MODEL_LEN,
-        max_prompt_tokens=MAX_MODEL_LEN - 1,
-        device="cpu",
-        dtype="float32",
-        kernels="torch",
-    )
 
 
 def test_the_descriptor_is_sglangs() -> None:
@@ -231,7 +211,7 @@ def test_what_is_advertised_is_what_a_publisher_binds() -> None:
     raw = ZMQ | {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
     descriptor = info_of(app_config(raw, dp_size=4), [])["kv_events"]
     for rank in range(4):
-        publisher = EventPublisher(KvEventsConfig(**raw), dp_rank=rank, dp_size=4, block_size=16)
+        publisher = EventPublisher(KvEventsConfig.model_validate(raw), dp_rank=rank, dp_size=4, block_size=16)
         address = publisher.info("10.0.0.5").address
         assert address.event_port == descriptor["endpoint_port_base"] + rank
         assert address.replay_port == descriptor["replay_endpoint_port_base"] + rank

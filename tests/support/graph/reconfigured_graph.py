@@ -40,8 +40,8 @@ class ReconfiguredIngress(Ingress):
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
         """Take these settings."""
-        self._config = load_config(args)
-        self._events = parse_kv_events(self._config)
+        config = load_config(args)
+        self.start(config, parse_kv_events(config))
 
 
 def build(args: Mapping[str, Any]) -> Application:

@@ -1,0 +1,138 @@
+"""Reads a request for a completion: its headers, its body, and the tokens of its prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from app import hashing
+from app.api.headers import named_session, named_tenant, pinned_rank
+from app.api.openai.completion import CompletionRequest
+from app.api.openai.requests import ChatRequest, TextRequest
+from app.config import IngressConfig
+from app.deployments.messages import GenerateRequest
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
+from app.text.tokenizer import Tokenizer
+
+UNLIMITED = sys.maxsize
+"""Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
+
+LONG_BODY = 20_000
+"""Bytes of a body that take some 10 ms to parse and tokenize."""
+
+Parse = Callable[[bytes], ChatRequest | TextRequest]
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that has been read and checked.
+
+    Attributes:
+        body: what the client sent.
+        generate: what a rank has to do.
+        pinned_rank: the only rank that the client allows, if it named one.
+        session_id: the session that the client named, if it did.
+    """
+
+    body: CompletionRequest
+    generate: GenerateRequest
+    pinned_rank: int | None
+    session_id: str | None
+
+
+class RequestReader:
+    """The one way in for prompts.
+
+    Args:
+        config: the largest body, and the header that names the tenant.
+        tokenizer: the model's.
+        model_name: what a request may name as its model.
+        max_model_len: tokens of the context.
+        dp_size: ranks of the deployment.
+    """
+
+    def __init__(
+        self,
+        config: IngressConfig,
+        tokenizer: Tokenizer,
+        *,
+        model_name: str,
+        max_model_len: int,
+        dp_size: int,
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._model_name = model_name
+        self._max_model_len = max_model_len
+        self._dp_size = dp_size
+
+    async def read(self, request: Request, parse: Parse) -> PreparedRequest:
+        """The request, its body parsed by `parse`.
+
+        Raises:
+            RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
+        """
+        # Before the body is read: a request without a tenant should cost nothing.
+        tenant = named_tenant(request.headers, self._config.tenant_header)
+        session_id = named_session(request.headers)
+        body, token_ids = await self._prepare(await self._read_body(request), parse)
+        self._check_prompt(body, token_ids)
+        generate = GenerateRequest(
+            uuid.uuid4().hex,
+            token_ids,
+            body.sampling_params(body.max_output_tokens or UNLIMITED),
+            cache_salt=body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt),
+            n=body.n,
+            priority=body.priority,
+        )
+        rank = pinned_rank(request.headers, body.rank_fields, self._dp_size)
+        return PreparedRequest(body, generate, rank, session_id)
+
+    def check_model_name(self, name: str) -> None:
+        """Raises `ModelNameError` unless `name` is the served model's."""
+        if name != self._model_name:
+            raise ModelNameError(f"model = {shown(name)}; served here: {self._model_name!r}")
+
+    async def _read_body(self, request: Request) -> bytes:
+        limit = self._config.max_request_bytes
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise RequestTooLargeError(f"the body is larger than {limit} bytes")
+        return bytes(body)
+
+    async def _prepare(self, raw: bytes, parse: Parse) -> tuple[CompletionRequest, list[int]]:
+        """The body and its prompt's token ids; a long body is worked on in a thread, off the event loop."""
+
+        def prepare() -> tuple[CompletionRequest, list[int]]:
+            body = parse(raw)
+            return body, self._token_ids(body)
+
+        return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
+
+    def _token_ids(self, body: ChatRequest | TextRequest) -> list[int]:
+        if isinstance(body, ChatRequest):
+            return self._tokenizer.encode(
+                self._tokenizer.render_chat([each.flat() for each in body.messages])
+            )
+        if isinstance(body.prompt, str):
+            # A chat template writes its own beginning of the text; here the tokenizer puts it there.
+            return self._tokenizer.encode(body.prompt, add_special_tokens=True)
+        return body.prompt
+
+    def _check_prompt(self, body: CompletionRequest, token_ids: list[int]) -> None:
+        if body.model is not None:
+            self.check_model_name(body.model)
+        if not token_ids:
+            message = f"{body.prompt_field}: no tokens; at least one is needed"
+            raise InvalidRequestError(message, param=body.prompt_field)
+        if len(token_ids) > self._max_model_len:
+            # The ranks would only say the same, after all of it was hashed.
+            message = f"the prompt has {len(token_ids)} tokens; the context is {self._max_model_len}"
+            raise PromptTooLongError(message, param=body.prompt_field)

@@ -1,0 +1,120 @@
+"""Calls to the ranks: one typed method for each remote method, and Ray's errors in words of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, Self
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, RankMessage
+from app.errors import RankCallError, RankFailedError, RankGoneError
+from app.events.snapshot import CacheSnapshot
+
+
+class RankMethods(Protocol):
+    """The remote methods of a rank; see `DPRank`."""
+
+    async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed: ...
+    async def snapshot(self, *, replica_id: str) -> CacheSnapshot | None: ...
+    def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]: ...
+
+
+class RankMessages(AsyncIterator[RankMessage]):
+    """What one `generate` call sends; ends when the rank ends it, also too early.
+
+    Raises (while iterating):
+        RankCallError: the call broke off; see there.
+    """
+
+    def __init__(self, response: DeploymentResponseGenerator[RankMessage]) -> None:
+        self._response = response
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RankMessage:
+        with _own_errors():
+            return await anext(self._response)
+
+    def cancel(self) -> None:
+        """Abort the request on its rank, unless it has ended there."""
+        self._response.cancel()
+
+
+class RankClient:
+    """Calls one rank by its replica's id, or all ranks.
+
+    A caller that makes several calls to named replicas at once, within one request, wraps each in
+    `detached_task`.
+
+    Args:
+        handle: of the `DPRank` deployment.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        # Over gRPC a message costs a fraction of what Ray's object transport takes.
+        self._streams: DeploymentHandle[Any] = handle.options(stream=True, _by_reference=False)
+
+    def generate(self, request: GenerateRequest, *, replica_id: str) -> RankMessages:
+        """Start a request on a rank. Always cancel what this returns, also after its end."""
+        response = self._streams.generate.remote(request, replica_id=replica_id)
+        assert isinstance(response, DeploymentResponseGenerator), response
+        return RankMessages(response)
+
+    async def describe(self, *, replica_id: str, timeout_s: float) -> RankInfo:
+        """One rank as it describes itself.
+
+        Raises:
+            RankCallError: the replica is gone or its engine has failed.
+            TimeoutError: no answer within `timeout_s` seconds.
+        """
+        with _own_errors():
+            async with asyncio.timeout(timeout_s):
+                answer: RankInfo | NotAddressed = await self._handle.describe.remote(replica_id=replica_id)
+        if isinstance(answer, NotAddressed):
+            raise RankGoneError(f"replica {replica_id} is gone")
+        return answer
+
+    async def describe_all(self, *, timeout_s: float) -> list[RankInfo]:
+        """All ranks as they describe themselves, without those that fail; none while none has started.
+
+        Raises:
+            TimeoutError: one doesn't answer within `timeout_s` seconds; the others' answers are lost then.
+        """
+        try:
+            response = self._handle.broadcast(RankMethods.describe.__name__)
+            answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return []
+        return [answer for answer in answers if isinstance(answer, RankInfo)]
+
+    async def snapshot(self, replica_id: str) -> CacheSnapshot:
+        """A rank's whole cache content at a known sequence number.
+
+        Raises:
+            RankCallError: the replica is gone or its engine has failed.
+        """
+        with _own_errors():
+            snapshot: CacheSnapshot | None = await self._handle.snapshot.remote(replica_id=replica_id)
+        if snapshot is None:
+            raise RankGoneError(f"replica {replica_id} is gone")
+        return snapshot
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Replaces Ray's errors: callers know no Ray, and tests of them need none."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise RankFailedError(str(error)) from error
+    except (RayActorError, DeploymentUnavailableError) as error:
+        raise RankGoneError(str(error)) from error
+    except RayError as error:
+        raise RankCallError(str(error)) from error

@@ -1,0 +1,258 @@
+"""What chat and text completions have in common: what is taken, and how a refusal reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.api.openai.requests import ChatRequest, TextRequest
+from app.errors import InvalidRequestError
+from app.generation import SamplingParams
+from tests.support.completion_bodies import chat, refusal, text
+
+NEUTRAL = {
+    "n": 1,
+    "best_of": 1,
+    "echo": False,
+    "suffix": "",
+    "top_logprobs": 0,
+    "tools": [],
+    "tool_choice": "none",
+    "functions": [],
+    "function_call": "auto",
+    "parallel_tool_calls": True,
+    "modalities": ["text"],
+    "store": False,
+    "service_tier": "auto",
+}
+
+
+NOT_BUILT = {
+    "best_of": 3,
+    "echo": True,
+    "suffix": "end",
+    "tools": [{"type": "function"}],
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "function_call": {"name": "f"},
+    "parallel_tool_calls": 3,
+    "modalities": ["text", "audio"],
+    "store": True,
+    "service_tier": "flex",
+}
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(("field", "value"), NEUTRAL.items())
+def test_a_field_that_is_not_built_is_taken_where_it_asks_for_nothing(
+    parse: Any, field: str, value: Any
+) -> None:
+    assert parse(**{field: value}) == parse(**{field: None}) == parse()
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(("field", "value"), NOT_BUILT.items())
+def test_a_field_that_is_not_built_is_refused_where_it_asks_for_something(
+    parse: Any, field: str, value: Any
+) -> None:
+    error = refusal(parse, **{field: value})
+    assert error.message.startswith(f"{field} = {value!r} isn't supported")
+    assert (error.param, error.code) == (field, "unsupported_field")
+
+
+@pytest.mark.parametrize(("field", "value"), [("logprobs", False), ("n", True), ("echo", 0)])
+def test_zero_is_not_false_and_one_is_not_true(field: str, value: Any) -> None:
+    assert refusal(text, **{field: value}).param == field
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+def test_a_request_may_want_several_samples(parse: Any) -> None:
+    assert parse(n=128).n == 128
+    for number in (0, 129):
+        assert refusal(parse, n=number).param == "n"
+
+
+@pytest.mark.parametrize("field", ["user", "metadata", "safety_identifier", "prompt_cache_key"])
+def test_fields_that_only_inform_are_taken(field: str) -> None:
+    assert text(**{field: "x"}) == text()
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("temperature", "1", "temperature = '1': Input should be a valid number"),
+        ("temperature", 2.1, "temperature = 2.1: Input should be less than or equal to 2"),
+        ("temperature", -1, "temperature = -1"),
+        ("top_p", 0, "top_p = 0"),
+        ("top_p", 1.1, "top_p = 1.1"),
+        ("top_k", -2, "top_k = -2"),
+        ("top_k", 1.5, "top_k = 1.5"),
+        ("stream", "true", "stream = 'true': Input should be a valid boolean"),
+        ("stream", 1, "stream = 1"),
+        ("seed", "1", "seed = '1'"),
+        ("seed", 1.5, "seed = 1.5"),
+        ("max_tokens", 0, "max_tokens = 0"),
+        ("max_tokens", "5", "max_tokens = '5'"),
+        ("max_tokens", 5.0, "max_tokens = 5.0"),
+        ("stop", "", "stop = ''"),
+        ("stop", 5, "stop = 5"),
+        ("ignore_eos", "no", "ignore_eos = 'no'"),
+        ("cache_salt", "", "cache_salt = ''"),
+        ("cache_salt", 5, "cache_salt = 5"),
+        ("routed_dp_rank", "1", "routed_dp_rank = '1'"),
+        ("data_parallel_rank", 1.5, "data_parallel_rank = 1.5"),
+        ("model", 5, "model = 5"),
+        ("stop_token_ids", 5, "stop_token_ids = 5"),
+        ("min_tokens", -1, "min_tokens = -1"),
+        ("min_p", 1.5, "min_p = 1.5: Input should be less than or equal to 1"),
+        ("presence_penalty", 2.5, "presence_penalty = 2.5: Input should be less than or equal to 2"),
+        ("frequency_penalty", "0", "frequency_penalty = '0'"),
+        ("repetition_penalty", 0, "repetition_penalty = 0: Input should be greater than or equal to 0.01"),
+        ("logit_bias", [1], "logit_bias = [1]"),
+        ("logprobs", "1", "logprobs = '1'"),
+        ("guided_json", 5, "guided_json = 5: Input should be a valid string, or Input should be an object"),
+        ("guided_regex", "", "guided_regex = ''"),
+        ("guided_choice", [], "guided_choice = []"),
+        ("response_format", "json", "response_format = 'json'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(parse: Any, field: str, value: Any, shown: str) -> None:
+    error = refusal(parse, **{field: value})
+    assert error.message.startswith(shown)
+    assert error.param == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": ["a", 5]}, "stop"),
+        ({"stop_token_ids": [1, "2"]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"logit_bias": {"5": 100.5}}, "logit_bias.5"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"07": 1}}, "logit_bias.07"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice.1"),
+        ({"structured_outputs": {"regexp": "a"}}, "structured_outputs.regexp"),
+    ],
+)
+def test_a_wrong_value_deeper_down_is_named_with_its_path(fields: dict[str, Any], param: str) -> None:
+    error = refusal(text, **fields)
+    assert error.param is not None
+    assert error.param.startswith(param)
+    assert param in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"max_token": 5}, "max_token"), ({"stream_options": {"usage": True}}, "stream_options.usage")],
+)
+def test_an_unknown_field_is_named(fields: dict[str, Any], param: str) -> None:
+    error = refusal(text, **fields)
+    assert (error.param, error.code) == (param, "unknown_field")
+    assert param in error.message
+
+
+def test_stream_options_need_a_stream() -> None:
+    with pytest.raises(InvalidRequestError, match="stream: true") as caught:
+        chat(stream_options={"include_usage": True})
+    assert caught.value.param == "stream_options"
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 1025}, "stop"),
+        ({"stop_token_ids": [1] * 257}, "stop_token_ids"),
+        ({"prompt": [1, 2.5]}, "prompt.1"),
+        ({"logit_bias": {str(token_id): 1 for token_id in range(1025)}}, "logit_bias"),
+        ({"guided_choice": ["x"] * 1025}, "guided_choice"),
+    ],
+)
+def test_what_one_request_may_ask_for_has_an_end(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        text(**fields)
+    assert caught.value.param == named
+    assert len(caught.value.message) < 300
+
+
+def test_sampling_params() -> None:
+    body = text(
+        temperature=0.5,
+        top_p=0.9,
+        top_k=5,
+        seed=-7,
+        stop=["a", "b"],
+        stop_token_ids=[1, 2],
+        ignore_eos=True,
+    )
+    assert body.sampling_params(9) == SamplingParams(9, 0.5, 5, 0.9, -7, ("a", "b"), (1, 2), True)
+    shaped = text(
+        min_tokens=3,
+        min_p=0.1,
+        presence_penalty=-0.5,
+        frequency_penalty=1,
+        repetition_penalty=1.1,
+        logit_bias={"50": 10, "0": -2.5},
+        logprobs=4,
+    )
+    assert shaped.sampling_params(9) == SamplingParams(
+        9,
+        min_tokens=3,
+        min_p=0.1,
+        presence_penalty=-0.5,
+        frequency_penalty=1.0,
+        repetition_penalty=1.1,
+        logit_bias={50: 10.0, 0: -2.5},
+        logprobs=4,
+    )
+    assert text().sampling_params(9) == SamplingParams(9)
+    assert text(stop="a", top_k=-1).sampling_params(9) == SamplingParams(9, stop=("a",))
+
+
+def test_min_tokens_fit_into_max_tokens() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="min_tokens = 10; allowed: 0 to max_tokens, which is 9"
+    ) as caught:
+        chat(min_tokens=10).sampling_params(9)
+    assert caught.value.param == "min_tokens"
+
+
+@pytest.mark.parametrize("model", [ChatRequest, TextRequest])
+def test_every_field_is_in_the_documentation(model: type[ChatRequest | TextRequest]) -> None:
+    documented = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    assert [name for name in {*model.model_fields, *NEUTRAL} if f"`{name}`" not in documented] == []
+
+
+@pytest.mark.parametrize("salt", ["secret-" * 40, ["secret"], {"a": "secret"}])
+@pytest.mark.parametrize("parse", [text, chat])
+def test_a_salt_that_is_refused_is_not_shown(parse: Any, salt: Any) -> None:
+    error = refusal(parse, cache_salt=salt)
+    assert error.param == "cache_salt"
+    assert error.message.startswith("cache_salt: ")
+    assert "secret" not in error.message
+
+
+def test_a_salt_that_utf8_cannot_write_is_refused() -> None:
+    refusal(text, cache_salt="secret\ud800")
+
+
+@pytest.mark.parametrize("parse", [text, chat])
+def test_a_salt_is_in_no_description_of_its_body(parse: Any) -> None:
+    body = parse(cache_salt="secret")
+    assert body.cache_salt == "secret"
+    assert "secret" not in f"{body!r} {body}"

@@ -1,0 +1,347 @@
+"""Choice, death, retry, cancel and release: the dispatcher between routers and ranks that are fakes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from app import hashing
+from app.deployments.ingress.dispatcher import Dispatcher
+from app.deployments.messages import Assignment, GenerateRequest, NotAddressed, Refusal
+from app.errors import (
+    EngineFailedError,
+    InvalidRequestError,
+    NoRankError,
+    NoRouterError,
+    QueueFullError,
+    RankCallError,
+    RankDiedError,
+    RankFailedError,
+    RankGoneError,
+    RequestError,
+)
+from app.generation import SamplingParams, TokenChunk
+from app.routing.decisions.decision_log import Outcome
+from tests.support.fake_deployments import (
+    FakeCall,
+    FakeRanks,
+    FakeRouters,
+    RankStep,
+    RouterAnswer,
+    Silence,
+)
+
+BLOCK_SIZE = 4
+FIRST, LAST = TokenChunk([7], 9, 4), TokenChunk([8], 9, 4, "stop")
+RANKS = [Assignment(0, "a"), Assignment(1, "b"), Assignment(2, "c")]
+REQUEST = GenerateRequest("r", list(range(9)), SamplingParams(2))
+
+
+class Rig:
+    """A dispatcher, its routers and ranks, and the outcomes that it recorded.
+
+    Args:
+        choices: the routers' answers, one after another.
+        calls: what each replica sends.
+    """
+
+    def __init__(
+        self,
+        choices: Iterable[RouterAnswer],
+        calls: Mapping[str, Iterable[RankStep]],
+        **options: Any,
+    ) -> None:
+        self.calls = {replica_id: FakeCall(script) for replica_id, script in calls.items()}
+        self.routers = FakeRouters(choices)
+        self.ranks = FakeRanks(self.calls)
+        self.outcomes: list[Outcome] = []
+        options = {"max_retries": 3, "router_retry_s": 0.0} | options
+        self.dispatcher = Dispatcher(
+            self.routers, self.ranks, self.outcomes.append, block_size=BLOCK_SIZE, **options
+        )
+
+    async def tokens(self, request: GenerateRequest = REQUEST) -> tuple[int, list[int]]:
+        """The rank that served the request, and the tokens that came."""
+        stream = await self.dispatcher.start(request, None, None)
+        try:
+            return stream.rank, [token_id async for chunk in stream for token_id in chunk.token_ids]
+        finally:
+            stream.cancel()
+
+    @property
+    def results(self) -> list[tuple[int, str]]:
+        """Every outcome's rank and result, in the order in which they were recorded."""
+        return [(outcome.rank, outcome.result) for outcome in self.outcomes]
+
+    @property
+    def cancelled(self) -> dict[str, int]:
+        """How often each replica's call was cancelled."""
+        return {replica_id: call.num_cancelled for replica_id, call in self.calls.items()}
+
+    async def is_released(self) -> bool:
+        """Waits for a release, without which this would not return; whether it is the only one."""
+        return await self.routers.released.get() == "r" and self.routers.released.empty()
+
+
+async def test_the_first_choice_answers() -> None:
+    rig = Rig(RANKS, {"a": [FIRST, LAST]})
+    assert await rig.tokens() == (0, [7, 8])
+    assert rig.ranks.requests == [(REQUEST, "a")]
+    assert rig.results == [(0, "answering"), (0, "finished")]
+    assert len(rig.routers.asked) == 1
+    assert rig.cancelled == {"a": 1}
+    assert rig.routers.failed == []
+    assert rig.routers.released.empty()
+
+
+async def test_the_outcomes_have_the_request_and_its_time_to_first_token() -> None:
+    rig = Rig(RANKS, {"a": [RankGoneError("gone")], "b": [FIRST, LAST]})
+    await rig.tokens()
+    died, answering, finished = rig.outcomes
+    assert {outcome.request_id for outcome in rig.outcomes} == {"r"}
+    assert died.ttft_s is None
+    assert answering.ttft_s is not None
+    assert answering.ttft_s >= 0
+    assert finished.ttft_s == answering.ttft_s
+
+
+DEAD: dict[str, list[RankStep]] = {
+    "its replica is gone": [RankGoneError("gone")],
+    "its stream ends at once": [],
+    "another replica answers": [NotAddressed()],
+    "its engine is broken": [Refusal(EngineFailedError("broke"))],
+}
+
+
+@pytest.mark.parametrize("case", DEAD)
+async def test_a_rank_that_is_dead_before_the_first_token_is_reported_and_another_one_tried(
+    case: str,
+) -> None:
+    rig = Rig(RANKS, {"a": DEAD[case], "b": [FIRST, LAST]})
+    assert await rig.tokens() == (1, [7, 8])
+    assert rig.routers.failed == [(0, "a")]
+    assert [asked.exclude for asked in rig.routers.asked] == [frozenset(), frozenset({0})]
+    assert [replica_id for _, replica_id in rig.ranks.requests] == ["a", "b"]
+    assert rig.results == [(0, "died"), (1, "answering"), (1, "finished")]
+    assert rig.cancelled == {"a": 1, "b": 1}
+    assert rig.routers.released.empty()
+
+
+async def test_every_rank_that_died_is_excluded_from_the_next_choice() -> None:
+    dead = RankGoneError("gone")
+    rig = Rig(RANKS, {"a": [dead], "b": [dead], "c": [FIRST, LAST]})
+    assert await rig.tokens() == (2, [7, 8])
+    assert [asked.exclude for asked in rig.routers.asked] == [set(), {0}, {0, 1}]
+    assert rig.routers.failed == [(0, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize(("max_retries", "tried"), [(0, "[0]"), (2, "[0, 1, 2]")])
+async def test_when_all_retries_are_used_no_rank_is_left(max_retries: int, tried: str) -> None:
+    rig = Rig(RANKS, {each.replica_id: [RankGoneError("gone")] for each in RANKS}, max_retries=max_retries)
+    with pytest.raises(NoRankError) as caught:
+        await rig.tokens()
+    assert caught.value.message == f"ranks {tried} died one after another before the first token"
+    assert len(rig.routers.asked) == len(rig.routers.failed) == max_retries + 1
+    assert rig.results == [(rank, "died") for rank in range(max_retries + 1)]
+    assert await rig.is_released()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "result"),
+    [(QueueFullError("full"), "queue_full"), (InvalidRequestError("wrong"), "failed")],
+    ids=["with a code", "without a code"],
+)
+async def test_a_request_that_the_rank_refuses_is_not_tried_again(refusal: RequestError, result: str) -> None:
+    rig = Rig(RANKS, {"a": [Refusal(refusal)]})
+    with pytest.raises(type(refusal)) as caught:
+        await rig.tokens()
+    assert caught.value is refusal
+    assert rig.results == [(0, result)]
+    assert rig.routers.failed == []
+    assert rig.cancelled == {"a": 1}
+    assert await rig.is_released()
+
+
+@pytest.mark.parametrize("error", [RankFailedError("bug"), RankCallError("broke off")])
+async def test_a_call_that_fails_on_a_rank_that_lives_is_an_error_and_the_rank_stays(
+    error: RankCallError,
+) -> None:
+    rig = Rig(RANKS, {"a": [error]})
+    with pytest.raises(type(error)) as caught:
+        await rig.tokens()
+    assert caught.value is error
+    assert rig.results == [(0, "failed")]
+    assert rig.routers.failed == []
+    assert rig.cancelled == {"a": 1}
+    assert await rig.is_released()
+
+
+async def test_a_router_that_is_back_after_a_while_is_asked_again() -> None:
+    silent = NoRouterError("no router answers")
+    rig = Rig([silent, silent, silent, RANKS[0]], {"a": [FIRST, LAST]})
+    assert await rig.tokens() == (0, [7, 8])
+    assert len(rig.routers.asked) == 4
+    assert rig.routers.released.empty()
+
+
+async def test_a_router_that_does_not_come_back_is_an_error() -> None:
+    silent = NoRouterError("silent")
+    rig = Rig([silent] * 1_000_000, {}, router_patience_s=0.01)
+    with pytest.raises(NoRouterError, match="no router answers"):
+        await rig.tokens()
+    assert rig.routers.asked
+    assert rig.outcomes == []
+    assert await rig.is_released()
+
+
+async def test_a_request_that_no_rank_can_take_is_refused_at_once() -> None:
+    unroutable = NoRankError("all ranks are excluded")
+    rig = Rig([unroutable], {})
+    with pytest.raises(NoRankError) as caught:
+        await rig.tokens()
+    assert caught.value is unroutable
+    assert len(rig.routers.asked) == 1
+    assert rig.ranks.requests == []
+    assert await rig.is_released()
+
+
+async def test_a_caller_that_leaves_while_the_router_is_asked_releases_what_it_may_have_reserved() -> None:
+    silence = Silence()
+    rig = Rig([silence], {})
+    caller = asyncio.create_task(rig.tokens())
+    await silence.begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert rig.ranks.requests == []
+    assert rig.outcomes == []
+    assert await rig.is_released()
+
+
+async def test_a_caller_that_leaves_before_the_first_token_aborts_the_request() -> None:
+    silence = Silence()
+    rig = Rig(RANKS, {"a": [silence]})
+    caller = asyncio.create_task(rig.tokens())
+    await silence.begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert rig.results == [(0, "aborted")]
+    assert rig.cancelled == {"a": 1}
+    assert rig.routers.failed == []
+    assert await rig.is_released()
+
+
+async def test_a_caller_that_leaves_amid_the_answer_aborts_the_request() -> None:
+    silence = Silence()
+    rig = Rig(RANKS, {"a": [FIRST, silence]})
+    caller = asyncio.create_task(rig.tokens())
+    await silence.begun.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert rig.results == [(0, "answering"), (0, "aborted")]
+    assert rig.cancelled == {"a": 1}
+    assert rig.routers.released.empty()
+
+
+async def test_a_stream_that_is_never_iterated_is_cancelled_all_the_same() -> None:
+    rig = Rig(RANKS, {"a": [FIRST, LAST]})
+    stream = await rig.dispatcher.start(REQUEST, None, None)
+    stream.cancel()
+    assert rig.results == [(0, "answering"), (0, "aborted")]
+    assert rig.cancelled == {"a": 1}
+
+
+BROKEN_OFF: dict[str, tuple[list[RankStep], type[RequestError], str]] = {
+    "the replica is gone": ([RankGoneError("gone")], RankDiedError, "rank_died"),
+    "the call broke off": ([RankCallError("broke off")], RankDiedError, "rank_died"),
+    "the stream just ends": ([], RankDiedError, "rank_died"),
+    "the rank's own code failed": ([RankFailedError("bug")], EngineFailedError, "engine_failed"),
+    "the engine broke": ([Refusal(EngineFailedError("broke"))], EngineFailedError, "engine_failed"),
+    "the error has no code": ([Refusal(InvalidRequestError("wrong"))], InvalidRequestError, "failed"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_OFF)
+async def test_a_death_after_the_first_token_is_an_error_and_not_tried_elsewhere(case: str) -> None:
+    rest, error, result = BROKEN_OFF[case]
+    rig = Rig(RANKS, {"a": [FIRST, *rest], "b": [FIRST, LAST]})
+    with pytest.raises(error) as caught:
+        await rig.tokens()
+    if error is RankDiedError:
+        assert caught.value.status == 502
+        assert "rank 0 died while it answered" in str(caught.value)
+    assert rig.results == [(0, "answering"), (0, result)]
+    assert len(rig.routers.asked) == 1
+    assert rig.routers.failed == []
+    assert rig.cancelled == {"a": 1, "b": 0}
+
+
+async def test_every_choice_has_a_higher_number_than_all_before_it() -> None:
+    silent, dead = NoRouterError("no router answers"), RankGoneError("gone")
+    choices: list[RouterAnswer] = [silent, RANKS[0], silent, silent, RANKS[1], RANKS[2], RANKS[2]]
+    rig = Rig(choices, {"a": [dead], "b": [FIRST, LAST], "c": [FIRST, LAST]})
+    await rig.tokens()
+    await rig.dispatcher.explain(REQUEST, None, None)
+    await rig.tokens()
+    numbers = [asked.choice_seq for asked in rig.routers.asked]
+    assert len(numbers) == len(choices)
+    assert all(earlier < later for earlier, later in pairwise(numbers))
+
+
+async def test_pinned_rank_session_and_salt_reach_the_router_at_every_choice() -> None:
+    rig = Rig(RANKS, {"a": [RankGoneError("gone")], "b": [FIRST, LAST]})
+    request = GenerateRequest("r", list(range(9)), SamplingParams(2), cache_salt="salt")
+    stream = await rig.dispatcher.start(request, 1, "session")
+    stream.cancel()
+    digests = hashing.chain(request.prompt_token_ids, BLOCK_SIZE, hashing.seed("salt"))
+    assert len(digests) == 2
+    assert hashing.wire_hashes(digests) != hashing.wire_hashes(
+        hashing.chain(request.prompt_token_ids, BLOCK_SIZE, hashing.seed(None))
+    )
+    assert len(rig.routers.asked) == 2
+    for asked in rig.routers.asked:
+        assert (asked.request_id, asked.num_tokens) == ("r", 9)
+        assert (asked.pinned_rank, asked.session_id) == (1, "session")
+        assert asked.block_hashes == hashing.wire_hashes(digests)
+
+
+async def test_an_explanation_asks_for_the_same_and_starts_nothing() -> None:
+    rig = Rig([NoRouterError("no router answers"), RANKS[1], RANKS[0]], {"a": [FIRST, LAST]})
+    assert await rig.dispatcher.explain(REQUEST, 1, "session") == {"winner": 1}
+    assert rig.ranks.requests == []
+    assert rig.outcomes == []
+    stream = await rig.dispatcher.start(REQUEST, 1, "session")
+    stream.cancel()
+    _, explained, chosen = rig.routers.asked
+    assert explained == replace(chosen, choice_seq=explained.choice_seq)
+    assert rig.routers.released.empty()
+
+
+async def test_an_explanation_that_a_router_refuses_is_its_error_and_releases_nothing() -> None:
+    unroutable = NoRankError("no rank")
+    rig = Rig([unroutable], {})
+    with pytest.raises(NoRankError) as caught:
+        await rig.dispatcher.explain(REQUEST, None, None)
+    assert caught.value is unroutable
+    assert rig.routers.released.empty()
+
+
+async def test_a_request_of_several_samples_ends_with_the_last_of_them() -> None:
+    second = TokenChunk([9], 9, 4, "length", index=1)
+    rig = Rig(RANKS, {"a": [FIRST, LAST, second]})
+    request = GenerateRequest("r", list(range(9)), SamplingParams(2), n=2)
+    assert await rig.tokens(request) == (0, [7, 8, 9])
+    assert rig.results[-1] == (0, "finished")
+
+
+async def test_requests_side_by_side_have_streams_of_their_own() -> None:
+    rig = Rig([RANKS[0], RANKS[1]], {"a": [FIRST, LAST], "b": [LAST]})
+    served = await asyncio.gather(rig.tokens(), rig.tokens())
+    assert sorted(served) == [(0, [7, 8]), (1, [8])]

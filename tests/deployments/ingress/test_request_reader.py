@@ -1,0 +1,184 @@
+"""Requests as they are read: headers, body and tokens become one value, or an error that names its fault."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from app import hashing
+from app.api.openai.requests import parse_chat, parse_either, parse_text
+from app.config import IngressConfig
+from app.deployments.ingress.request_reader import LONG_BODY, Parse, PreparedRequest, RequestReader
+from app.errors import (
+    InvalidRequestError,
+    ModelNameError,
+    PromptTooLongError,
+    RequestError,
+    RequestTooLargeError,
+)
+from app.text.tokenizer import Tokenizer
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
+TEXT: dict[str, Any] = {"prompt": "Hello"}
+
+
+class Body:
+    """A request's body as a server hands it over, in parts; counts those that were read."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = list(parts)
+        self.num_read = 0
+
+    async def receive(self) -> Message:
+        part = self._parts[self.num_read]
+        self.num_read += 1
+        return {"type": "http.request", "body": part, "more_body": self.num_read < len(self._parts)}
+
+
+def request_of(body: Body, headers: Mapping[str, str]) -> Request:
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw}, body.receive)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_dir: Path) -> Tokenizer:
+    return Tokenizer.from_folder(smollm2_dir)
+
+
+@pytest.fixture
+def reader(tokenizer: Tokenizer) -> RequestReader:
+    return new_reader(tokenizer)
+
+
+def new_reader(tokenizer: Tokenizer, **settings: Any) -> RequestReader:
+    config = IngressConfig(**settings)
+    return RequestReader(config, tokenizer, model_name="mine", max_model_len=8192, dp_size=2)
+
+
+async def read(
+    reader: RequestReader,
+    fields: dict[str, Any],
+    parse: Parse = parse_text,
+    *,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> PreparedRequest:
+    return await reader.read(request_of(Body(json.dumps(fields).encode()), headers), parse)
+
+
+async def refusal(reader: RequestReader, fields: dict[str, Any]) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        await read(reader, fields)
+    return caught.value
+
+
+async def test_a_chat_is_rendered_and_tokenized(reader: RequestReader, tokenizer: Tokenizer) -> None:
+    prepared = await read(reader, CHAT | {"n": 3, "priority": -2, "temperature": 0.5}, parse_chat)
+    prompt = tokenizer.render_chat(CHAT["messages"])
+    assert prepared.generate.prompt_token_ids == tokenizer.encode(prompt)
+    assert (prepared.generate.n, prepared.generate.priority) == (3, -2)
+    assert prepared.generate.params.temperature == 0.5
+    assert prepared.body.kind == "chat"
+    assert (prepared.pinned_rank, prepared.session_id, prepared.generate.cache_salt) == (None, None, None)
+
+
+async def test_a_text_is_tokenized_and_token_ids_are_taken_as_they_are(
+    reader: RequestReader, tokenizer: Tokenizer
+) -> None:
+    prepared = await read(reader, TEXT)
+    assert prepared.generate.prompt_token_ids == tokenizer.encode("Hello", add_special_tokens=True)
+    assert prepared.body.kind == "text"
+    prepared = await read(reader, {"prompt": [5, 6, 7]})
+    assert prepared.generate.prompt_token_ids == [5, 6, 7]
+
+
+async def test_a_body_for_either_endpoint_is_read_by_what_it_has(reader: RequestReader) -> None:
+    assert (await read(reader, CHAT, parse_either)).body.kind == "chat"
+    assert (await read(reader, TEXT, parse_either)).body.kind == "text"
+
+
+async def test_a_long_body_is_read_like_a_short_one(reader: RequestReader, tokenizer: Tokenizer) -> None:
+    prompt = "word " * 5000
+    assert len(prompt) > LONG_BODY
+    prepared = await read(reader, {"prompt": prompt})
+    assert prepared.generate.prompt_token_ids == tokenizer.encode(prompt, add_special_tokens=True)
+    error = await refusal(reader, {"prompt": prompt, "max_token": 5})
+    assert (error.param, error.code) == ("max_token", "unknown_field")
+
+
+async def test_a_body_comes_in_parts_and_no_more_than_the_limit_is_read(tokenizer: Tokenizer) -> None:
+    reader = new_reader(tokenizer, max_request_bytes=20)
+    whole = Body(b'{"prompt"', b': "Hello"', b"}")
+    prepared = await reader.read(request_of(whole, {}), parse_text)
+    assert prepared.generate.prompt_token_ids == tokenizer.encode("Hello", add_special_tokens=True)
+    large = Body(b"x" * 15, b"x" * 15, b"x" * 15)
+    with pytest.raises(RequestTooLargeError, match="the body is larger than 20 bytes"):
+        await reader.read(request_of(large, {}), parse_text)
+    assert large.num_read == 2
+
+
+async def test_every_request_has_an_id_of_its_own(reader: RequestReader) -> None:
+    first, second = await read(reader, TEXT), await read(reader, TEXT)
+    assert first.generate.request_id != second.generate.request_id
+
+
+async def test_output_is_limited_as_the_body_says_or_not_at_all(reader: RequestReader) -> None:
+    assert (await read(reader, TEXT)).generate.params.max_tokens == 16
+    assert (await read(reader, CHAT | {"max_tokens": 5}, parse_chat)).generate.params.max_tokens == 5
+    assert (await read(reader, CHAT, parse_chat)).generate.params.max_tokens == sys.maxsize
+
+
+async def test_the_rank_and_the_session_that_a_request_names(reader: RequestReader) -> None:
+    headers = {"X-Data-Parallel-Rank": "1", "X-Session-ID": "mine"}
+    prepared = await read(reader, TEXT, headers=headers)
+    assert (prepared.pinned_rank, prepared.session_id) == (1, "mine")
+    assert (await read(reader, TEXT | {"routed_dp_rank": 0})).pinned_rank == 0
+    assert (await refusal(reader, TEXT | {"routed_dp_rank": 2})).param == "routed_dp_rank"
+
+
+async def test_a_salt_is_its_tenants_or_without_tenants_the_bodys(tokenizer: Tokenizer) -> None:
+    salted, headers = TEXT | {"cache_salt": "salt"}, {"X-Tenant": "a"}
+    assert (await read(new_reader(tokenizer), salted, headers=headers)).generate.cache_salt == "salt"
+    reader = new_reader(tokenizer, tenant_header="X-Tenant")
+    for fields, salt in ((TEXT, None), (salted, "salt")):
+        prepared = await read(reader, fields, headers=headers)
+        assert prepared.generate.cache_salt == hashing.tenant_salt("a", salt)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-tenant": "a", "x-session-id": "one,two"}])
+async def test_a_request_with_a_wrong_name_is_refused_before_its_body_is_read(
+    tokenizer: Tokenizer, headers: dict[str, str]
+) -> None:
+    body = Body(b'{"prompt": "Hello"}')
+    reader = new_reader(tokenizer, tenant_header="X-Tenant")
+    with pytest.raises(InvalidRequestError):
+        await reader.read(request_of(body, headers), parse_text)
+    assert body.num_read == 0
+
+
+async def test_a_model_that_is_not_served_here_is_named(reader: RequestReader) -> None:
+    assert (await read(reader, TEXT | {"model": "mine"})).body.model == "mine"
+    reader.check_model_name("mine")
+    error = await refusal(reader, TEXT | {"model": "other"})
+    assert isinstance(error, ModelNameError)
+    assert error.message == "model = 'other'; served here: 'mine'"
+
+
+async def test_a_prompt_has_at_least_one_token(reader: RequestReader) -> None:
+    error = await refusal(reader, {"prompt": ""})
+    assert (error.message, error.param) == ("prompt: no tokens; at least one is needed", "prompt")
+
+
+async def test_a_prompt_fits_the_context(reader: RequestReader) -> None:
+    assert len((await read(reader, {"prompt": [7] * 8192})).generate.prompt_token_ids) == 8192
+    error = await refusal(reader, {"prompt": [7] * 8193})
+    assert isinstance(error, PromptTooLongError)
+    assert error.message == "the prompt has 8193 tokens; the context is 8192"
+    assert error.param == "prompt"

@@ -1,0 +1,134 @@
+"""Calls to routers: what they return, and what becomes of routers that are dead, silent or broken."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
+from app.deployments.router_client import RouterClient
+from app.errors import NoRankError, NoRouterError, PromptTooLongError
+from app.routing.decisions.decision_log import Outcome
+from tests.support.fake_handle import DEAD, FAILED, GONE, FakeHandle
+
+REQUEST = ChooseRequest("r", [1, 2], 40)
+RESERVATION = PeerReservation("r", 3, "replica", 16, 0)
+Call = Callable[[RouterClient], Awaitable[Any]]
+
+QUESTIONS_TO_ONE: dict[str, Call] = {
+    "choose": lambda routers: routers.choose(REQUEST),
+    "explain": lambda routers: routers.explain(REQUEST),
+    "view": lambda routers: routers.view(),
+}
+QUESTIONS_TO_ALL: dict[str, Call] = {
+    "stats": lambda routers: routers.stats(),
+    "decisions": lambda routers: routers.decisions("r"),
+    "audit": lambda routers: routers.audit(),
+}
+REPORTS: dict[str, Call] = {
+    "release": lambda routers: routers.release("r"),
+    "mark_failed": lambda routers: routers.mark_failed(3, "replica"),
+    "record_outcomes": lambda routers: routers.record_outcomes([Outcome("r", 0, "finished")]),
+    "add_peer_reservations": lambda routers: routers.add_peer_reservations("me", [RESERVATION]),
+}
+
+
+def client(answers: dict[str, list[Any]] | None) -> tuple[RouterClient, FakeHandle]:
+    fake: Any = FakeHandle(answers)
+    return RouterClient(fake), fake
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("choose", Assignment(1, "replica")), ("explain", {"winner": 1}), ("view", [{"rank": 1}])],
+)
+async def test_a_question_to_one_router_has_its_answer(method: str, answer: Any) -> None:
+    routers, handle = client({method: [answer]})
+    assert await QUESTIONS_TO_ONE[method](routers) == answer
+    assert handle.calls == [(method, () if method == "view" else (REQUEST,), {})]
+
+
+@pytest.mark.parametrize("method", ["choose", "explain"])
+async def test_a_choice_that_a_router_cannot_make_is_its_error(method: str) -> None:
+    error = PromptTooLongError("too long")
+    routers, _ = client({method: [Unroutable(error)]})
+    with pytest.raises(PromptTooLongError) as caught:
+        await QUESTIONS_TO_ONE[method](routers)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("method", QUESTIONS_TO_ONE)
+@pytest.mark.parametrize("failure", [DEAD, GONE, TimeoutError()], ids=["dead", "gone", "silent"])
+async def test_a_router_that_does_not_answer_is_an_error_of_its_own(method: str, failure: Exception) -> None:
+    routers, _ = client({method: [failure]})
+    with pytest.raises(NoRouterError, match="no router answers") as caught:
+        await QUESTIONS_TO_ONE[method](routers)
+    assert (caught.value.status, caught.value.code) == (503, NoRankError("").code)
+
+
+@pytest.mark.parametrize("method", [*QUESTIONS_TO_ONE, *QUESTIONS_TO_ALL])
+async def test_without_any_router_a_question_is_an_error(method: str) -> None:
+    routers, _ = client(None)
+    with pytest.raises(NoRouterError, match="no router answers"):
+        await (QUESTIONS_TO_ONE | QUESTIONS_TO_ALL)[method](routers)
+
+
+@pytest.mark.parametrize("method", QUESTIONS_TO_ONE)
+async def test_an_error_in_a_routers_code_is_not_hidden(method: str) -> None:
+    routers, _ = client({method: [FAILED]})
+    with pytest.raises(RayTaskError):
+        await QUESTIONS_TO_ONE[method](routers)
+
+
+@pytest.mark.parametrize("method", QUESTIONS_TO_ALL)
+async def test_a_question_to_all_leaves_out_routers_that_have_just_died(method: str) -> None:
+    routers, handle = client({method: ["first", DEAD, "third"]})
+    assert await QUESTIONS_TO_ALL[method](routers) == ["first", "third"]
+    assert handle.calls == [(method, ("r",) if method == "decisions" else (), {})]
+
+
+@pytest.mark.parametrize("method", QUESTIONS_TO_ALL)
+async def test_when_all_routers_have_just_died_no_router_answers(method: str) -> None:
+    routers, _ = client({method: [DEAD, DEAD]})
+    with pytest.raises(NoRouterError, match="no router answers"):
+        await QUESTIONS_TO_ALL[method](routers)
+
+
+@pytest.mark.parametrize(("method", "seconds"), [("stats", "2"), ("decisions", "2"), ("audit", "60")])
+async def test_a_question_to_all_needs_all_answers_in_time(method: str, seconds: str) -> None:
+    routers, _ = client({method: ["first", TimeoutError()]})
+    with pytest.raises(NoRouterError, match=f"not every router answers within {seconds} s"):
+        await QUESTIONS_TO_ALL[method](routers)
+
+
+@pytest.mark.parametrize("method", QUESTIONS_TO_ALL)
+async def test_a_question_to_all_fails_when_one_routers_code_does(method: str) -> None:
+    routers, _ = client({method: ["first", FAILED]})
+    with pytest.raises(RayTaskError):
+        await QUESTIONS_TO_ALL[method](routers)
+
+
+@pytest.mark.parametrize("method", REPORTS)
+@pytest.mark.parametrize(
+    "answers", [[None, None], [None, DEAD], [DEAD], [FAILED, None], [TimeoutError()], None]
+)
+async def test_a_report_reaches_every_router_that_is_there_and_never_raises(
+    method: str, answers: list[Any] | None
+) -> None:
+    routers, handle = client(None if answers is None else {method: answers})
+    await REPORTS[method](routers)
+    (called, arguments, keywords) = handle.calls[0]
+    assert len(handle.calls) == 1
+    assert (called, keywords) == (method, {})
+    assert (
+        arguments
+        == {
+            "release": ("r",),
+            "mark_failed": (3, "replica"),
+            "record_outcomes": ([Outcome("r", 0, "finished")],),
+            "add_peer_reservations": ("me", [RESERVATION]),
+        }[method]
+    )

@@ -1,0 +1,78 @@
+"""A Ray Serve handle without Ray: every replica's answers are written down beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
+
+from ray import exceptions
+from ray.serve.exceptions import DeploymentUnavailableError
+
+# Ray's constructors have no types, or private ones.
+_ray: Final[Any] = exceptions
+_unavailable: Final[Any] = DeploymentUnavailableError
+DEAD: Final[exceptions.RayActorError] = _ray.RayActorError()
+GONE: Final[exceptions.RayActorError] = _ray.ActorUnavailableError("the replica doesn't answer", None)
+FAILED: Final[exceptions.RayTaskError] = _ray.RayTaskError("method", "its traceback", ValueError("bug"))
+NO_REPLICA: Final[DeploymentUnavailableError] = _unavailable(None)
+BROKEN: Final[exceptions.RayError] = _ray.RaySystemError("the transport broke")
+
+
+class FakeHandle:
+    """As much of a `DeploymentHandle` as the clients use.
+
+    Args:
+        answers: of each remote method, one per replica: what it returns, or an exception that it raises. A
+            call to one replica gets the first. None: Ray knows of no replica of the deployment.
+
+    Attributes:
+        calls: method, arguments and keyword arguments of every call, in order.
+    """
+
+    def __init__(self, answers: Mapping[str, Sequence[Any]] | None) -> None:
+        self._answers = answers
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def options(self, *, method_name: str | None = None, **options: Any) -> Self | FakeMethod:
+        return self if method_name is None else FakeMethod(self, method_name)
+
+    def __getattr__(self, name: str) -> FakeMethod:
+        return FakeMethod(self, name)
+
+    def broadcast(self, method_name: str, *args: Any, **kwargs: Any) -> FakeBroadcast:
+        return FakeBroadcast(self.called(method_name, args, kwargs))
+
+    def called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """Record the call. Returns all replicas' answers."""
+        self.calls.append((name, args, kwargs))
+        if self._answers is None:
+            raise NO_REPLICA
+        return self._answers[name]
+
+
+class FakeMethod:
+    """A handle of one remote method."""
+
+    def __init__(self, handle: FakeHandle, name: str) -> None:
+        self._handle = handle
+        self._name = name
+
+    async def remote(self, *args: Any, **kwargs: Any) -> Any:
+        answer, *_ = self._handle.called(self._name, args, kwargs)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+class FakeBroadcast:
+    """A call to every replica. A `TimeoutError` among the answers is a replica that hangs."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self._answers = answers
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        assert return_exceptions
+        for answer in self._answers:
+            if isinstance(answer, TimeoutError):
+                raise answer
+        return list(self._answers)
