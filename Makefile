@@ -33,6 +33,7 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.support.house_rules
 
 # Writes down what the current .venv holds, after it was changed and the tests have passed with it.
 # The wheel of torch that is installed may be its CPU build, and HAProxy's and Triton's exist for Linux only.
