@@ -13,8 +13,10 @@ import pytest
 import zmq
 from zmq.auth import create_certificates, load_certificate
 
-from tests.integration.conftest import Graphs
-from tests.support.graph.serve_graph import REPO, ServeGraph, kv_events, wait_for
+from tests.support.deadlines import wait_until
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.serve_config import REPO, kv_events
+from tests.support.graph.serve_graph import ServeGraph
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def test_the_router_follows_and_nobody_without_a_key_hears_anything(
     heard = follow(graph.url)
     with zmq.Context() as context:
         plain, unknown = (subscribe(context, address, each) for each in (None, stranger))
-        refused = wait_for(lambda: graph.get("/server_info")["publishers"][0]["refused_clients"], "refused")
+        refused = wait_until(lambda: graph.get("/server_info")["publishers"][0]["refused_clients"], "refused")
         assert refused >= 1
         prompts = iter(range(1000, 40_000, 100))
 
@@ -95,7 +97,7 @@ def test_the_router_follows_and_nobody_without_a_key_hears_anything(
             graph.complete(list(range(first, first + 100)))
             return heard()
 
-        assert wait_for(ask, "the allowed client hears something").startswith("rank 0  seq")
+        assert wait_until(ask, "the allowed client hears something").startswith("rank 0  seq")
         assert not plain.poll(0)
         assert not unknown.poll(0)
         for sub in (plain, unknown):

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.exchanges import refused
+from tests.support.graph.serve_graph import ServeGraph
 from tests.support.graph.streams import Streams
 
 CHAT: Any = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
 TEXT: Any = {"prompt": "Hello", "max_tokens": 1}
-
-
-def refused(response: httpx.Response, status: int, **expected: Any) -> str:
-    """The message of a well-formed error with this status and these fields."""
-    assert response.status_code == status, response.text
-    error: Json = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error | expected == error
-    message: str = error["message"]
-    return message
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])

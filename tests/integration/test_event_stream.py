@@ -11,7 +11,8 @@ import pytest
 import zmq
 
 from app import hashing
-from tests.support.graph.serve_graph import ServeGraph, wait_for
+from tests.support.deadlines import wait_until
+from tests.support.graph.serve_graph import ServeGraph
 
 END = b"\xff" * 8
 
@@ -122,7 +123,7 @@ def test_the_url_alone_leads_to_every_ranks_exact_block_set_through_evictions(
         last_seqs = [each["last_seq"] for each in tiny_graph.get("/server_info")["publishers"]]
         return [follower.last_seq for follower in followers] == last_seqs
 
-    wait_for(caught_up, "every follower at its rank's last batch")
+    wait_until(caught_up, "every follower at its rank's last batch")
     snapshots = tiny_graph.snapshots()
     states = tiny_graph.get("/server_info")["internal_states"]
     for rank, follower in enumerate(followers):
@@ -160,7 +161,7 @@ def test_an_event_arrives_live_with_the_hashes_of_the_prompts_tokens(
         tiny_graph.complete(some_tokens(random.randrange(10**9), 40), rank=1, max_tokens=1)
         return bool(follower._sub.poll(100))
 
-    wait_for(is_connected, "anything live")
+    wait_until(is_connected, "anything live")
     follower.catch_up()
     prompt = some_tokens(random.randrange(10**9), 100)
     follower.stored.clear()
@@ -180,7 +181,7 @@ def test_a_salted_prompt_has_other_hashes(tiny_graph: ServeGraph, followers: lis
     tiny_graph.complete(prompt, rank=0, cache_salt="tenant-1", max_tokens=1)
     salted = {hashing.wire_hash(digest) for digest in hashing.chain(prompt, 16, hashing.seed("tenant-1"))}
     plain = {hashing.wire_hash(digest) for digest in hashing.chain(prompt, 16)}
-    wait_for(lambda: followers[0].catch_up() or salted <= followers[0].blocks, "the salted blocks")
+    wait_until(lambda: followers[0].catch_up() or salted <= followers[0].blocks, "the salted blocks")
     assert not plain & followers[0].blocks
 
 

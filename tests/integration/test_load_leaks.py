@@ -9,8 +9,8 @@ import time
 import httpx
 
 from benchmarks.load_leaks.disconnects import Crowd, Traffic
+from tests.support.deadlines import until
 from tests.support.graph.serve_graph import ServeGraph
-from tests.support.graph.streams import until
 
 NUM_REQUESTS = 150
 SETTLED_S = 10

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.integration.test_error_answers import refused
-from tests.support.graph.serve_graph import Json, ServeGraph, wait_for
-from tests.support.graph.streams import Streams, until
+from tests.support.deadlines import until, wait_until
+from tests.support.graph.exchanges import cached_tokens, new_prompt, refused
+from tests.support.graph.serve_config import Json
+from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.streams import Streams
 
 NUM_HITS = 96
 """Of the 100 tokens of a `new_prompt`."""
-
-
-def new_prompt(length: int = 100) -> list[int]:
-    return random.choices(range(1000, 40_000), k=length)
 
 
 def explain(graph: ServeGraph, body: Json, headers: dict[str, str] | None = None) -> Json:
@@ -32,17 +29,12 @@ def explain(graph: ServeGraph, body: Json, headers: dict[str, str] | None = None
 def decision(graph: ServeGraph, answer: httpx.Response, outcome: str = "finished") -> Json:
     """The receipt of an answer, once its outcome is known."""
     path = f"/router/decisions/{answer.json()['id']}"
-    return wait_for(lambda: found if (found := graph.get(path))["outcome"] == outcome else {}, outcome)
-
-
-def cached_tokens(answer: httpx.Response) -> int:
-    number: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return number
+    return wait_until(lambda: found if (found := graph.get(path))["outcome"] == outcome else {}, outcome)
 
 
 def until_idle(graph: ServeGraph) -> None:
     """Wait until nothing of earlier tests is counted anywhere: ranks report their load in their own time."""
-    wait_for(
+    wait_until(
         lambda: all((each["num_requests"], each["waiting_tokens"]) == (0, 0) for each in believed(graph)),
         "idle ranks",
     )
@@ -262,24 +254,11 @@ def test_the_index_is_true_under_traffic_with_evictions(tiny_graph: ServeGraph) 
         answers = [clients.submit(tiny_graph.complete, prompt) for prompt in prompts]
         audits = []
         while not all(answer.done() for answer in answers):
-            audits.append(audited(tiny_graph))
+            audits.append(tiny_graph.audit())
         assert all(answer.result().status_code == 200 for answer in answers)
     assert len(audits) > 3
     assert len({rank["snapshot_seq"] for ranks in audits for rank in ranks}) > 3, "nothing moved"
     tiny_graph.wait_until_followed()
-    for rank, known in zip(audited(tiny_graph), believed(tiny_graph), strict=True):
+    for rank, known in zip(tiny_graph.audit(), believed(tiny_graph), strict=True):
         assert rank["num_rank_blocks"] == rank["num_router_blocks"] == known["num_blocks"]
         assert rank["num_rank_blocks"] > 200, "hardly anything cached"
-
-
-def audited(graph: ServeGraph) -> list[Json]:
-    """The only router's audit of the two ranks, which finds every index equal to its cache."""
-    response = graph.http.get("/router/audit")
-    report = response.json()
-    assert (response.status_code, report["equal"], report["complete"]) == (200, True, True), report
-    (router,) = report["routers"]
-    for rank in router["ranks"]:
-        assert (rank["verdict"], rank["num_missing"], rank["num_extra"]) == ("equal", 0, 0)
-        assert rank["applied_seq"] >= rank["snapshot_seq"]
-    ranks: list[Json] = router["ranks"]
-    return ranks

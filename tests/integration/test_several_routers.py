@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import NamedTuple
 
 import httpx
 import pytest
 
-from tests.integration.conftest import Graphs, tiny_args
-from tests.support.graph.serve_graph import ServeGraph, wait_for
-from tests.support.graph.streams import until
+from tests.support.deadlines import until, wait_until
+from tests.support.graph.exchanges import new_prompt
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.serve_config import tiny_args
+from tests.support.graph.serve_graph import ServeGraph
 
 LONG_TOKENS = 3000
 """One step of some tenths of a second, in which a rank can report nothing."""
@@ -31,7 +32,7 @@ def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
     args["ingress"]["num_ingresses"] = 2
     graph = graphs.get({"/": args})
     # The graph serves as soon as one of its routers knows the ranks.
-    wait_for(lambda: audited(graph) == [True, True], "both routers know both ranks", 60)
+    wait_until(lambda: audited(graph) == [True, True], "both routers know both ranks", 60)
     return graph
 
 
@@ -47,7 +48,7 @@ async def test_routers_do_not_herd_onto_a_rank_that_has_not_reported_yet(graph: 
 
 
 def test_every_router_knows_every_block_of_every_rank(graph: ServeGraph) -> None:
-    prompts = [random.choices(range(1000, 40_000), k=330) for _ in range(4)]
+    prompts = [new_prompt(330) for _ in range(4)]
     for number, prompt in enumerate(prompts):
         graph.complete(prompt, rank=number % 2)
     graph.wait_until_followed()
@@ -97,7 +98,7 @@ class Client:
         return asyncio.create_task(self._complete(num_tokens, rank))
 
     async def _complete(self, num_tokens: int, rank: int | None) -> httpx.Response:
-        body = {"prompt": random.choices(range(1000, 40_000), k=num_tokens), "max_tokens": 1}
+        body = {"prompt": new_prompt(num_tokens), "max_tokens": 1}
         headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
         response = await self._http.post("/v1/completions", json=body, headers=headers)
         assert response.status_code == 200, response.text

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from tests.integration.conftest import Graphs
+from tests.support.graph.graphs import Graphs
 from tests.support.graph.serve_graph import ServeGraph
 
 MALFORMED = '{"publisher": "zmq", "endpoint": "tcp://127.0.0.1:5557"'

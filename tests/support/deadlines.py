@@ -38,18 +38,16 @@ def wait_until(
 
 
 @overload
-async def wait_until_async(
+async def until(
     condition: Callable[[], Awaitable[Found | None]], what: str, timeout_s: float = ...
 ) -> Found: ...
 
 
 @overload
-async def wait_until_async(
-    condition: Callable[[], Found | None], what: str, timeout_s: float = ...
-) -> Found: ...
+async def until(condition: Callable[[], Found | None], what: str, timeout_s: float = ...) -> Found: ...
 
 
-async def wait_until_async(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
+async def until(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
     """As `wait_until`, while the event loop runs; `condition` may be a coroutine function too."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -65,7 +63,7 @@ async def wait_until_async(condition: Callable[[], Any], what: str, timeout_s: f
 async def holds_within(timeout_s: float, condition: Callable[[], Any]) -> bool:
     """Whether `condition` came true within `timeout_s`."""
     try:
-        await wait_until_async(condition, "", timeout_s)
+        await until(condition, "", timeout_s)
     except DeadlineMissed:
         return False
     return True

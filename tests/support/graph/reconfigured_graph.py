@@ -1,56 +1,70 @@
-"""Rank, router and ingress of one application, which take another configuration without a new process.
-
-What starting replicas costs is their imports, seconds of a core for each. So here Serve's `user_config` holds
-the `args` of `app.build`, and with them the rank is constructed anew where it is; the ingress keeps all but
-its settings. Both are the product's own classes.
-"""
+"""A graph whose settings are changed while it runs: a new graph for each would take minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from dataclasses import dataclass
 
-from ray import serve
-from ray.serve import Application
+import httpx
 
-from app.config import load_config
-from app.deployments.ingress.ingress import Ingress
-from app.deployments.rank.dp_rank import DPRank
-from app.deployments.router.router import Router
-from app.events.endpoints import parse_kv_events
+from tests.support.deadlines import wait_until
+from tests.support.graph.serve_config import Json, merged
+from tests.support.graph.serve_graph import ServeGraph
 
-CONTROL = {"num_cpus": 0}
+MISCONFIGURED = "KV events are misconfigured"
 
 
-class ReconfiguredRank(DPRank):
-    """Constructed by `reconfigure`, which Serve calls before the first request too."""
+@dataclass(frozen=True)
+class Answer:
+    """What the server said when its application had these `args`."""
 
-    async def __init__(self) -> None:
-        pass
-
-    async def reconfigure(self, args: Mapping[str, Any]) -> None:
-        """End what runs and start as a new replica with these settings would."""
-        self.__del__()
-        config = load_config(args)
-        await super().__init__(config, parse_kv_events(config))
+    args: Json
+    status: int
+    info: Json
+    alias: Json
 
 
-class ReconfiguredIngress(Ingress):
-    """Answers by the settings that came last."""
+class ReconfiguredGraph(ServeGraph):
+    """One application whose settings are changed through Serve's REST API while it runs."""
 
-    async def reconfigure(self, args: Mapping[str, Any]) -> None:
-        """Take these settings."""
-        self._config = load_config(args)
-        self._events = parse_kv_events(self._config)
+    def __init__(self, config: Json) -> None:
+        super().__init__(config)
+        self._num_blocks = config["applications"][0]["args"]["engine"]["cache"]["num_blocks"]
 
+    def ask(self, kv_events_config: str | None) -> Answer:
+        """What `/server_info` says once rank and ingress have this `kv_events_config`."""
+        # A number that only these settings have: where it is seen, they are in force.
+        self._num_blocks += 1
+        changes = {
+            "kv_events_config": kv_events_config,
+            "engine": {"cache": {"num_blocks": self._num_blocks}},
+        }
+        args = merged(self.config["applications"][0]["args"], changes)
+        self.deploy(args)
+        wait_until(self._is_in_force, f"{kv_events_config!r} in force")
+        response = self.http.get("/server_info")
+        return Answer(args, response.status_code, response.json(), self.get("/get_server_info"))
 
-def build(args: Mapping[str, Any]) -> Application:
-    """The graph, whose deployments `DPRank` and `Ingress` want a `user_config` like `args`."""
-    config = load_config(args)
-    events = parse_kv_events(config)
-    options = {"ray_actor_options": CONTROL, "user_config": args}
-    ranks = serve.deployment(name="DPRank", **options)(ReconfiguredRank).bind()
-    router = serve.deployment(name="Router", ray_actor_options=CONTROL)(Router).bind(config, events, ranks)
-    return serve.deployment(name="Ingress", **options)(ReconfiguredIngress).bind(
-        config, events, router, ranks
-    )
+    def deploy(self, args: Json, *more: Json) -> None:
+        """Give `args` to the application's deployments, and start the applications `more` beside it."""
+        (application,) = self.config["applications"]
+        deployments = [{"name": name, "user_config": args} for name in ("DPRank", "Ingress")]
+        applications = [{**application, "deployments": deployments}, *more]
+        dashboard = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
+        assert dashboard, self.output()
+        response = httpx.put(
+            f"{dashboard[1]}/api/serve/applications/",
+            json={**self.config, "applications": applications},
+            headers={"Authorization": f"Bearer {self.ray_token}"},
+            timeout=30,
+        )
+        assert response.status_code == 200, response.text
+
+    def misconfigurations(self) -> list[str]:
+        """The lines of the log that say that KV events are misconfigured."""
+        return [line for line in self.output().splitlines() if MISCONFIGURED in line]
+
+    def _is_in_force(self) -> bool:
+        info = self.get("/server_info")
+        in_rank = info["internal_states"][0].get("num_blocks")
+        return {info["engine"]["cache"]["num_blocks"], in_rank} == {self._num_blocks}
