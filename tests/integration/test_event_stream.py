@@ -181,7 +181,12 @@ def test_a_salted_prompt_has_other_hashes(tiny_graph: ServeGraph, followers: lis
     tiny_graph.complete(prompt, rank=0, cache_salt="tenant-1", max_tokens=1)
     salted = {hashing.wire_hash(digest) for digest in hashing.chain(prompt, 16, hashing.seed("tenant-1"))}
     plain = {hashing.wire_hash(digest) for digest in hashing.chain(prompt, 16)}
-    wait_until(lambda: followers[0].catch_up() or salted <= followers[0].blocks, "the salted blocks")
+
+    def caught_up() -> bool:
+        followers[0].catch_up()
+        return salted <= followers[0].blocks
+
+    wait_until(caught_up, "the salted blocks")
     assert not plain & followers[0].blocks
 
 

@@ -74,7 +74,7 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
 
 
 async def all_wait(streams: Streams) -> bool:
-    waiting = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
+    waiting: list[int] = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
     return sum(waiting) == len(streams.asked) and waiting[1] > 0
 
 
@@ -95,6 +95,8 @@ async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]
 async def is_back(streams: Streams, before: Json) -> bool:
     """Whether rank 1 is another publisher than before and the router knows its cache."""
     info = (await streams.http.get("/server_info")).json()
-    known = {each["rank"]: each["trust"] for each in (await streams.http.get("/router/ranks")).json()}
-    epoch = info["publishers"][1].get("epoch")
+    known: dict[int, str] = {
+        each["rank"]: each["trust"] for each in (await streams.http.get("/router/ranks")).json()
+    }
+    epoch: str | None = info["publishers"][1].get("epoch")
     return epoch not in (None, before["publishers"][1]["epoch"]) and known.get(1) == "exact"

@@ -52,7 +52,8 @@ def decided(graph: ServeGraph) -> Json:
 
 
 def test_explaining_reserves_and_caches_nothing(tiny_graph: ServeGraph) -> None:
-    body = {"prompt": new_prompt(), "max_tokens": 4}
+    prompt = new_prompt()
+    body = {"prompt": prompt, "max_tokens": 4}
     tiny_graph.wait_until_followed()
     until_idle(tiny_graph)
     before, decided_before = believed(tiny_graph), decided(tiny_graph)
@@ -66,7 +67,7 @@ def test_explaining_reserves_and_caches_nothing(tiny_graph: ServeGraph) -> None:
             assert row["predicted_ttft_s"] == pytest.approx(100 / row["prefill_tokens_per_s"])
     assert believed(tiny_graph) == before
     assert decided(tiny_graph) == decided_before
-    assert cached_tokens(tiny_graph.complete(body["prompt"])) == 0
+    assert cached_tokens(tiny_graph.complete(prompt)) == 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -218,8 +219,9 @@ def test_what_the_chosen_rank_missed_is_counted(tiny_graph: ServeGraph) -> None:
             assert f"rank 0 holds {NUM_HITS} but has" in attempt["why"]
 
     async def waits(streams: Streams) -> bool:
-        receipt = await streams.http.post("/router/explain", json={"prompt": prompt, "max_tokens": 1})
-        return receipt.json()["winner"] == 1
+        response = await streams.http.post("/router/explain", json={"prompt": prompt, "max_tokens": 1})
+        winner: int = response.json()["winner"]
+        return winner == 1
 
     asyncio.run(drive_away())
 

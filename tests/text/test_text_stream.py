@@ -38,7 +38,7 @@ def byte_id(smollm2_dir: Path) -> dict[int, int]:
     """Byte → the id of the token that is this byte alone, for the bytes of é and 😀."""
     vocab = json.loads((smollm2_dir / "tokenizer.json").read_text())["model"]["vocab"]
     alphabet = ByteLevel(add_prefix_space=False, use_regex=False)
-    ids = {}
+    ids: dict[int, int] = {}
     for text in ("é", "😀"):
         [(symbols, _)] = alphabet.pre_tokenize_str(text)
         ids |= {byte: vocab[symbol] for byte, symbol in zip(text.encode(), symbols, strict=True)}

@@ -25,7 +25,7 @@ CONTROL = {"num_cpus": 0}
 class ReconfiguredRank(DPRank):
     """Constructed by `reconfigure`, which Serve calls before the first request too."""
 
-    async def __init__(self) -> None:
+    def __init__(self) -> None:
         pass
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
@@ -48,9 +48,11 @@ def build(args: Mapping[str, Any]) -> Application:
     """The graph, whose deployments `DPRank` and `Ingress` want a `user_config` like `args`."""
     config = load_config(args)
     events = parse_kv_events(config)
-    options = {"ray_actor_options": CONTROL, "user_config": args}
-    ranks = serve.deployment(name="DPRank", **options)(ReconfiguredRank).bind()
+    user_config = dict(args)
+    ranks = serve.deployment(name="DPRank", ray_actor_options=CONTROL, user_config=user_config)(
+        ReconfiguredRank
+    ).bind()
     router = serve.deployment(name="Router", ray_actor_options=CONTROL)(Router).bind(config, events, ranks)
-    return serve.deployment(name="Ingress", **options)(ReconfiguredIngress).bind(
-        config, events, router, ranks
-    )
+    return serve.deployment(name="Ingress", ray_actor_options=CONTROL, user_config=user_config)(
+        ReconfiguredIngress
+    ).bind(config, events, router, ranks)

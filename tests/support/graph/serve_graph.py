@@ -200,7 +200,8 @@ class ServeGraph:
         if response.status_code != 200:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
-        return len(settled) == application["args"]["dp_size"]
+        dp_size: int = application["args"]["dp_size"]
+        return len(settled) == dp_size
 
     def _processes(self) -> list[Path]:
         """Everything that was started with this graph's environment and still runs."""
