@@ -1,4 +1,4 @@
-"""Settings: what is accepted, and how a refusal reads."""
+"""Settings: which values are accepted, and the texts of refusals."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_an_unknown_key_is_named_with_what_is_allowed_there(
     assert allowed in message.split("allowed here: ")[1].split(", ")
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_every_fault_is_reported_at_once() -> None:
     with pytest.raises(ConfigError, match=r"args\.dp_size = 0.*; args\.nmodel: unknown key"):
         load_config({"dp_size": 0, "nmodel": {}})
 

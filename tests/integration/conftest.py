@@ -14,7 +14,7 @@ from tests.support.graph.serve_graph import ServeGraph
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a graph run in a row, whichever files they are in: starting one takes long."""
+    """Tests that share a graph run in a row, also across files: starting one takes long."""
     items.sort(key=_graph_number)
 
 
@@ -47,13 +47,13 @@ def tiny_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> str:
 
 @pytest.fixture
 def smollm2_graph(graphs: Graphs, smollm2_dir: Path) -> ServeGraph:
-    """Two ranks of the default model, in the number format whose greedy answers are the same on every cpu."""
+    """Two ranks of the default model, in the number format whose greedy answers are the same on every CPU."""
     return graphs.get({"/": {"model": {"dtype": "float32"}}})
 
 
 @pytest.fixture
 def tiny_graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
-    """Two ranks of a tiny model whose caches, batches and queues are soon full."""
+    """Two ranks of a tiny model with small caches, batches and queues, which fill quickly."""
     return graphs.get({"/": tiny_args(tiny_model)})
 
 

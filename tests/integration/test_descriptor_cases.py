@@ -1,4 +1,4 @@
-"""Every case in which nothing can be followed, and the hosts that stand verbatim, through HTTP."""
+"""Every case in which no router can follow, and hosts that are advertised verbatim: through HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDPOINT = "tcp://127.0.0.1:5557"
 MALFORMED = f'{{"publisher": "zmq", "endpoint": "{ENDPOINT}"'
 LIST = '["zmq"]'
 
-# Nobody wants to publish: nothing to complain of.
+# Publishing is not configured: that is no fault.
 SILENT: dict[str, str | None] = {
     "no config": None,
     "publisher unset": json.dumps({"endpoint": ENDPOINT}),
@@ -44,7 +44,7 @@ ENDPOINTS = {
     "an empty host": ("tcp://:5557", "the host is empty"),
     "a bare IPv6 address": ("tcp://::1:5557", "an IPv6 address needs brackets"),
 }
-# The config, and what the log says of it.
+# The config, and what the log has about it.
 BROKEN = {
     "malformed JSON": (MALFORMED, f"kv_events_config = {MALFORMED!r} is not JSON"),
     "JSON, but no object": (LIST, f"kv_events_config = {LIST!r} is not a JSON object"),
@@ -95,7 +95,7 @@ def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
 
 @pytest.fixture(scope="module")
 def null_answers(graph: ReconfiguredGraph) -> dict[str, Answer]:
-    return {case: graph.ask(config) for case, config in NULL.items()}
+    return {case: graph.answer_with(config) for case, config in NULL.items()}
 
 
 def check_everything_else(answer: Answer) -> None:
@@ -122,7 +122,7 @@ def test_the_descriptor_is_null_and_everything_else_is_there(
 
 
 @pytest.mark.parametrize("host", VERBATIM_HOSTS)
-def test_a_wildcard_host_stands_verbatim(graph: ReconfiguredGraph, host: str) -> None:
+def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfiguredGraph, host: str) -> None:
     base = find_free_ports(3)
     config = {
         "publisher": "zmq",
@@ -130,7 +130,7 @@ def test_a_wildcard_host_stands_verbatim(graph: ReconfiguredGraph, host: str) ->
         "replay_endpoint": f"tcp://{host}:{base + 2}",
         "topic": "kv",
     }
-    answer = graph.ask(json.dumps(config))
+    answer = graph.answer_with(json.dumps(config))
     check_everything_else(answer)
     assert answer.info["kv_events"] == {
         "publisher": "zmq",
@@ -159,19 +159,19 @@ def test_a_wildcard_host_stands_verbatim(graph: ReconfiguredGraph, host: str) ->
         assert publisher[key] == getattr(described, key)
 
 
-def test_each_misconfiguration_is_told_once_as_a_warning_with_the_rule_that_it_breaks(
+def test_each_misconfiguration_is_logged_once_as_a_warning_with_the_rule_that_it_breaks(
     graph: ReconfiguredGraph, null_answers: dict[str, Answer]
 ) -> None:
     wait_until(lambda: len(graph.misconfigurations()) >= len(BROKEN), "the log's last lines")
     lines = graph.misconfigurations()
-    for _, told in BROKEN.values():
-        (line,) = [line for line in lines if told in line]
+    for _, expected in BROKEN.values():
+        (line,) = [line for line in lines if expected in line]
         assert " WARNING " in line
     assert len(lines) == len(BROKEN)
 
 
 def test_without_a_positive_block_size_there_is_no_application(graph: ReconfiguredGraph) -> None:
-    """The one null case of SGLang's that the settings leave no room for."""
+    """The only null case of SGLang's that the settings make impossible."""
     (application,) = graph.config["applications"]
     args = merged(application["args"], {"engine": {"cache": {"block_size": 0}}})
     refused = {
@@ -181,7 +181,7 @@ def test_without_a_positive_block_size_there_is_no_application(graph: Reconfigur
         "args": args,
     }
     graph.deploy(application["args"], refused)
-    # Ray tries a few times; the first says it all.
+    # Ray tries a few times; the first log entry is enough.
     fault = "ConfigError: args.engine.cache.block_size = 0: Input should be greater than or equal to 1"
     wait_until(lambda: fault in graph.output(), "the refusal")
     assert graph.http.get("/refused/server_info").status_code == 404

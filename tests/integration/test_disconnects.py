@@ -34,19 +34,19 @@ async def test_hanging_up_on_a_stream_frees_its_blocks(tiny_graph: ServeGraph) -
 
 async def test_hanging_up_before_the_answer_in_one_piece(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
-        streams.ask(2, rank=0, **LONG)
+        streams.send(2, rank=0, **LONG)
         await streams.until_load(0, num_running_reqs=2)
-        asked = streams.asked
+        sent = streams.sent
         await streams.disconnect()
-        assert all(task.cancelled() for task in asked), "they ended by themselves"
+        assert all(task.cancelled() for task in sent), "they ended by themselves"
         await until_idle(streams)
 
 
 async def test_hanging_up_while_waiting_for_the_first_token(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as waiting, Streams(tiny_graph) as running:
         await running.open(3, rank=0)
-        waiting.ask(3, rank=0)
-        waiting.ask(3, rank=0, stream=True)
+        waiting.send(3, rank=0)
+        waiting.send(3, rank=0, stream=True)
         await running.until_load(0, num_running_reqs=3, num_waiting_reqs=6)
         await waiting.disconnect()
         await running.until_load(0, num_running_reqs=3, num_waiting_reqs=0)
@@ -59,8 +59,8 @@ async def test_hanging_up_while_waiting_for_the_first_token(tiny_graph: ServeGra
 async def test_many_that_hang_up_at_once_leave_the_rank_as_it_was(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
         for _ in range(5):
-            streams.ask(4, rank=0, **LONG)
-            streams.ask(4, rank=0, stream=True, **LONG)
+            streams.send(4, rank=0, **LONG)
+            streams.send(4, rank=0, stream=True, **LONG)
             await streams.until_load(0, num_running_reqs=3, num_waiting_reqs=5)
             await streams.disconnect()
         await until_idle(streams)

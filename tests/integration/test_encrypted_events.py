@@ -46,7 +46,7 @@ def graph(graphs: Graphs, tiny_model: str, keys: Path) -> Iterator[ServeGraph]:
 
 @pytest.fixture
 def follow(keys: Path, tmp_path: Path) -> Iterator[Callable[[str], Callable[[], str]]]:
-    """Runs the example with the router's key; what it returns reads what the example has printed."""
+    """Starts the example with the router's key; returns a function that reads what it has printed."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(url: str) -> Callable[[], str]:
@@ -64,7 +64,7 @@ def follow(keys: Path, tmp_path: Path) -> Iterator[Callable[[str], Callable[[], 
 
 
 def subscribe(context: zmq.Context[Any], address: str, keys: tuple[bytes, bytes, bytes] | None) -> Any:
-    """A SUB at `address`, with own public, own secret and server's public key if it has keys."""
+    """A SUB at `address`, with these keys, if any: own public, own secret, the server's public one."""
     sub = context.socket(zmq.SUB)
     sub.setsockopt(zmq.LINGER, 0)
     sub.subscribe(b"")
@@ -97,12 +97,14 @@ def test_the_router_follows_and_no_client_without_a_key_receives_anything(
         assert refused >= 1
         prompts = iter(range(1000, 40_000, 100))
 
-        def ask() -> str:
+        def complete_and_read() -> str:
             first = next(prompts)
             graph.complete(list(range(first, first + 100)))
             return printed()
 
-        assert wait_until(ask, "the allowed client receives something").startswith("rank 0  seq")
+        assert wait_until(complete_and_read, "the allowed client receives something").startswith(
+            "rank 0  seq"
+        )
         assert not plain.poll(0)
         assert not unknown.poll(0)
         for sub in (plain, unknown):

@@ -120,7 +120,7 @@ async def test_a_full_queue_says_when_to_try_again(tiny_graph: ServeGraph) -> No
     scheduler = tiny_graph.config["applications"][0]["args"]["engine"]["scheduler"]
     async with Streams(tiny_graph) as streams:
         await streams.open(scheduler["max_running_requests"], rank=0)
-        streams.ask(scheduler["max_waiting_requests"], rank=0)
+        streams.send(scheduler["max_waiting_requests"], rank=0)
         await streams.until_load(0, num_running_reqs=3, num_waiting_reqs=24)
         one_more = await streams.http.post(
             "/v1/completions", json=TEXT, headers={"X-Data-Parallel-Rank": "0"}

@@ -31,8 +31,8 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
     async with Streams(graph) as streams:
         survivors = await streams.open(3, rank=0, max_tokens=1000)
         doomed = await streams.open(3, rank=1, max_tokens=1000)
-        # Both ranks run all they may, so that these wait: whichever rank they are on, none has begun.
-        streams.ask(12)
+        # Both ranks run as many requests as they may, so that these wait on either rank and none has begun.
+        streams.send(12)
         await until(lambda: all_wait(streams), "requests that wait on rank 1")
         os.kill(before["internal_states"][1]["pid"], signal.SIGKILL)
 
@@ -44,10 +44,10 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
         await until(lambda: is_back(streams, before), "rank 1 back", RETURN_S)
         arrivals.cancel()
         await asyncio.wait([arrivals])
-        answers = await asyncio.gather(*streams.asked)
+        answers = await asyncio.gather(*streams.sent)
         assert [answer.status_code for answer in answers] == [200] * len(answers)
         assert {answer.headers["x-dp-rank"] for answer in answers[:12]} == {"0"}, "retried where ranks live"
-        await says_where_they_failed(streams, answers[:12])
+        await check_receipts(streams, answers[:12])
         await until(lambda: all(stream.ended is not None for stream in survivors), "the others' end", 60)
         assert [stream.ended for stream in survivors] == ["[DONE]"] * 3
 
@@ -63,7 +63,7 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
     assert replica_before is not None
     assert known["trust"] == "exact"
     assert known["replica_id"] != replica_before["replica_id"]
-    # What only the dead rank held is nowhere: the router knows as much as the rank, which finds nothing.
+    # Blocks that only the dead rank held are gone: the router knows as few as the new rank.
     assert known["num_blocks"] == after["internal_states"][1]["num_cached_blocks"]
     assert known["num_blocks"] < replica_before["num_blocks"]
     assert cached_tokens(graph.complete(prompt, rank=1)) == 0
@@ -75,10 +75,10 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
 
 async def all_wait(streams: Streams) -> bool:
     waiting: list[int] = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
-    return sum(waiting) == len(streams.asked) and waiting[1] > 0
+    return sum(waiting) == len(streams.sent) and waiting[1] > 0
 
 
-async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]) -> None:
+async def check_receipts(streams: Streams, answers: list[httpx.Response]) -> None:
     """The receipts of those that waited on rank 1 have an attempt there and one on rank 0."""
     paths = [f"/router/decisions/{answer.json()['id']}" for answer in answers]
     receipts = [(await streams.http.get(path)).json() for path in paths]

@@ -13,7 +13,7 @@ from tests.support.graph.streams import Streams
 
 RETURN_S = 60
 ARRIVAL_S = 0.2
-"""So slow that all who wait for a router find room in the ranks' queues when it comes."""
+"""So slow that all requests that wait for a router find room in the ranks' queues when it comes."""
 
 
 async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(tiny_graph: ServeGraph) -> None:
@@ -37,8 +37,8 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
         assert survivor.num_pieces > num_pieces + 100, "tokens need no router"
         arrivals.cancel()
         await asyncio.wait([arrivals])
-        answers = await asyncio.gather(*streams.asked)
-        assert len(answers) >= 5, "hardly anything asked meanwhile"
+        answers = await asyncio.gather(*streams.sent)
+        assert len(answers) >= 5, "hardly any requests meanwhile"
         assert [answer.status_code for answer in answers] == [200] * len(answers)
 
     assert graph.pids("Router") != [router]

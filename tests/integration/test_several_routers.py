@@ -17,10 +17,10 @@ from tests.support.graph.serve_graph import ServeGraph
 LONG_TOKENS = 3000
 """One step of some tenths of a second, in which a rank can report nothing."""
 MORE_TOKENS = 100
-"""That rank 1 has to compute: whoever doesn't know of a short request on rank 0 goes there."""
+"""More for rank 1 than for rank 0: a router that doesn't know of a short request on rank 0 chooses rank 0."""
 SHORT_TOKENS = 200
 PAIRS = 3
-"""That two different routers choose for."""
+"""Pairs whose requests two different routers have chosen for."""
 
 
 @pytest.fixture
@@ -68,23 +68,23 @@ class Pair(NamedTuple):
 
 
 class Client:
-    """Sends requests, each of which one router chooses for, and another hears of."""
+    """Sends requests, for each of which one router chooses a rank and informs the other."""
 
-    def __init__(self, http: httpx.AsyncClient, heard_before: int) -> None:
+    def __init__(self, http: httpx.AsyncClient, received_before: int) -> None:
         self._http = http
-        self._num_sent = heard_before
+        self._num_sent = received_before
 
     async def choose_pair(self) -> Pair:
-        """Two requests that come while both ranks are amid a step.
+        """Two requests that arrive while both ranks are in the middle of a step.
 
-        The second comes when the other router has heard of the first.
+        The second is sent once the other router has received the reservation of the first.
         """
         busy = [self._send(LONG_TOKENS + rank * MORE_TOKENS, rank) for rank in (0, 1)]
-        await until(self._is_heard, "the routers have heard of both")
+        await until(self._all_received, "both reservations at the other router")
         pair = []
         for _ in range(2):
             pair.append(self._send(SHORT_TOKENS))
-            await until(self._is_heard, "the other router has heard of it")
+            await until(self._all_received, "the reservation at the other router")
         answers = await asyncio.gather(*pair)
         await asyncio.gather(*busy)
         receipts = [
@@ -104,7 +104,7 @@ class Client:
         assert response.status_code == 200, response.text
         return response
 
-    async def _is_heard(self) -> bool:
+    async def _all_received(self) -> bool:
         return await num_peer_reservations(self._http) == self._num_sent
 
 

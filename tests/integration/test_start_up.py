@@ -1,4 +1,4 @@
-"""A configuration that can't work says so: at once in `python -m app.check`, in its log in `serve run`."""
+"""A configuration that can't work is refused: at once by `python -m app.check`, in its log by `serve run`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(tiny_model: str) -> Json:
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A free row of ports whose second one is taken."""
+    """The first of 8 consecutive ports, of which the second is taken and the others are free."""
     port = find_free_ports(8)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port + 1))

@@ -1,4 +1,4 @@
-"""Hub ids: a cache in Hugging Face's layout, a hub on loopback, and none at all."""
+"""Hub ids: with a cache in Hugging Face's layout, with a hub on loopback, and without a network."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ def test_what_an_id_looks_like(path: str, expected: bool) -> None:
 
 
 def resolve(repo_id: str, cache: Path, endpoint: str, **environment: str) -> tuple[str, str]:
-    """What `python -m app.models.store` prints; a process of its own, since huggingface_hub reads its
-    settings when it is imported."""
+    """What `python -m app.models.store` prints: stdout and stderr.
+
+    It runs in a process of its own, since huggingface_hub reads its settings when it is imported.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "app.models.store", repo_id],
         cwd=ROOT,
@@ -93,7 +95,7 @@ def test_without_network(tmp_path: Path, environment: dict[str, str], names: tup
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as downloads ask for; it has `org/one` and `org/sharded`."""
+    """The part of the Hub that downloads use; it has `org/one` and `org/sharded`."""
 
     repositories: ClassVar = {
         "org/one": SMALL | NOT_NEEDED | {"model.safetensors": b"whole"},

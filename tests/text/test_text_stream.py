@@ -1,4 +1,4 @@
-"""TextStream: whole characters, no stop string, and together exactly the decoded text."""
+"""TextStream: whole characters, no stop string, and all pieces together are the decoded text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(stream: TextStream, token_ids: Iterable[int]) -> str:
 
 
 def until_stop(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
-    """What the matcher promises, said naively: the match complete first, the longest of several."""
+    """A naive matcher: the match that is complete first, the longest of several."""
     for end in range(len(text) + 1):
         ending = [s for s in stop if text[:end].endswith(s)]
         if ending:

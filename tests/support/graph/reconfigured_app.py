@@ -1,8 +1,8 @@
 """Rank, router and ingress of one application, which take another configuration without a new process.
 
-What starting replicas costs is their imports, seconds of a core for each. So here Serve's `user_config` holds
-the `args` of `app.build`, and with them the rank is constructed anew where it is; the ingress keeps all but
-its settings. Both are the product's own classes.
+Starting a replica takes seconds of a core for its imports. So here Serve's `user_config` holds the `args` of
+`app.build`: with them the rank is constructed again in its process, and the ingress changes its settings.
+Both are the product's own classes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ReconfiguredRank(DPRank):
 
 
 class ReconfiguredIngress(Ingress):
-    """Answers by the settings that came last."""
+    """Answers by the settings that it received last."""
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
         """Take these settings."""
@@ -45,7 +45,7 @@ class ReconfiguredIngress(Ingress):
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """The graph, whose deployments `DPRank` and `Ingress` want a `user_config` like `args`."""
+    """The graph; its deployments `DPRank` and `Ingress` take a `user_config` like `args`."""
     config = load_config(args)
     events = parse_kv_events(config)
     user_config = dict(args)

@@ -16,7 +16,7 @@ MISCONFIGURED = "KV events are misconfigured"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server said when its application had these `args`."""
+    """The server's answers while its application had these `args`."""
 
     args: Json
     status: int
@@ -31,9 +31,9 @@ class ReconfiguredGraph(ServeGraph):
         super().__init__(config)
         self._num_blocks = config["applications"][0]["args"]["engine"]["cache"]["num_blocks"]
 
-    def ask(self, kv_events_config: str | None) -> Answer:
-        """What `/server_info` says once rank and ingress have this `kv_events_config`."""
-        # A number that only these settings have: where it is seen, they are in force.
+    def answer_with(self, kv_events_config: str | None) -> Answer:
+        """The answer of `/server_info` once rank and ingress have this `kv_events_config`."""
+        # A number that only these settings have: a part that reports it has taken them.
         self._num_blocks += 1
         changes = {
             "kv_events_config": kv_events_config,

@@ -55,7 +55,7 @@ def kv_events(dp_size: int) -> Json:
 
 
 def tiny_args(model: str) -> Json:
-    """Two ranks of one pace on every machine: streams must last longer than a test needs to break them."""
+    """Two ranks, equally slow on every machine: streams must last longer than a test needs to break them."""
     return {
         "model": {"path": model, "served_name": "tiny", "dtype": "float32"},
         "engine": {

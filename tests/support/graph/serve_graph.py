@@ -133,12 +133,12 @@ class ServeGraph:
         return response.json()
 
     def load(self, rank: int) -> Json:
-        """The load that `rank` says it has."""
+        """The load that `rank` reports."""
         load: Json = self._internal_states()[rank]["load"]
         return load
 
     def router_rank(self, rank: int) -> Json | None:
-        """What the router believes of `rank`; None if it doesn't know it."""
+        """The router's view of `rank`; None if it doesn't know it."""
         return next((each for each in self.get("/router/ranks") if each["rank"] == rank), None)
 
     def complete(self, prompt: str | list[int], *, rank: int | None = None, **fields: Any) -> httpx.Response:
@@ -166,7 +166,7 @@ class ServeGraph:
         wait_until(self._is_followed, f"the router has every rank's blocks: {self.get('/router/ranks')}")
 
     def snapshots(self) -> dict[int, Json]:
-        """What every rank itself says that its cache holds: rank → `epoch`, `seq`, `block_hashes`."""
+        """Every rank's cache, as the rank itself reports it: rank → `epoch`, `seq`, `block_hashes`."""
         script = Path(__file__).with_name("rank_snapshots.py")
         application = self.config["applications"][0]["name"]
         output = subprocess.run(

@@ -62,7 +62,7 @@ class Streams:
     def __init__(self, graph: ServeGraph) -> None:
         limits = httpx.Limits(max_connections=None)
         self.http = httpx.AsyncClient(base_url=graph.url, timeout=120, limits=limits)
-        self.asked: list[asyncio.Task[httpx.Response]] = []
+        self.sent: list[asyncio.Task[httpx.Response]] = []
         self._open: list[Stream] = []
         self._num_prompts = 0
 
@@ -85,30 +85,30 @@ class Streams:
         await until(lambda: all(stream.num_pieces > 1 for stream in streams), "text on every stream")
         return streams
 
-    def ask(self, count: int = 1, rank: int | None = None, **fields: Any) -> None:
-        """`count` requests whose answers come in one piece, in the background; kept in `asked`."""
+    def send(self, count: int = 1, rank: int | None = None, **fields: Any) -> None:
+        """`count` requests for answers in one piece, in the background; kept in `sent`."""
         for _ in range(count):
             request = self._request(rank, {"max_tokens": 4} | fields)
-            self.asked.append(asyncio.create_task(self.http.send(request)))
+            self.sent.append(asyncio.create_task(self.http.send(request)))
 
     async def arrive_until_cancelled(self, every_s: float = 0.1) -> None:
-        """A short request every now and then."""
+        """Send a short request every `every_s` seconds."""
         while True:
-            self.ask()
+            self.send()
             await asyncio.sleep(every_s)
 
     async def disconnect(self) -> None:
         """Close every connection, answered or not."""
-        for task in self.asked:
+        for task in self.sent:
             task.cancel()
-        if self.asked:
-            await asyncio.wait(self.asked)
+        if self.sent:
+            await asyncio.wait(self.sent)
         for stream in self._open:
             await stream.disconnect()
-        self.asked, self._open = [], []
+        self.sent, self._open = [], []
 
     async def load(self, rank: int) -> Json:
-        """The load that `rank` says it has."""
+        """The load that `rank` reports."""
         info = (await self.http.get("/server_info")).json()
         load: Json = info["internal_states"][rank]["load"]
         return load
