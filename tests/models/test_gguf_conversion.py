@@ -22,7 +22,7 @@ from app.engine.torch.model.architecture import read_architecture
 from app.errors import UnsupportedModelError
 from app.models.gguf_conversion import convert
 from app.text.tokenizer import Tokenizer
-from tests.support.tiny_gguf import (
+from tests.support.models.tiny_gguf import (
     HEAD_DIM,
     HEADS,
     HIDDEN,

@@ -24,7 +24,7 @@ from app.errors import ModelIntegrityError, ModelNotFoundError, UnsupportedModel
 from app.models.known_models import KNOWN_MODELS, KnownModel
 from app.models.store import resolve_model, served_name
 from tests.support.deadlines import wait_until
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.models.tiny_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 REAL = "smollm2-135m-instruct"
