@@ -15,7 +15,7 @@ from app.events.descriptor import read_descriptor
 from tests.support.deadlines import wait_until
 from tests.support.free_ports import find_free_ports
 from tests.support.graph.graphs import Graphs
-from tests.support.graph.reconfigured_graph import Answer, ReconfiguredGraph
+from tests.support.graph.reconfigurable_graph import Answer, ReconfigurableGraph
 from tests.support.graph.serve_config import merged, serve_config
 
 ENDPOINT = "tcp://127.0.0.1:5557"
@@ -71,7 +71,7 @@ def tiniest_model(new_tiny_llama: Callable[..., Path]) -> str:
 
 
 @pytest.fixture(scope="module")
-def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
+def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfigurableGraph]:
     graphs.stop()
     config = serve_config(
         {
@@ -83,8 +83,8 @@ def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
             }
         }
     )
-    config["applications"][0]["import_path"] = "tests.support.graph.reconfigured_app:build"
-    graph = ReconfiguredGraph(config)
+    config["applications"][0]["import_path"] = "tests.support.graph.reconfigurable_app:build"
+    graph = ReconfigurableGraph(config)
     graph.start()
     try:
         graph.wait_until_ready()
@@ -94,7 +94,7 @@ def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
 
 
 @pytest.fixture(scope="module")
-def null_answers(graph: ReconfiguredGraph) -> dict[str, Answer]:
+def null_answers(graph: ReconfigurableGraph) -> dict[str, Answer]:
     return {case: graph.answer_with(config) for case, config in NULL.items()}
 
 
@@ -122,7 +122,7 @@ def test_the_descriptor_is_null_and_everything_else_is_there(
 
 
 @pytest.mark.parametrize("host", VERBATIM_HOSTS)
-def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfiguredGraph, host: str) -> None:
+def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfigurableGraph, host: str) -> None:
     base = find_free_ports(3)
     config = {
         "publisher": "zmq",
@@ -160,7 +160,7 @@ def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfiguredGraph, host: 
 
 
 def test_each_misconfiguration_is_logged_once_as_a_warning_with_the_rule_that_it_breaks(
-    graph: ReconfiguredGraph, null_answers: dict[str, Answer]
+    graph: ReconfigurableGraph, null_answers: dict[str, Answer]
 ) -> None:
     wait_until(lambda: len(graph.misconfigurations()) >= len(BROKEN), "the log's last lines")
     lines = graph.misconfigurations()
@@ -170,7 +170,7 @@ def test_each_misconfiguration_is_logged_once_as_a_warning_with_the_rule_that_it
     assert len(lines) == len(BROKEN)
 
 
-def test_without_a_positive_block_size_there_is_no_application(graph: ReconfiguredGraph) -> None:
+def test_without_a_positive_block_size_there_is_no_application(graph: ReconfigurableGraph) -> None:
     """The only null case of SGLang's that the settings make impossible."""
     (application,) = graph.config["applications"]
     args = merged(application["args"], {"engine": {"cache": {"block_size": 0}}})

@@ -24,7 +24,7 @@ class Answer:
     alias: Json
 
 
-class ReconfiguredGraph(ServeGraph):
+class ReconfigurableGraph(ServeGraph):
     """One application whose settings are changed through Serve's REST API while it runs."""
 
     def __init__(self, config: Json) -> None:

@@ -22,7 +22,7 @@ from app.events.endpoints import parse_kv_events
 CONTROL = {"num_cpus": 0}
 
 
-class ReconfiguredRank(DPRank):
+class ReconfigurableRank(DPRank):
     """Constructed by `reconfigure`, which Serve calls before the first request too."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class ReconfiguredRank(DPRank):
         await super().__init__(config, parse_kv_events(config))
 
 
-class ReconfiguredIngress(Ingress):
+class ReconfigurableIngress(Ingress):
     """Answers by the settings that it received last."""
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
@@ -50,9 +50,9 @@ def build(args: Mapping[str, Any]) -> Application:
     events = parse_kv_events(config)
     user_config = dict(args)
     ranks = serve.deployment(name="DPRank", ray_actor_options=CONTROL, user_config=user_config)(
-        ReconfiguredRank
+        ReconfigurableRank
     ).bind()
     router = serve.deployment(name="Router", ray_actor_options=CONTROL)(Router).bind(config, events, ranks)
     return serve.deployment(name="Ingress", ray_actor_options=CONTROL, user_config=user_config)(
-        ReconfiguredIngress
+        ReconfigurableIngress
     ).bind(config, events, router, ranks)
