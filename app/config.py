@@ -35,20 +35,20 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 """A token as RFC 9110 has it (5.6.2)."""
 
 _TAKEN_HEADERS = re.compile(
-    # What connections, proxies and HTTP itself set or take away (RFC 9110, 7.6.1 and 7.6.3; RFC 7239),
+    # What connections, proxies and HTTP itself set or remove (RFC 9110, 7.6.1 and 7.6.3; RFC 7239),
     r"connection|keep-alive|te|trailer|transfer-encoding|upgrade|host|expect|date|via|forwarded|proxy-.*"
     r"|x-forwarded-(for|host|port|proto)"
-    # what clients say of themselves and their bodies,
+    # what clients send about themselves and their bodies,
     r"|content-.*|accept|accept-.*|authorization|cookie|origin|referer|user-agent"
     # and what Ray Serve or the API reads: the first of them is in logs and answers.
     r"|x-request-(id|timeout-seconds|disconnect-disabled)|x-session-id|serve-multiplexed-model-id"
     r"|x-data-parallel-rank"
 )
-"""Headers that mean something else already, in small letters and with hyphens."""
+"""Headers that already have another meaning, in lower case and with hyphens."""
 
 
 class Settings(BaseModel):
-    """Base of every settings model: immutable, unknown keys and numbers without end refused."""
+    """Base of every settings model: immutable, unknown keys and infinite numbers refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -131,7 +131,7 @@ class RoutingConfig(Settings):
         "`prefix_affinity` longest cached prefix where not overloaded; `session` by the header x-session-id.",
     )
     num_routers: PositiveInt = Field(1, description="Router replicas; each follows every rank.")
-    discovery_interval_s: float = Field(0.5, ge=0.05, description="Seconds between looks at the ranks.")
+    discovery_interval_s: float = Field(0.5, ge=0.05, description="Seconds between polls of the ranks.")
     reservation_timeout_s: PositiveFloat = Field(
         5.0, description="Seconds after which a reservation that no rank acknowledged is dropped."
     )

@@ -12,18 +12,18 @@ FinishReason = Literal["stop", "length", "error"]
 MAX_LOGPROBS = 20
 """Likeliest tokens whose logprobs a request may ask for, beside each output token's own."""
 MAX_SOURCE_CHARS = 65_536
-"""Characters of a schema, regex, grammar or list of choices at most: what compiles within about a second."""
+"""Longest schema, regex, grammar or list of choices in characters: it compiles within about a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutput:
-    """A constraint as it was asked for.
+    """A constraint as the request gives it.
 
     Attributes:
-        kind: what `source` is.
+        kind: the kind of constraint that `source` holds.
         source: a JSON schema or a list of choices, both as JSON; a regex; a grammar in Lark's or llama.cpp's
             notation.
-        field: the request's field that `source` came in, for errors.
+        field: the request's field that held `source`, for errors.
 
     Raises:
         InvalidRequestError: the source is too long.
@@ -50,10 +50,10 @@ class SamplingParams:
         temperature: 0 takes the likeliest token (as does anything below 1e-5).
         top_k: only the k likeliest tokens; 0 is off.
         top_p: only the fewest likeliest tokens whose probabilities reach this sum; 1 is off.
-        seed: gives the same tokens whatever else is in the batch; None draws one.
+        seed: gives the same tokens in any batch; None draws one.
         stop: strings that end the output.
         stop_token_ids: tokens that end the output, and are its last.
-        ignore_eos: go on after the model's end-of-sequence tokens.
+        ignore_eos: continue after the model's end-of-sequence tokens.
         min_tokens: output tokens before which no end-of-sequence or stop token comes and no stop string is
             looked for. A structured output that is complete ends all the same.
         min_p: only tokens at least this fraction as likely as the likeliest; 0 is off.
@@ -63,7 +63,7 @@ class SamplingParams:
             negative ones (https://arxiv.org/abs/1909.05858); 1 is off.
         logit_bias: token id to what is added to its logit.
         logprobs: how many likeliest tokens' logprobs to give beside each output token's own; None is off.
-        structured_output: what the output must be.
+        structured_output: the constraint that the output must satisfy.
 
     Raises:
         InvalidRequestError: a value is out of range.
@@ -130,12 +130,12 @@ class TokenLogprobs:
     """Natural logarithms of probabilities at one place of an output.
 
     They are of the raw distribution, `log_softmax` of the model's logits in float32, as OpenAI and vLLM give
-    them: what the request asks of sampling changes the choice, but not these. So the chosen token may be none
-    of the likeliest.
+    them: the request's sampling parameters change the choice, but not these. So the chosen token may not be
+    among the likeliest.
 
     Attributes:
         logprob: the chosen token's.
-        likeliest: (token id, logprob) of as many as were asked for, the likeliest first.
+        likeliest: (token id, logprob) pairs, as many as the request wants, the likeliest first.
     """
 
     logprob: float
@@ -147,8 +147,8 @@ class TokenChunk:
     """What one engine step added to a sample of a request.
 
     `finish_reason` is None while the sample goes on, else `stop` or `length`. `index` is the sample's number;
-    the stream ends when every sample has. The prompt's tokens are the same in every chunk: they count once.
-    `logprobs` has one entry per token if the request asked for them.
+    the stream ends when every sample has. The numbers of prompt tokens are the same in every chunk, and count
+    once. `logprobs` has one entry per token if the request wants them.
     """
 
     token_ids: list[int]

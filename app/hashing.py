@@ -24,7 +24,7 @@ _TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
 
 
 def seed(cache_salt: str | None) -> bytes:
-    """The parent digest of a first block: empty, or 32 bytes that keep a salt's blocks apart."""
+    """The parent digest of a first block: empty, or 32 bytes that separate a salt's blocks from others."""
     if cache_salt is None:
         return ROOT
     return hashlib.sha256(_SALT_PREFIX + cache_salt.encode()).digest()
@@ -35,9 +35,9 @@ def tenant_salt(tenant: str, cache_salt: str | None) -> str:
 
         shake_256(prefix ‖ length of the name as uint32 little-endian ‖ name ‖ [ "\\0" ‖ the body's salt ])
 
-    The length (in bytes) comes first, so what is hashed reads in one way only, and no two pairs of name and
-    body's salt have a salt in common. It is `MAX_SALT_CHARS` bytes in hexadecimal digits, twice as long as a
-    body's may be: no body's salt is a tenant's.
+    The length (in bytes) comes first, so the hashed bytes can be parsed in one way only, and no two pairs of
+    name and body's salt have a salt in common. The result is `MAX_SALT_CHARS` bytes in hexadecimal digits,
+    twice as long as a body's salt may be: no body's salt equals a tenant's.
     """
     name = tenant.encode()
     own = b"" if cache_salt is None else b"\0" + cache_salt.encode()

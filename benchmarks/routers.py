@@ -28,7 +28,7 @@ from app.deployments.router.peer_routers import PeerRouters
 from app.deployments.router.router import Router
 from app.events.endpoints import KvEvents, parse_kv_events
 from app.events.schema import LoadStat
-from benchmarks.graphs.arguments import list_of, positive
+from benchmarks.arguments import list_of, positive
 from benchmarks.graphs.graph import APP_NAME, running_ray
 
 BLOCKS, BLOCK_SIZE = 64, 16

@@ -32,7 +32,7 @@ from app.simulation.traces.files import read_cluster
 from app.simulation.traces.request import SimulatedRequest, speed_up
 from app.simulation.traces.shared_prefixes import SharedPrefixes
 from app.simulation.traces.trace import read_trace
-from benchmarks.graphs.arguments import list_of, positive
+from benchmarks.arguments import list_of, positive
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from app.simulation.config import DELAYED, ClusterConfig
 from app.simulation.simulator import simulate
 from app.simulation.traces.shared_prefixes import SharedPrefixes
-from benchmarks.graphs.arguments import list_of, positive
+from benchmarks.arguments import list_of, positive
 
 REQUESTS_PER_S = 2.0
 """For each rank."""

@@ -1,4 +1,4 @@
-"""Every shipped configuration is one that the start accepts."""
+"""Every shipped configuration is accepted at the start."""
 
 from __future__ import annotations
 

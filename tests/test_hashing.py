@@ -93,7 +93,7 @@ def test_a_tenants_salt_is_what_its_formula_says() -> None:
 
 
 def test_a_tenants_salt_is_none_that_a_body_can_carry() -> None:
-    """So a tenant's blocks aren't there for whoever reaches a rank through an ingress without tenants."""
+    """So a client that reaches a rank through an ingress without tenants can't hit a tenant's blocks."""
     ours = hashing.tenant_salt("a", "b")
     assert len(ours) > hashing.MAX_SALT_CHARS
     others = [None, "a", "b", "ab", "a\0b", ours[: hashing.MAX_SALT_CHARS]]

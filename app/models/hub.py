@@ -1,7 +1,7 @@
 """Models of the Hugging Face Hub: from its local cache if that holds them, else downloaded into it.
 
 The cache is Hugging Face's own (`HF_HUB_CACHE`, by default ~/.cache/huggingface/hub), which other programs
-share; a token for gated models is read where theirs is (`HF_TOKEN`).
+share. A token for gated models is read from the same place as theirs (`HF_TOKEN`).
 """
 
 from __future__ import annotations

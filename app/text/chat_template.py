@@ -1,7 +1,7 @@
 """Chat messages to prompt text, with the model's own Jinja template.
 
-The environment is the one that templates are written for: what transformers' `apply_chat_template` gives
-them. The sandbox keeps a template from reaching Python or changing the messages.
+The environment is the one that templates are written for, that of transformers' `apply_chat_template`. The
+sandbox prevents a template from reaching Python or changing the messages.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class ChatTemplate:
     """A compiled template. Rendering from several threads at once is safe."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """
+        """Compile the template.
+
         Args:
+            source: the template's Jinja text.
             special_tokens: what the template sees as `bos_token`, `eos_token` and so on.
 
         Raises:
@@ -40,7 +42,8 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **variables: Any
     ) -> str:
-        """
+        """The prompt's text.
+
         Raises:
             InvalidRequestError: the template refuses the messages, or can't handle them.
         """
@@ -49,9 +52,8 @@ class ChatTemplate:
         given |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return self._template.render(given)
-        except (
-            Exception
-        ) as error:  # foreign code over the client's data: any exception means "not these messages"
+        # The template is foreign code over the client's data: any exception means "not these messages".
+        except Exception as error:
             raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
@@ -68,7 +70,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks text to train on; in serving only its body counts."""
+    """`{% generation %}…{% endgeneration %}` marks text to train on; serving uses only its body."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
 

@@ -1,4 +1,4 @@
-"""Calls native code that recurses as deep as its input says, where a usual stack would end the process."""
+"""Calls native code that recurses as deeply as its input is nested, which overflows usual stacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 STACK_BYTES = 256 * 2**20
-"""Address space, not memory: only what a call reaches is ever backed by pages."""
+"""Address space, not memory: the kernel backs only the pages that a call reaches."""
 
 _starting = threading.Lock()
 
@@ -26,7 +26,7 @@ def call_on_deep_stack(function: Callable[[], Result]) -> Result:
             outcome.set_exception(error)
 
     thread = threading.Thread(target=run, name="deep-stack", daemon=True)
-    # The size is a setting of the process, which the next thread to start is given.
+    # The size is a setting of the process, and applies to the next thread that starts.
     with _starting:
         usual = threading.stack_size(STACK_BYTES)
         try:

@@ -1,4 +1,4 @@
-"""Grammars over a model's tokens: which may come next, so that an output becomes what was asked for.
+"""Grammars over a model's tokens: which may come next, so that an output satisfies the request's constraint.
 
 llguidance compiles and runs them; its dialects are what clients write: JSON Schema, Rust's regex syntax, Lark
 (https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md) or llama.cpp's GBNF.
@@ -20,21 +20,22 @@ from app.text.deep_stack import call_on_deep_stack
 logger = logging.getLogger(__name__)
 
 CACHED_GRAMMARS = 64
-MAX_LINES, MAX_LINE = 8, 100  # of a reason; in lines and in characters
-# Without a bound a model may write white space until its length ends the output.
+MAX_LINES, MAX_LINE = 8, 100  # of a refusal's reason: lines, and characters of a line
+# Without a bound a model may write white space until the output reaches its longest length.
 WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
-# The library's own bounds on work: a few 10 ms for a step. Verbose errors would repeat the whole grammar.
+# The library's own bounds on work: tens of milliseconds for a step. Verbose errors would repeat the whole
+# grammar.
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
 
 class Grammar:
-    """How far one output has got in its grammar."""
+    """The state of one output in its grammar."""
 
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
 
     def allowed_tokens(self) -> bytes:
-        """One byte per token id: 0 where the token can't be next. A text that may end allows end-of-sequence.
+        """One byte per token id, 0 where the token can't be next. A text that may end allows end-of-sequence.
 
         Raises:
             RequestFailedError: the grammar is too complex to go on with.
@@ -58,7 +59,8 @@ class GrammarCompiler:
     """Makes grammars for one tokenizer. Every method may be called from several threads at once."""
 
     def __init__(self, tokenizer_json: str, eos_token_ids: Sequence[int]) -> None:
-        """
+        """Prepare the tokenizer.
+
         Args:
             tokenizer_json: the text of a Hugging Face tokenizer.json.
             eos_token_ids: tokens that end an output.
@@ -67,7 +69,7 @@ class GrammarCompiler:
         try:
             self._tokenizer = llguidance.LLTokenizer(tokenizer_json, eos_token=list(eos_token_ids) or None)
         except ValueError as error:
-            # Who asks for no structured output can be served all the same.
+            # Requests without structured output can be served all the same.
             logger.warning("no structured output with this tokenizer: %s", error)
         self._compiled = functools.lru_cache(CACHED_GRAMMARS)(self._compile)
 
@@ -77,10 +79,10 @@ class GrammarCompiler:
         return cls((folder / "tokenizer.json").read_text(encoding="utf-8"), eos_token_ids)
 
     def grammar(self, wanted: StructuredOutput) -> Grammar:
-        """A new output's grammar. What was compiled lately is not compiled again.
+        """A new output's grammar. The last compiled ones are kept and not compiled again.
 
         Raises:
-            InvalidRequestError: what is wanted doesn't compile, or no output could ever be that.
+            InvalidRequestError: the constraint doesn't compile, or no output can satisfy it.
         """
         return Grammar(self._compiled(wanted).deep_copy())
 
@@ -95,7 +97,7 @@ class GrammarCompiler:
         # It recurses along chains of rules or references, which may be thousands long.
         matcher = call_on_deep_stack(functools.partial(new_matcher, self._tokenizer, source))
         if not matcher.is_error():
-            # Shows what can never be satisfied, and prepares what all outputs begin with.
+            # Finds out whether it can be satisfied at all, and prepares the first step of every output.
             matcher.compute_logit_bias()
         if matcher.is_error():
             raise _refusal(wanted, matcher.get_error())
@@ -118,6 +120,6 @@ def _refusal(wanted: StructuredOutput, reason: str) -> InvalidRequestError:
 
 
 def _reason(text: str) -> str:
-    """The library's message with its lines cut: the source may be one of them, before what is wrong."""
+    """The library's message with its lines cut: the source may be one of them, before the fault."""
     lines = text.removesuffix("\n<non-verbose/>").strip().splitlines()
     return "\n".join(line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..." for line in lines[:MAX_LINES])

@@ -2,8 +2,8 @@
 
     token ids ──▶ Detokenizer ──▶ whole characters ──▶ StopMatcher ──▶ text for the client
 
-Each part holds back what could still change: the first the bytes of an unfinished character, the second text
-that may be the beginning of a stop string.
+Each part holds back what could still change: the detokenizer the bytes of an unfinished character, the
+matcher text that may be the beginning of a stop string.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Detokenizer:
         ids:   … | context | pending …
         text:  … released  | released up to `num_released`, then held back
 
-    Both borders of `context` lie between characters, so what `pending` adds to it is what it adds to
-    the whole. The context is there because some decoders treat a text's first token differently.
+    Both borders of `context` lie between characters, so `pending` adds the same text to it as to the whole.
+    The context is needed because some decoders treat a text's first token differently.
 
     For byte-level tokenizers the pieces add up to the decoding of all ids, invalid UTF-8 included. Decoders
     with byte fallback judge a whole run of bytes at once: there the pieces add up if the bytes are valid.
@@ -41,7 +41,7 @@ class Detokenizer:
         self._num_released = 0
 
     def push(self, token_id: int) -> str:
-        """The characters that are certain now and weren't before."""
+        """The characters that have become certain with this token."""
         self._pending.append(token_id)
         text = self._text_after(self._context, self._pending)
         num_certain = self._num_certain(text)
@@ -63,11 +63,11 @@ class Detokenizer:
         return self._decode(context + token_ids)[len(self._decode(context)) :]
 
     def _num_certain(self, text: str) -> int:
-        """How many characters of the pending `text` no later token can change."""
+        """The number of characters at the start of the pending `text` that no later token can change."""
         if not text.endswith(_REPLACEMENT):
             return len(text)
         if len(self._pending) <= _MAX_UNFINISHED:
-            # All of it waits: with byte fallback an unfinished character spoils its neighbours for a while.
+            # None is: with byte fallback an unfinished character changes its neighbours too.
             return 0
         num_unfinished = 1
         while num_unfinished < _MAX_UNFINISHED and text.endswith(_REPLACEMENT, 0, len(text) - num_unfinished):
@@ -75,9 +75,9 @@ class Detokenizer:
         return len(text) - num_unfinished
 
     def _shorten(self, text: str) -> None:
-        """Move the border right in a long run of invalid bytes, to the last place between characters.
+        """In a long run of invalid bytes, move the border right, to the last place between two characters.
 
-        A border inside a character shows: its two halves decode to other text than the whole.
+        A border inside a character is recognised by its halves, which decode to other text than the whole.
         """
         for size in range(len(self._pending) - 1, 0, -1):
             head, tail = self._pending[:size], self._pending[size:]
@@ -92,7 +92,7 @@ class Detokenizer:
 
 
 class StopMatcher:
-    """Finds the stop string that is complete first; of those that end together, the longest.
+    """Finds the stop string that is complete first; of several that end at the same place, the longest.
 
     The choice doesn't depend on how the text is cut into pieces.
     """
@@ -138,7 +138,7 @@ class StopMatcher:
 
 
 class TextStream:
-    """One answer's text while its tokens come.
+    """One answer's text while its tokens arrive.
 
     Attributes:
         matched: the stop string found, or None so far.
@@ -151,11 +151,12 @@ class TextStream:
         stop: Sequence[str] = (),
         min_tokens: int = 0,
     ) -> None:
-        """
+        """Start an answer.
+
         Args:
             decode: token ids to text.
             is_skipped: whether a token id has no text of its own (special tokens).
-            stop: strings of which the first one found ends the text.
+            stop: strings; the first one found ends the text.
             min_tokens: stop strings aren't looked for in the text of this many first tokens.
 
         Raises:
@@ -172,7 +173,7 @@ class TextStream:
         return self._matcher.matched
 
     def push(self, token_id: int) -> str:
-        """The text that may be shown after this token: maybe none, nothing once a stop string matched."""
+        """The text that may be shown after this token: possibly none; none after a stop string."""
         self._num_tokens += 1
         if self.matched is not None or self._is_skipped(token_id):
             return ""
@@ -180,7 +181,7 @@ class TextStream:
         return self._matcher.push(text) if self._num_tokens > self._min_tokens else text
 
     def flush(self) -> str:
-        """The rest, at the end of the answer. May still find a stop string in it."""
+        """The rest of the text, at the end of the answer. May still find a stop string in it."""
         if self.matched is not None:
             return ""
         return self._matcher.push(self._detokenizer.flush()) + self._matcher.flush()

@@ -1,4 +1,4 @@
-"""What a single token is: the bytes that it adds to a text, and how it is written down."""
+"""A single token's spelling: the bytes that it adds to a text, and how they are written for a reader."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class TokenSpelling:
     """One token.
 
     Attributes:
-        data: what it adds to the text in UTF-8: maybe part of a character; nothing for special tokens.
-        name: the same as text, bytes that are no whole character as `\\xf0`; a special token's own name.
+        data: the bytes it adds to the text in UTF-8, possibly part of a character; none for special tokens.
+        name: the same as text, with bytes that are no whole character as `\\xf0`; a special token's own name.
     """
 
     data: bytes
@@ -20,17 +20,17 @@ class TokenSpelling:
 
     @classmethod
     def of_text(cls, data: bytes) -> TokenSpelling:
-        """Of a token that is `data`."""
+        """The spelling of a token that adds `data`."""
         return cls(data, data.decode(errors="backslashreplace"))
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """Of a byte-level vocabulary's entry, in which a character stands for each byte (GPT-2's alphabet)."""
+    """The bytes of a byte-level entry, in which a character stands for each byte (GPT-2's alphabet)."""
     return b"".join(_ALPHABET.get(character) or character.encode() for character in token)
 
 
 def byte_fallback_bytes(token: str) -> bytes:
-    """Of a vocabulary's entry in which ▁ stands for a space, and <0x0A> for a byte that no entry has."""
+    """The bytes of an entry in which ▁ stands for a space, and <0x0A> for a byte that no other entry has."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return bytes.fromhex(token[3:5])
     return token.replace("▁", " ").encode()

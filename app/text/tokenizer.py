@@ -37,7 +37,7 @@ class Tokenizer:
         eos_token_ids: Sequence[int],
         chat_template: ChatTemplate | None,
     ) -> None:
-        # Serving never cuts or pads a prompt, whatever the file says.
+        # Serving never cuts or pads a prompt, also where the file asks for that.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -45,7 +45,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._added_texts = {token_id: token.content for token_id, token in added.items()}
-        # The library shows what its decoders are made of only in their pickled form, which is JSON.
+        # The library shows the parts of a decoder only in its pickled form, which is JSON.
         is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
         self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
         self.eos_token_ids = tuple(eos_token_ids)
@@ -53,10 +53,11 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """
+        """The tokenizer of a model's folder.
+
         Raises:
             ModelNotFoundError: the folder has no tokenizer.json.
-            UnsupportedModelError: a file that can't be read as what it should be.
+            UnsupportedModelError: a file can't be read.
         """
         backend = _read_backend(folder / "tokenizer.json")
         config = _read_json(folder / "tokenizer_config.json")
@@ -69,11 +70,11 @@ class Tokenizer:
         )
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of `text`; with `add_special_tokens` also what the tokenizer puts around a text.
+        """Token ids of `text`; with `add_special_tokens` also the tokens that the tokenizer adds to a text.
 
-        A special token's text inside `text`, a client's "<|im_end|>" say, becomes that token: chat templates
-        rely on it, and transformers does the same. Who serves untrusted text must know that a client can
-        write turn marks.
+        A special token's text inside `text`, for example a client's "<|im_end|>", becomes that token: chat
+        templates rely on it, and transformers does the same. So a client can write turn marks, which
+        operators that serve untrusted text must know.
 
         Raises:
             InvalidRequestError: `text` has a lone surrogate, which no UTF-8 can express.
@@ -96,7 +97,7 @@ class Tokenizer:
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The prompt text of a conversation; `variables` are what else the template may know (`tools`, …).
+        """The prompt text of a conversation; `variables` are what else the template may use (`tools`, …).
 
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
@@ -117,7 +118,7 @@ class Tokenizer:
         return TextStream(self.decode, self._is_skipped, stop, min_tokens)
 
     def spell(self, token_id: int) -> TokenSpelling:
-        """What the token is by itself; an id outside the vocabulary is nothing."""
+        """The token by itself; an id outside the vocabulary has no bytes and no name."""
         if token_id in self._special_ids:
             return TokenSpelling(b"", self._added_texts[token_id])
         if token_id in self._added_texts:
@@ -165,7 +166,7 @@ def _chat_template_source(folder: Path, config: Mapping[str, Any]) -> str | None
     if file.is_file():
         return file.read_text(encoding="utf-8")
     template = config.get("chat_template")
-    if isinstance(template, list):  # several by name; clients' messages want the default one
+    if isinstance(template, list):  # several by name; clients' messages take the default one
         return {entry["name"]: entry["template"] for entry in template}.get("default")
     return template
 

@@ -1,1 +1,1 @@
-"""What benchmarks of the whole graph share: starting it, its clients, watching its replicas."""
+"""What benchmarks of the whole graph share: starting it, and finding the processes of its replicas."""

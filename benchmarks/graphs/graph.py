@@ -28,14 +28,13 @@ PORTS_FROM, PORTS_TO = 20_000, 32_000
 def running_ray(config: AppConfig) -> Iterator[str]:
     """A Ray cluster and Serve's HTTP proxy, ended with the context; gives the base URL.
 
-    Ray is told of as many CPUs as the graph reserves, also on a machine with fewer: the ranks share the real
-    ones.
+    Ray gets as many CPUs as the graph reserves, also on a machine with fewer: the ranks share the real ones.
     """
     reserved = config.dp_size * config.resources.num_cpus
     reserved += CONTROL_CPUS * (config.routing.num_routers + config.ingress.num_ingresses)
     port = free_ports(1)
     try:
-        # "local" is a new cluster, whatever RAY_ADDRESS says.
+        # "local" is a new cluster, also where RAY_ADDRESS names another one.
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, math.ceil(reserved)),
@@ -76,7 +75,7 @@ def with_policy(args: Mapping[str, Any], policy: PolicyName, dp_size: int) -> di
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that nobody has bound now."""
+    """The first of `count` consecutive ports that are not bound now."""
     while True:
         first = random.randrange(PORTS_FROM, PORTS_TO - count)
         if all(_is_free(port) for port in range(first, first + count)):

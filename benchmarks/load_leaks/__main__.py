@@ -1,11 +1,11 @@
 """Whether load leaks: `python -m benchmarks.load_leaks --requests 10000 --aborting 0.3`.
 
-A real graph of a tiny random model; clients of whom some hang up at every stage; and one ingress killed
-(SIGKILL) half-way. Afterwards every router must count no load, and no rank hold a request or a referenced
-block. Twice more an ingress is killed: under a burst after which nothing comes that could cover what it left
-behind, and while long streams run, which ranks must end when nobody hears them any more.
+A real graph of a tiny random model; clients, some of which disconnect, at every stage of a request; and one
+ingress killed (SIGKILL) half-way. Afterwards every router must count no load, and no rank may hold a request
+or a referenced block. Twice more an ingress is killed: under a burst, after which no further traffic could
+hide what it left behind; and while long streams run, which ranks must end when no client receives them.
 
-Progress goes to stderr; stdout gets one JSON object. Exit status 1: something leaked or hung.
+Progress goes to stderr; stdout gets one JSON object. Exit status 1: load leaked, or a request hung.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.engine.narrow_model import VOCAB, write_served_model
 from benchmarks.graphs.graph import deployed, running_ray, with_policy
 from benchmarks.graphs.replicas import replica_pids
 from benchmarks.load_leaks.disconnects import HUNG, Crowd, Traffic
-from benchmarks.load_leaks.load_watch import LOOK_EVERY_S, READY_WITHIN_S, LoadWatch
+from benchmarks.load_leaks.load_watch import LoadWatch, wait_until
 
 LONG_STREAM_TOKENS = 1900
 BREAKS_WITHIN_S = 1.0
@@ -55,14 +55,16 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load_leaks", description=__doc__)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--aborting", type=float, default=0.3, help="share of the clients that hang up")
-    parser.add_argument("--clients", type=int, default=48, help="requests under way at most")
+    parser.add_argument(
+        "--aborting", type=float, default=0.3, help="share of the requests whose client disconnects"
+    )
+    parser.add_argument("--clients", type=int, default=48, help="requests in flight at most")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--routers", type=int, default=2)
-    parser.add_argument("--ingresses", type=int, default=2, help="of which one is killed")
-    parser.add_argument("--long-streams", type=int, default=12, help="that are open at the last kill")
-    parser.add_argument("--layers", type=int, default=4, help="of the model: how long a step takes")
-    parser.add_argument("--seed", type=int, default=1, help="of prompts and of moments of hanging up")
+    parser.add_argument("--ingresses", type=int, default=2, help="ingresses; one of them is killed")
+    parser.add_argument("--long-streams", type=int, default=12, help="streams that are open at the last kill")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the model; more make a step longer")
+    parser.add_argument("--seed", type=int, default=1, help="of prompts and of the moments of disconnecting")
     return parser
 
 
@@ -105,7 +107,7 @@ def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _drive(options: argparse.Namespace, url: str, num_requests: int, aborting: float) -> dict[str, Any]:
-    """So many of the crowd's requests, an ingress killed when half of them have ended."""
+    """Send `num_requests` from a crowd of clients, and kill an ingress when half of them have ended."""
     killed_at: list[float] = []
 
     def ended(count: int) -> None:
@@ -152,7 +154,11 @@ def _traffic_report(crowd: Crowd, seconds: float, killed_at: float) -> dict[str,
 
 
 async def _break_streams(options: argparse.Namespace, url: str) -> tuple[dict[str, Any], float]:
-    """Opens long streams, kills an ingress, and hangs up on those that it didn't carry; and when it died."""
+    """Open long streams, kill an ingress, and close the streams of the others.
+
+    Returns:
+        How many streams were opened and how many broke, and when the ingress was killed.
+    """
     _wait_for_ingresses(options.ingresses)
     async with _client(url) as http, AsyncExitStack() as stack:
         lines: list[AsyncIterator[str]] = []
@@ -168,7 +174,7 @@ async def _break_streams(options: argparse.Namespace, url: str) -> tuple[dict[st
 
 
 async def _breaks(lines: AsyncIterator[str]) -> bool:
-    """Whether a stream ends at once; one that an ingress that lives carries would take longer."""
+    """Whether a stream ends at once; one of an ingress that still runs would take longer."""
     try:
         async with asyncio.timeout(BREAKS_WITHIN_S):
             async for _ in lines:
@@ -181,16 +187,12 @@ async def _breaks(lines: AsyncIterator[str]) -> bool:
 
 
 def _wait_for_ingresses(count: int) -> None:
-    """Until Ray has replaced those that were killed."""
-    deadline = time.monotonic() + READY_WITHIN_S
-    while len(replica_pids("Ingress", os.getpid())) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError("no ingress came back")
-        time.sleep(LOOK_EVERY_S)
+    """Wait until Ray has replaced those that were killed."""
+    wait_until(lambda: len(replica_pids("Ingress", os.getpid())) >= count, "no ingress came back")
 
 
 def _kill_ingress() -> float:
-    """SIGKILL to one ingress; the monotonic time of that."""
+    """Kill one ingress with SIGKILL; returns the monotonic time of that."""
     os.kill(replica_pids("Ingress", os.getpid())[0], signal.SIGKILL)
     return time.monotonic()
 

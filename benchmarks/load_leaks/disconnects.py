@@ -1,4 +1,4 @@
-"""Clients of whom some hang up: before anything has begun, while they wait, half-way, or at the very end."""
+"""Clients, some of which disconnect: at once, while they wait, during the answer, or at its very end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import httpx
 Phase = Literal["at_once", "waiting", "streaming", "at_the_end"]
 
 HUNG = "hung"
-"""What failed with a request that had no end in time."""
+"""The failure of a request that did not end in time."""
 DONE: dict[str, Any] = {}
 AT_ONCE_S = 0.01
-"""Within this a request is sent, parsed and hashed, and a router asked, or not yet."""
+"""Within this time a request is sent, parsed and hashed, and perhaps a router called."""
 MAX_SAMPLES = 3
 SHARED_PREFIXES = 8
-"""Half of the prompts begin with one of so many."""
+"""Half of the prompts begin with one of these."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Traffic:
     """What the clients do.
 
     Attributes:
-        num_requests, num_clients: requests in all, and how many are under way at most.
-        aborting: share of the requests whose client hangs up, unless it was answered before.
-        token_ids: what prompts are made of.
+        num_requests, num_clients: requests in all, and how many are in flight at most.
+        aborting: share of the requests whose client disconnects, unless it was answered before.
+        token_ids: the tokens of prompts.
         max_prompt, max_tokens: longest prompt and longest answer in tokens.
-        end_within_s: a request without an end after this is given up as hung.
-        seed: of prompts and of moments.
+        end_within_s: a request that has not ended after this many seconds counts as hung.
+        seed: of prompts and of the moments of disconnecting.
     """
 
     num_requests: int
@@ -70,7 +70,7 @@ class Crowd:
 
     Attributes:
         outcomes: how many requests were `answered`, `aborted` and `failed`.
-        aborted: how many clients hung up, by phase.
+        aborted: how many clients disconnected, by phase.
         failures: every one with its monotonic time.
         longest: the request that took longest to any end.
     """
@@ -108,9 +108,9 @@ class Crowd:
             except (httpx.HTTPError, TimeoutError, AnswerBrokeOffError) as error:
                 outcome = "failed"
                 self.failures.append(Failure(_what(error), time.monotonic()))
-            self._note(outcome, time.monotonic() - started)
+            self._record(outcome, time.monotonic() - started)
 
-    def _note(self, outcome: str, seconds: float) -> None:
+    def _record(self, outcome: str, seconds: float) -> None:
         self.outcomes[outcome] += 1
         self.longest = max(self.longest, Ended(seconds, time.monotonic(), outcome))
         if outcome == "answered":
@@ -118,13 +118,13 @@ class Crowd:
         self._ended(self.outcomes.total())
 
     async def _ask(self, body: dict[str, Any], phase: Phase | None) -> str:
-        """Raises `AnswerBrokeOffError` unless the whole answer came, or the client hung up before."""
+        """`answered` or `aborted`; raises `AnswerBrokeOffError` for an answer that breaks off."""
         patience_s = {
             "at_once": self._rng.uniform(0, AT_ONCE_S),
             # Somewhere between sending and the end: in a queue, in prefill, in decoding.
             "waiting": self._rng.uniform(0, self._mean_latency_s),
         }.get(phase or "")
-        # Of the first tokens, whichever samples they are of.
+        # Counted over all samples.
         max_events = self._rng.randrange(1, body["max_tokens"] + 1) if phase == "streaming" else None
         try:
             async with asyncio.timeout(patience_s):
@@ -179,7 +179,7 @@ class Crowd:
 
 
 class AnswerBrokeOffError(Exception):
-    """A request got no whole answer. The message says what came instead."""
+    """A request got no whole answer. The message has the reason."""
 
 
 def _what(error: Exception) -> str:
@@ -199,7 +199,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 def _reason(body: bytes) -> str:
-    """An error's code, or the beginning of what isn't ours."""
+    """An error's code, or the beginning of a body that has none."""
     try:
         return str(json.loads(body)["error"]["code"])
     except (ValueError, LookupError, TypeError):

@@ -1,8 +1,9 @@
-"""What routers and ranks of a running graph count, all of them at once."""
+"""The load that all routers and ranks of a running graph count."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,19 @@ READY_WITHIN_S = 120.0
 SETTLED_S = 10.0
 """Within this all load must be gone."""
 STAYS_S = 2.5
-"""And stay gone: longer than ranks take between two reports, and routers between two looks."""
-LOOK_EVERY_S = 0.1
+"""And stay gone: longer than the time between two reports of a rank, or two polls of a router."""
+POLL_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Settling:
-    """What was left once nobody asked for anything.
+    """The load that was left once there were no clients any more.
 
     Attributes:
         seconds_until_zero: from the last client's end, or from the kill under long streams, until load was
             zero everywhere and stayed so; None if it didn't become so within `SETTLED_S`.
-        held: what routers and ranks still counted at the last look that found any.
-        tokens_in_held_blocks: summed over the ranks, at the last look.
+        held: what routers and ranks still counted at the last poll that found any load.
+        tokens_in_held_blocks: summed over the ranks, at the last poll.
     """
 
     seconds_until_zero: float | None
@@ -34,8 +35,21 @@ class Settling:
     tokens_in_held_blocks: int
 
 
+def wait_until(condition: Callable[[], bool], failure: str) -> None:
+    """Wait until `condition` is true.
+
+    Raises:
+        TimeoutError: it isn't within `READY_WITHIN_S`; the message is `failure`.
+    """
+    deadline = time.monotonic() + READY_WITHIN_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(failure)
+        time.sleep(POLL_INTERVAL_S)
+
+
 class LoadWatch:
-    """Asks every router and every rank what they count."""
+    """Asks every router and every rank for the load that it counts."""
 
     def __init__(self, num_routers: int, num_ranks: int) -> None:
         self._num_routers = num_routers
@@ -44,15 +58,15 @@ class LoadWatch:
         self._ranks: Any = serve.get_deployment_handle("DPRank", APP_NAME)
 
     def wait_until_ready(self) -> None:
-        """Raises `TimeoutError` unless every router follows every rank soon."""
-        deadline = time.monotonic() + READY_WITHIN_S
-        while not self._is_ready():
-            if time.monotonic() > deadline:
-                raise TimeoutError("the graph did not get ready")
-            time.sleep(LOOK_EVERY_S)
+        """Wait until every router follows every rank.
+
+        Raises:
+            TimeoutError: they don't in time.
+        """
+        wait_until(self._is_ready, "the graph did not get ready")
 
     def settle(self, since: float) -> Settling:
-        """Looks until nothing is counted anywhere, for `STAYS_S`; `since` is when the last client left."""
+        """Poll until no load has been counted for `STAYS_S`; `since` is when the last client left."""
         zero_at: float | None = None
         held = None
         while True:
@@ -66,7 +80,7 @@ class LoadWatch:
                     return Settling(round(zero_at - since, 2), held, num_tokens)
             if zero_at is None and now - since > SETTLED_S:
                 return Settling(None, held, num_tokens)
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def _is_ready(self) -> bool:
         views = self._routers.broadcast("view").results()

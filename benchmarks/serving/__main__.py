@@ -1,7 +1,8 @@
 """The whole graph under shared-prefix conversations, once per policy: `python -m benchmarks.serving`.
 
-Starts a Ray cluster of its own and deploys the graph anew, so with empty caches, for each policy and round;
-every run has the same conversations. Progress goes to stderr; stdout gets a table, then one JSON object.
+Starts a Ray cluster of its own and deploys the graph again for each policy and round, so that every run
+starts with empty caches; all runs have the same conversations. Progress goes to stderr; stdout gets a table,
+then one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import asdict
 import httpx
 
 from app.errors import ConfigError, KvbeaconError
-from benchmarks.graphs.client import RequestFailedError
+from benchmarks.serving.client import RequestFailedError
 from benchmarks.serving.options import parse_options
 from benchmarks.serving.plan import Plan, make_plan
 from benchmarks.serving.run import Report, describe, run_plan

@@ -33,7 +33,7 @@ class Options:
         concurrency: requests in flight at most.
         stagger_s: seconds between two users' arrivals.
         dp_size: ranks; None: the config's.
-        num_blocks: KV blocks of each rank: so many, the config's, or by what the workload needs.
+        num_blocks: KV blocks of each rank: a number, or the config's, or what suits the workload.
         overhead_requests: unloaded requests over all runs.
         overhead_words: words of an unloaded request's prompt.
     """
@@ -101,7 +101,7 @@ def parse_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | No
         concurrency=size["--concurrency"],
         stagger_s=size["--stagger-ms"] / 1000,
         dp_size=given.ranks,
-        # A config of the user's own says how large its caches are.
+        # A config that the user gives sets the size of its caches itself.
         num_blocks=given.num_blocks or ("config" if given.config else "workload"),
         overhead_requests=size["--overhead-requests"],
         overhead_words=size["--overhead-words"],
@@ -109,7 +109,7 @@ def parse_options(parser: argparse.ArgumentParser, arguments: Sequence[str] | No
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--short", action="store_true", help="small sizes, for a look or for CI")
+    parser.add_argument("--short", action="store_true", help="small sizes, for a quick try or for CI")
     parser.add_argument(
         "--config",
         type=_existing_file,

@@ -1,8 +1,8 @@
-"""What the graph adds to the engine: time to first token over HTTP against the same engine in this process.
+"""The graph's overhead: time to first token over HTTP against the same engine in this process.
 
 One request at a time, cold prompts, both sides in turn. The engine's side begins with token ids; so the
-overhead is everything else: HTTP, the chat template, tokenizing, hashing, choosing, and the way there and
-back.
+overhead is everything else: HTTP, the chat template, tokenizing, hashing, choosing a rank, and the transport
+in both directions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from app.engine.torch.engine import Engine
 from app.generation import SamplingParams
 from app.models.store import resolve_model
 from app.text.tokenizer import Tokenizer
-from benchmarks.graphs.client import ChatClient, RequestFailedError
+from benchmarks.serving.client import ChatClient, RequestFailedError
 from benchmarks.serving.workload import Message
 
 
 @dataclass(frozen=True)
 class TtftPair:
-    """The same prompt, cold, both ways; seconds."""
+    """The same cold prompt over HTTP and in the engine; seconds."""
 
     http_s: float
     engine_s: float
@@ -64,7 +64,7 @@ class LocalEngine:
 async def measure_pair(
     client: ChatClient, engine: LocalEngine, messages: Sequence[Message], *, http_first: bool
 ) -> TtftPair:
-    """One prompt both ways. `client` must ask for one token; a new salt for each makes the prompt cold.
+    """One prompt on both sides. `client` must ask for one token; a new salt for each makes the prompt cold.
 
     Raises:
         RequestFailedError: no answer, or from a warm cache.

@@ -1,4 +1,4 @@
-"""From options and a configuration file to what will be run."""
+"""The plan of all runs, made from the options and a configuration file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from benchmarks.serving.options import Options
 from benchmarks.serving.workload import Conversation, Message, count_needed_tokens, make_conversations
 
 CACHE_SHARE = 2 / 3
-"""One rank's cache by default, of what all conversations need: more than a fair share, less than all."""
+"""Of the blocks that all conversations need, the share in one rank's cache by default.
+
+It is more than the rank's fair share and less than everything.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Plan:
 
 
 def make_plan(options: Options) -> Plan:
-    """
+    """What to run with these options.
+
     Raises:
         ConfigError: the file is no configuration; names the file and what is wrong.
     """

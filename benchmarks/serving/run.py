@@ -1,4 +1,4 @@
-"""Runs a plan: the real graph under its conversations, once per policy and round, caches empty each time."""
+"""Runs a plan: the real graph under its conversations, once per policy and round, with empty caches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import ray
 import torch
 from tqdm import tqdm
 
-from benchmarks.graphs.client import ChatClient, hold_conversation
 from benchmarks.graphs.graph import deployed, running_ray, with_policy
+from benchmarks.serving.client import ChatClient, hold_conversation
 from benchmarks.serving.options import POLICIES
 from benchmarks.serving.overhead import LocalEngine, TtftPair, measure_pair, overhead_ms
 from benchmarks.serving.plan import Plan
@@ -24,14 +24,14 @@ from benchmarks.serving.summary import Reply, Summary, median_summary, summarize
 from benchmarks.serving.workload import Conversation, make_prompt
 
 WARM_UP_WORDS = 150
-"""Long enough for routers to learn a rank's prefill rate."""
+"""Long enough for routers to measure a rank's prefill rate."""
 READY_WITHIN_S = 60.0
-LOOK_EVERY_S = 0.2
+POLL_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, by policy's name, and both ways for the overhead."""
+    """What was measured: the summaries by policy's name, and the overhead's figures."""
 
     policies: Mapping[str, Summary]
     overhead: Mapping[str, float]
@@ -108,22 +108,22 @@ async def _run(
 
 
 async def _wait_until_ready(client: ChatClient, dp_size: int) -> None:
-    """Until the router knows what every rank's cache holds."""
+    """Wait until the router knows the content of every rank's cache."""
     async with asyncio.timeout(READY_WITHIN_S):
         while not await _all_exact(client, dp_size):
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def _all_exact(client: ChatClient, dp_size: int) -> bool:
     try:
         ranks = await client.get("/router/ranks")
-    except httpx.HTTPStatusError:  # the proxy hasn't heard of the application yet
+    except httpx.HTTPStatusError:  # the proxy doesn't know the application yet
         return False
     return [rank["trust"] for rank in ranks] == ["exact"] * dp_size
 
 
 async def _warm_up(client: ChatClient, dp_size: int) -> None:
-    """Every rank has computed something, and every connection exists; nothing of it is of use to a run."""
+    """Let every rank compute something, so that every connection exists; no run can reuse these blocks."""
     for rank in range(dp_size):
         for number in range(2):
             await client.chat(make_prompt(WARM_UP_WORDS, seed=number), cache_salt="warm-up", rank=rank)

@@ -18,7 +18,7 @@ class Reply:
         text: the answer.
         ttft_s: seconds from sending the request to the first content.
         latency_s: seconds from sending the request to the end of the answer.
-        prompt_tokens, cached_tokens: as the server's usage says; the latter are among the former.
+        prompt_tokens, cached_tokens: from the answer's usage; the cached ones are included in the prompt's.
         rank: the DP rank that answered.
     """
 

@@ -4,7 +4,7 @@
                             |<- shared -->|<------ shared with the user's earlier turns ->|
                              by the group
 
-Pure: no clock, no network. Answers come from the model under test, so they are the caller's.
+Pure: no clock, no network. Answers come from the model under test, so the caller gives them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _WORDS = re.findall(
 
 @dataclass(frozen=True)
 class WorkloadShape:
-    """How many conversations there are, and how long.
+    """Number and length of the conversations.
 
     Attributes:
         system_prompts: groups of users; each group has one system prompt of its own.
@@ -70,7 +70,7 @@ class WorkloadShape:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What one user will say."""
+    """The system prompt and the questions of one user."""
 
     group: int
     system: str

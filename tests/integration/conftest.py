@@ -5,39 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.graph.serve_graph import Json, ServeGraph, serve_config
-
-
-class Graphs:
-    """Starts graphs, one at a time: there may be no more than two cores."""
-
-    def __init__(self) -> None:
-        self._applications: dict[str, Json] | None = None
-        self._graph: ServeGraph | None = None
-
-    def get(self, applications: dict[str, Json]) -> ServeGraph:
-        """A running graph of these applications: the last one, if that has the same."""
-        if applications != self._applications or self._graph is None:
-            self.stop()
-            self._graph = ServeGraph(serve_config(applications))
-            self._graph.start()
-            self._graph.wait_until_ready()
-            self._applications = applications
-        return self._graph
-
-    def stop(self) -> None:
-        """End the graph that runs, if one does."""
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            graph.stop()
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.serve_config import tiny_args
+from tests.support.graph.serve_graph import ServeGraph
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a graph run in a row, whichever files they are in: starting one takes long."""
+    """Tests that share a graph run in a row, also across files: starting one takes long."""
     items.sort(key=_graph_number)
 
 
@@ -70,13 +47,13 @@ def tiny_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> str:
 
 @pytest.fixture
 def smollm2_graph(graphs: Graphs, smollm2_dir: Path) -> ServeGraph:
-    """Two ranks of the default model, in the number format whose greedy answers are the same on every cpu."""
+    """Two ranks of the default model, in the number format whose greedy answers are the same on every CPU."""
     return graphs.get({"/": {"model": {"dtype": "float32"}}})
 
 
 @pytest.fixture
 def tiny_graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
-    """Two ranks of a tiny model whose caches, batches and queues are soon full."""
+    """Two ranks of a tiny model with small caches, batches and queues, which fill quickly."""
     return graphs.get({"/": tiny_args(tiny_model)})
 
 
@@ -87,17 +64,3 @@ def new_tiny_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
     args["engine"]["scheduler"]["max_waiting_requests"] = 10_000
     yield graphs.get({"/": args})
     graphs.stop()
-
-
-def tiny_args(model: str) -> dict[str, Any]:
-    """Of one pace on every machine: streams must last longer than a test needs to break them."""
-    return {
-        "model": {"path": model, "served_name": "tiny", "dtype": "float32"},
-        "engine": {
-            "kernels": "torch",
-            "cache": {"num_blocks": 256},
-            "scheduler": {"max_running_requests": 3, "max_waiting_requests": 24},
-        },
-        "routing": {"policy": "session"},  # predicted_ttft for every request without a session
-        "ingress": {"max_request_bytes": 100_000},
-    }

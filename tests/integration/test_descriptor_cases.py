@@ -1,30 +1,28 @@
-"""Every case in which nothing can be followed, and the hosts that stand verbatim, through HTTP."""
+"""Every case in which no router can follow, and hosts that are advertised verbatim: through HTTP."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from app import __version__
 from app.config import load_config
 from app.events.descriptor import read_descriptor
-from tests.integration.conftest import Graphs
+from tests.support.deadlines import wait_until
 from tests.support.free_ports import find_free_ports
-from tests.support.graph.serve_graph import Json, ServeGraph, merged, serve_config, wait_for
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.reconfigurable_graph import Answer, ReconfigurableGraph
+from tests.support.graph.serve_config import merged, serve_config
 
-MISCONFIGURED = "KV events are misconfigured"
 ENDPOINT = "tcp://127.0.0.1:5557"
 MALFORMED = f'{{"publisher": "zmq", "endpoint": "{ENDPOINT}"'
 LIST = '["zmq"]'
 
-# Nobody wants to publish: nothing to complain of.
+# Publishing is not configured: that is no fault.
 SILENT: dict[str, str | None] = {
     "no config": None,
     "publisher unset": json.dumps({"endpoint": ENDPOINT}),
@@ -46,7 +44,7 @@ ENDPOINTS = {
     "an empty host": ("tcp://:5557", "the host is empty"),
     "a bare IPv6 address": ("tcp://::1:5557", "an IPv6 address needs brackets"),
 }
-# The config, and what the log says of it.
+# The config, and what the log has about it.
 BROKEN = {
     "malformed JSON": (MALFORMED, f"kv_events_config = {MALFORMED!r} is not JSON"),
     "JSON, but no object": (LIST, f"kv_events_config = {LIST!r} is not a JSON object"),
@@ -61,62 +59,6 @@ NULL = SILENT | {case: config for case, (config, _) in BROKEN.items()}
 VERBATIM_HOSTS = ["0.0.0.0", "*", "[::]"]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the server said when its application had these `args`."""
-
-    args: Json
-    status: int
-    info: Json
-    alias: Json
-
-
-class ReconfiguredGraph(ServeGraph):
-    """One application whose settings are changed through Serve's REST API while it runs."""
-
-    def __init__(self, config: Json) -> None:
-        super().__init__(config)
-        self._num_blocks = config["applications"][0]["args"]["engine"]["cache"]["num_blocks"]
-
-    def ask(self, kv_events_config: str | None) -> Answer:
-        """What `/server_info` says once rank and ingress have this `kv_events_config`."""
-        # A number that only these settings have: where it is seen, they are in force.
-        self._num_blocks += 1
-        changes = {
-            "kv_events_config": kv_events_config,
-            "engine": {"cache": {"num_blocks": self._num_blocks}},
-        }
-        args = merged(self.config["applications"][0]["args"], changes)
-        self.deploy(args)
-        wait_for(self._is_in_force, f"{kv_events_config!r} in force")
-        response = self.http.get("/server_info")
-        return Answer(args, response.status_code, response.json(), self.get("/get_server_info"))
-
-    def deploy(self, args: Json, *more: Json) -> None:
-        """Give `args` to the application's deployments, and start the applications `more` beside it."""
-        (application,) = self.config["applications"]
-        deployments = [{"name": name, "user_config": args} for name in ("DPRank", "Ingress")]
-        applications = [{**application, "deployments": deployments}, *more]
-        dashboard = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
-        assert dashboard, self.output()
-        response = httpx.put(
-            f"{dashboard[1]}/api/serve/applications/",
-            json={**self.config, "applications": applications},
-            headers={"Authorization": f"Bearer {self._auth['RAY_AUTH_TOKEN']}"},
-            timeout=30,
-        )
-        assert response.status_code == 200, response.text
-
-    def misconfigurations(self) -> list[str]:
-        """The lines of the log that say that KV events are misconfigured."""
-        return [line for line in self.output().splitlines() if MISCONFIGURED in line]
-
-    def _is_in_force(self) -> bool:
-        info = self.get("/server_info")
-        in_rank = info["internal_states"][0].get("num_blocks")
-        return {info["engine"]["cache"]["num_blocks"], in_rank} == {self._num_blocks}
-
-
 @pytest.fixture(scope="module")
 def tiniest_model(new_tiny_llama: Callable[..., Path]) -> str:
     """One layer, and a tokenizer with a token per byte: constructed in no time."""
@@ -129,7 +71,7 @@ def tiniest_model(new_tiny_llama: Callable[..., Path]) -> str:
 
 
 @pytest.fixture(scope="module")
-def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
+def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfigurableGraph]:
     graphs.stop()
     config = serve_config(
         {
@@ -141,8 +83,8 @@ def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
             }
         }
     )
-    config["applications"][0]["import_path"] = "tests.support.graph.reconfigured_graph:build"
-    graph = ReconfiguredGraph(config)
+    config["applications"][0]["import_path"] = "tests.support.graph.reconfigurable_app:build"
+    graph = ReconfigurableGraph(config)
     graph.start()
     try:
         graph.wait_until_ready()
@@ -152,8 +94,8 @@ def graph(graphs: Graphs, tiniest_model: str) -> Iterator[ReconfiguredGraph]:
 
 
 @pytest.fixture(scope="module")
-def null_answers(graph: ReconfiguredGraph) -> dict[str, Answer]:
-    return {case: graph.ask(config) for case, config in NULL.items()}
+def null_answers(graph: ReconfigurableGraph) -> dict[str, Answer]:
+    return {case: graph.answer_with(config) for case, config in NULL.items()}
 
 
 def check_everything_else(answer: Answer) -> None:
@@ -180,7 +122,7 @@ def test_the_descriptor_is_null_and_everything_else_is_there(
 
 
 @pytest.mark.parametrize("host", VERBATIM_HOSTS)
-def test_a_wildcard_host_stands_verbatim(graph: ReconfiguredGraph, host: str) -> None:
+def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfigurableGraph, host: str) -> None:
     base = find_free_ports(3)
     config = {
         "publisher": "zmq",
@@ -188,7 +130,7 @@ def test_a_wildcard_host_stands_verbatim(graph: ReconfiguredGraph, host: str) ->
         "replay_endpoint": f"tcp://{host}:{base + 2}",
         "topic": "kv",
     }
-    answer = graph.ask(json.dumps(config))
+    answer = graph.answer_with(json.dumps(config))
     check_everything_else(answer)
     assert answer.info["kv_events"] == {
         "publisher": "zmq",
@@ -217,19 +159,19 @@ def test_a_wildcard_host_stands_verbatim(graph: ReconfiguredGraph, host: str) ->
         assert publisher[key] == getattr(described, key)
 
 
-def test_each_misconfiguration_is_told_once_as_a_warning_with_the_rule_that_it_breaks(
-    graph: ReconfiguredGraph, null_answers: dict[str, Answer]
+def test_each_misconfiguration_is_logged_once_as_a_warning_with_the_rule_that_it_breaks(
+    graph: ReconfigurableGraph, null_answers: dict[str, Answer]
 ) -> None:
-    wait_for(lambda: len(graph.misconfigurations()) >= len(BROKEN), "the log's last lines")
+    wait_until(lambda: len(graph.misconfigurations()) >= len(BROKEN), "the log's last lines")
     lines = graph.misconfigurations()
-    for _, told in BROKEN.values():
-        (line,) = [line for line in lines if told in line]
+    for _, expected in BROKEN.values():
+        (line,) = [line for line in lines if expected in line]
         assert " WARNING " in line
     assert len(lines) == len(BROKEN)
 
 
-def test_without_a_positive_block_size_there_is_no_application(graph: ReconfiguredGraph) -> None:
-    """The one null case of SGLang's that the settings leave no room for."""
+def test_without_a_positive_block_size_there_is_no_application(graph: ReconfigurableGraph) -> None:
+    """The only null case of SGLang's that the settings make impossible."""
     (application,) = graph.config["applications"]
     args = merged(application["args"], {"engine": {"cache": {"block_size": 0}}})
     refused = {
@@ -239,8 +181,8 @@ def test_without_a_positive_block_size_there_is_no_application(graph: Reconfigur
         "args": args,
     }
     graph.deploy(application["args"], refused)
-    # Ray tries a few times; the first says it all.
+    # Ray tries a few times; the first log entry is enough.
     fault = "ConfigError: args.engine.cache.block_size = 0: Input should be greater than or equal to 1"
-    wait_for(lambda: fault in graph.output(), "the refusal")
+    wait_until(lambda: fault in graph.output(), "the refusal")
     assert graph.http.get("/refused/server_info").status_code == 404
     assert graph.get("/server_info")["kv_events"] is None

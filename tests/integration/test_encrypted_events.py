@@ -1,4 +1,4 @@
-"""A graph that encrypts its events: its own router follows, and who has no key reads nothing."""
+"""A graph that encrypts its events: its own router follows, and a client without a key reads nothing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 import zmq
 from zmq.auth import create_certificates, load_certificate
 
-from tests.integration.conftest import Graphs
-from tests.support.graph.serve_graph import REPO, ServeGraph, kv_events, wait_for
+from tests.support.deadlines import wait_until
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.serve_config import REPO, kv_events
+from tests.support.graph.serve_graph import ServeGraph
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +46,13 @@ def graph(graphs: Graphs, tiny_model: str, keys: Path) -> Iterator[ServeGraph]:
 
 @pytest.fixture
 def follow(keys: Path, tmp_path: Path) -> Iterator[Callable[[str], Callable[[], str]]]:
-    """Runs the example with the router's key; what it returns reads what the example has printed."""
+    """Starts the example with the router's key; returns a function that reads what it has printed."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(url: str) -> Callable[[], str]:
         output = tmp_path / "output"
-        command = [sys.executable, REPO / "examples" / "follow_events.py", url, keys / "router.key_secret"]
+        example, key = REPO / "examples" / "follow_events.py", keys / "router.key_secret"
+        command = [sys.executable, str(example), url, str(key)]
         with output.open("wb") as file:
             started.append(subprocess.Popen(command, stdout=file))
         return output.read_text
@@ -61,7 +64,7 @@ def follow(keys: Path, tmp_path: Path) -> Iterator[Callable[[str], Callable[[], 
 
 
 def subscribe(context: zmq.Context[Any], address: str, keys: tuple[bytes, bytes, bytes] | None) -> Any:
-    """A SUB at `address`, with own public, own secret and server's public key if it has keys."""
+    """A SUB at `address`, with these keys, if any: own public, own secret, the server's public one."""
     sub = context.socket(zmq.SUB)
     sub.setsockopt(zmq.LINGER, 0)
     sub.subscribe(b"")
@@ -71,31 +74,37 @@ def subscribe(context: zmq.Context[Any], address: str, keys: tuple[bytes, bytes,
     return sub
 
 
-def test_the_router_follows_and_nobody_without_a_key_hears_anything(
+def test_the_router_follows_and_no_client_without_a_key_receives_anything(
     graph: ServeGraph, keys: Path, follow: Callable[[str], Callable[[], str]]
 ) -> None:
     rank_key, _ = load_certificate(keys / "rank.key")
     descriptor = graph.get("/server_info")["kv_events"]
     assert descriptor["curve_public_key"] == rank_key.decode()
-    assert graph.router_rank(0)["trust"] == "exact"
+    known = graph.router_rank(0)
+    assert known is not None
+    assert known["trust"] == "exact"
     graph.complete(list(range(100, 200)))
     graph.wait_until_followed()
 
     address = f"tcp://127.0.0.1:{descriptor['endpoint_port_base']}"
-    stranger = (*load_certificate(keys / "stranger.key_secret"), rank_key)
-    heard = follow(graph.url)
+    public, secret = load_certificate(keys / "stranger.key_secret")
+    assert secret is not None
+    stranger = (public, secret, rank_key)
+    printed = follow(graph.url)
     with zmq.Context() as context:
         plain, unknown = (subscribe(context, address, each) for each in (None, stranger))
-        refused = wait_for(lambda: graph.get("/server_info")["publishers"][0]["refused_clients"], "refused")
+        refused = wait_until(lambda: graph.get("/server_info")["publishers"][0]["refused_clients"], "refused")
         assert refused >= 1
         prompts = iter(range(1000, 40_000, 100))
 
-        def ask() -> str:
+        def complete_and_read() -> str:
             first = next(prompts)
             graph.complete(list(range(first, first + 100)))
-            return heard()
+            return printed()
 
-        assert wait_for(ask, "the allowed client hears something").startswith("rank 0  seq")
+        assert wait_until(complete_and_read, "the allowed client receives something").startswith(
+            "rank 0  seq"
+        )
         assert not plain.poll(0)
         assert not unknown.poll(0)
         for sub in (plain, unknown):
@@ -103,4 +112,5 @@ def test_the_router_follows_and_nobody_without_a_key_hears_anything(
     assert "client refused by rank 0 at tcp://127.0.0.1:" in graph.output()
     for name in ("rank", "router"):
         _, secret = load_certificate(keys / f"{name}.key_secret")
+        assert secret is not None
         assert secret.decode() not in graph.output() + json.dumps(graph.get("/server_info"))

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.exchanges import refused
+from tests.support.graph.serve_graph import ServeGraph
 from tests.support.graph.streams import Streams
 
 CHAT: Any = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
 TEXT: Any = {"prompt": "Hello", "max_tokens": 1}
-
-
-def refused(response: httpx.Response, status: int, **expected: Any) -> str:
-    """The message of a well-formed error with this status and these fields."""
-    assert response.status_code == status, response.text
-    error: Json = response.json()["error"]
-    assert error.keys() == {"message", "type", "param", "code"}
-    assert error | expected == error
-    message: str = error["message"]
-    return message
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
@@ -130,7 +120,7 @@ async def test_a_full_queue_says_when_to_try_again(tiny_graph: ServeGraph) -> No
     scheduler = tiny_graph.config["applications"][0]["args"]["engine"]["scheduler"]
     async with Streams(tiny_graph) as streams:
         await streams.open(scheduler["max_running_requests"], rank=0)
-        streams.ask(scheduler["max_waiting_requests"], rank=0)
+        streams.send(scheduler["max_waiting_requests"], rank=0)
         await streams.until_load(0, num_running_reqs=3, num_waiting_reqs=24)
         one_more = await streams.http.post(
             "/v1/completions", json=TEXT, headers={"X-Data-Parallel-Rank": "0"}

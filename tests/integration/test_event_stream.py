@@ -1,4 +1,4 @@
-"""A subscriber that knows nothing but the server's URL, written against the wire alone."""
+"""A subscriber that knows only the server's URL, written against the wire format alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import zmq
 
 from app import hashing
-from tests.support.graph.serve_graph import ServeGraph, wait_for
+from tests.support.deadlines import wait_until
+from tests.support.graph.serve_graph import ServeGraph
 
 END = b"\xff" * 8
 
@@ -36,7 +37,7 @@ class Follower:
         self._replay.connect(f"tcp://{host}:{descriptor['replay_endpoint_port_base'] + rank}")
 
     def catch_up(self) -> None:
-        """Take what is missing from the replay, then what has arrived live."""
+        """Take the missing batches from the replay, then those that have arrived live."""
         self._replay.send_multipart([b"", (self.last_seq + 1).to_bytes(8, "big")])
         while (frames := self._receive(self._replay))[2] != END:
             self._take(frames[2], frames[3])
@@ -45,14 +46,14 @@ class Follower:
             self._take(seq, payload)
 
     def take_snapshot(self) -> tuple[int, str]:
-        """Hold what the rank holds; the sequence number and the epoch of that."""
+        """Take the whole content of the rank's cache; returns its sequence number and epoch."""
         self._replay.send_multipart([b"", b"snapshot", b""])
         while (frames := self._receive(self._replay))[2] != END:
             self.last_seq = int.from_bytes(frames[2], "big") - 1
             self._take(frames[2], frames[3])
         return self.last_seq, frames[3].decode()
 
-    def hear(self) -> None:
+    def receive_next(self) -> None:
         """Take the next live message."""
         _, seq, payload = self._receive(self._sub)
         self._take(seq, payload)
@@ -122,7 +123,7 @@ def test_the_url_alone_leads_to_every_ranks_exact_block_set_through_evictions(
         last_seqs = [each["last_seq"] for each in tiny_graph.get("/server_info")["publishers"]]
         return [follower.last_seq for follower in followers] == last_seqs
 
-    wait_for(caught_up, "every follower at its rank's last batch")
+    wait_until(caught_up, "every follower at its rank's last batch")
     snapshots = tiny_graph.snapshots()
     states = tiny_graph.get("/server_info")["internal_states"]
     for rank, follower in enumerate(followers):
@@ -135,7 +136,7 @@ def test_the_url_alone_leads_to_every_ranks_exact_block_set_through_evictions(
     assert not followers[0].blocks & followers[1].blocks, "the prompts were not the same"
 
 
-def test_anybody_gets_the_whole_cache_of_a_rank_over_zmq(
+def test_any_client_gets_the_whole_cache_of_a_rank_over_zmq(
     tiny_graph: ServeGraph, followers: list[Follower]
 ) -> None:
     for seed in range(8):
@@ -156,16 +157,16 @@ def test_an_event_arrives_live_with_the_hashes_of_the_prompts_tokens(
     follower.catch_up()
 
     def is_connected() -> bool:
-        """A subscription takes effect in its own time: until something comes live, make more."""
+        """A subscription takes effect some time later: until an event arrives live, publish more."""
         tiny_graph.complete(some_tokens(random.randrange(10**9), 40), rank=1, max_tokens=1)
         return bool(follower._sub.poll(100))
 
-    wait_for(is_connected, "anything live")
+    wait_until(is_connected, "anything live")
     follower.catch_up()
     prompt = some_tokens(random.randrange(10**9), 100)
     follower.stored.clear()
     tiny_graph.complete(prompt, rank=1, max_tokens=1)
-    follower.hear()
+    follower.receive_next()
     chain = [hashing.wire_hash(digest) for digest in hashing.chain(prompt, follower.block_size)]
     assert len(chain) == 6
     assert [block for event in follower.stored for block in event["block_hashes"]] == chain
@@ -180,7 +181,12 @@ def test_a_salted_prompt_has_other_hashes(tiny_graph: ServeGraph, followers: lis
     tiny_graph.complete(prompt, rank=0, cache_salt="tenant-1", max_tokens=1)
     salted = {hashing.wire_hash(digest) for digest in hashing.chain(prompt, 16, hashing.seed("tenant-1"))}
     plain = {hashing.wire_hash(digest) for digest in hashing.chain(prompt, 16)}
-    wait_for(lambda: followers[0].catch_up() or salted <= followers[0].blocks, "the salted blocks")
+
+    def caught_up() -> bool:
+        followers[0].catch_up()
+        return salted <= followers[0].blocks
+
+    wait_until(caught_up, "the salted blocks")
     assert not plain & followers[0].blocks
 
 

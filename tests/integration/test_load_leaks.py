@@ -1,4 +1,4 @@
-"""Whatever clients and ingresses do, the load that the router counts goes back to nothing."""
+"""When clients disconnect and ingresses die, the load that the router counts still goes back to zero."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 import httpx
 
 from benchmarks.load_leaks.disconnects import Crowd, Traffic
+from tests.support.deadlines import until
 from tests.support.graph.serve_graph import ServeGraph
-from tests.support.graph.streams import until
 
 NUM_REQUESTS = 150
 SETTLED_S = 10
 TRAFFIC = Traffic(num_requests=NUM_REQUESTS, num_clients=16, aborting=0.3, token_ids=range(1000, 40_000))
 
 
-async def test_load_is_back_to_zero_after_clients_that_hang_up(tiny_graph: ServeGraph) -> None:
+async def test_load_is_back_to_zero_after_clients_that_disconnect(tiny_graph: ServeGraph) -> None:
     async with httpx.AsyncClient(base_url=tiny_graph.url, timeout=None) as http:
         crowd = Crowd(http, TRAFFIC)
         await crowd.run()
@@ -29,7 +29,7 @@ async def test_load_is_back_to_zero_after_clients_that_hang_up(tiny_graph: Serve
 
 
 async def test_load_is_back_to_zero_after_an_ingress_is_killed(tiny_graph: ServeGraph) -> None:
-    """The only one: what it had in hand is lost, what comes later waits for Ray's replacement."""
+    """The only one: the requests that it had are lost, later ones wait for Ray's replacement."""
     killed_at: list[float] = []
 
     def kill_half_way(num_ended: int) -> None:
@@ -48,7 +48,7 @@ async def test_load_is_back_to_zero_after_an_ingress_is_killed(tiny_graph: Serve
 
 
 async def is_idle(http: httpx.AsyncClient) -> bool:
-    """Whether both ranks and the router count nothing any more."""
+    """Whether both ranks and the router count no load any more."""
     known = (await http.get("/router/ranks")).json()
     states = (await http.get("/server_info")).json()["internal_states"]
     counted = [(each["num_requests"], each["waiting_tokens"]) for each in known]

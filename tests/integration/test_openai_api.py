@@ -10,7 +10,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.serve_config import Json
+from tests.support.graph.serve_graph import ServeGraph
 
 MODEL = "smollm2-135m-instruct"
 QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]

@@ -8,14 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 
-from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.exchanges import cached_tokens, new_prompt
+from tests.support.graph.serve_config import Json
+from tests.support.graph.serve_graph import ServeGraph
 
 TOPICS = ["the tides of the North Sea", "how bread rises", "the rules of chess", "why leaves turn red"]
-
-
-def cached_tokens(answer: Json) -> int:
-    tokens: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return tokens
 
 
 def chat(graph: ServeGraph, messages: list[Json], rank: int | None = None) -> httpx.Response:
@@ -41,9 +38,11 @@ def test_a_conversation_stays_on_the_rank_of_its_first_turn(smollm2_graph: Serve
         for messages, visited in zip(conversations, ranks, strict=True):
             response = chat(smollm2_graph, messages)
             visited.append(response.headers["x-dp-rank"])
-            answer = response.json()
-            assert (cached_tokens(answer) > 32) == (turn > 0)
-            messages += [answer["choices"][0]["message"], {"role": "user", "content": "Go on, please."}]
+            assert (cached_tokens(response) > 32) == (turn > 0)
+            messages += [
+                response.json()["choices"][0]["message"],
+                {"role": "user", "content": "Go on, please."},
+            ]
     assert all(len(set(visited)) == 1 for visited in ranks), ranks
     assert {visited[0] for visited in ranks} == {"0", "1"}, "all on one rank: nothing was chosen"
 
@@ -55,15 +54,15 @@ def test_a_system_prompt_warmed_on_one_rank_draws_the_requests_that_share_it(
     system = {"role": "system", "content": "Answer from these notes: " + " ".join(words)}
     warmed = chat(smollm2_graph, [system, {"role": "user", "content": "Ready?"}], rank=1)
     assert warmed.headers["x-dp-rank"] == "1"
-    assert cached_tokens(warmed.json()) < 64
+    assert cached_tokens(warmed) < 64
     for topic in TOPICS:
         response = chat(smollm2_graph, [system, {"role": "user", "content": f"Say a word on {topic}."}])
         assert response.headers["x-dp-rank"] == "1"
-        assert cached_tokens(response.json()) > 400
+        assert cached_tokens(response) > 400
 
 
 def test_requests_that_share_nothing_spread_over_all_ranks(smollm2_graph: ServeGraph) -> None:
-    prompts = [random.choices(range(1000, 40_000), k=64) for _ in range(8)]
+    prompts = [new_prompt(64) for _ in range(8)]
     with ThreadPoolExecutor(len(prompts)) as clients:
         answers = list(clients.map(smollm2_graph.complete, prompts))
     ranks = [answer.headers["x-dp-rank"] for answer in answers]
@@ -71,10 +70,10 @@ def test_requests_that_share_nothing_spread_over_all_ranks(smollm2_graph: ServeG
 
 
 def test_other_salts_share_no_cache(smollm2_graph: ServeGraph) -> None:
-    prompt = random.choices(range(1000, 40_000), k=100)
+    prompt = new_prompt(100)
 
     def cached(salt: str) -> int:
-        return cached_tokens(smollm2_graph.complete(prompt, rank=0, cache_salt=salt).json())
+        return cached_tokens(smollm2_graph.complete(prompt, rank=0, cache_salt=salt))
 
     assert [cached("tenant-1"), cached("tenant-1"), cached("tenant-2"), cached("tenant-2")] == [0, 96, 0, 96]
 

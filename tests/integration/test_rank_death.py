@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 
 import httpx
 
-from tests.integration.test_receipts import audited
-from tests.support.graph.serve_graph import Json, ServeGraph
-from tests.support.graph.streams import Streams, until
+from tests.support.deadlines import until
+from tests.support.graph.exchanges import cached_tokens, new_prompt
+from tests.support.graph.serve_config import Json
+from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.streams import Streams
 
 RETURN_S = 90
 
@@ -20,7 +21,7 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
     new_tiny_graph: ServeGraph,
 ) -> None:
     graph = new_tiny_graph
-    prompt = random.choices(range(100, 49_000), k=320)
+    prompt = new_prompt(320)
     graph.complete(prompt, rank=1)
     assert cached_tokens(graph.complete(prompt, rank=1)) == 304
     graph.wait_until_followed()
@@ -30,12 +31,12 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
     async with Streams(graph) as streams:
         survivors = await streams.open(3, rank=0, max_tokens=1000)
         doomed = await streams.open(3, rank=1, max_tokens=1000)
-        # Both ranks run all they may, so that these wait: whichever rank they are on, none has begun.
-        streams.ask(12)
+        # Both ranks run as many requests as they may, so that these wait on either rank and none has begun.
+        streams.send(12)
         await until(lambda: all_wait(streams), "requests that wait on rank 1")
         os.kill(before["internal_states"][1]["pid"], signal.SIGKILL)
 
-        arrivals = asyncio.create_task(arrive_until_cancelled(streams))
+        arrivals = asyncio.create_task(streams.arrive_until_cancelled())
         await until(lambda: all(stream.ended is not None for stream in doomed), "streams that broke off")
         assert [stream.ended for stream in doomed] == ["rank_died"] * 3
         assert all("rank 1 died" in stream.message for stream in doomed)
@@ -43,10 +44,10 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
         await until(lambda: is_back(streams, before), "rank 1 back", RETURN_S)
         arrivals.cancel()
         await asyncio.wait([arrivals])
-        answers = await asyncio.gather(*streams.asked)
+        answers = await asyncio.gather(*streams.sent)
         assert [answer.status_code for answer in answers] == [200] * len(answers)
         assert {answer.headers["x-dp-rank"] for answer in answers[:12]} == {"0"}, "retried where ranks live"
-        await says_where_they_failed(streams, answers[:12])
+        await check_receipts(streams, answers[:12])
         await until(lambda: all(stream.ended is not None for stream in survivors), "the others' end", 60)
         assert [stream.ended for stream in survivors] == ["[DONE]"] * 3
 
@@ -62,22 +63,22 @@ async def test_a_rank_that_is_killed_under_load_takes_only_what_it_had_begun(
     assert replica_before is not None
     assert known["trust"] == "exact"
     assert known["replica_id"] != replica_before["replica_id"]
-    # What only the dead rank held is nowhere: the router knows as much as the rank, which finds nothing.
+    # Blocks that only the dead rank held are gone: the router knows as few as the new rank.
     assert known["num_blocks"] == after["internal_states"][1]["num_cached_blocks"]
     assert known["num_blocks"] < replica_before["num_blocks"]
     assert cached_tokens(graph.complete(prompt, rank=1)) == 0
     graph.wait_until_followed()
-    audited(graph)
+    graph.audit()
     again = graph.complete(prompt)
     assert (again.headers["x-dp-rank"], cached_tokens(again)) == ("1", 304)
 
 
 async def all_wait(streams: Streams) -> bool:
-    waiting = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
-    return sum(waiting) == len(streams.asked) and waiting[1] > 0
+    waiting: list[int] = [(await streams.load(rank))["num_waiting_reqs"] for rank in (0, 1)]
+    return sum(waiting) == len(streams.sent) and waiting[1] > 0
 
 
-async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]) -> None:
+async def check_receipts(streams: Streams, answers: list[httpx.Response]) -> None:
     """The receipts of those that waited on rank 1 have an attempt there and one on rank 0."""
     paths = [f"/router/decisions/{answer.json()['id']}" for answer in answers]
     receipts = [(await streams.http.get(path)).json() for path in paths]
@@ -91,21 +92,11 @@ async def says_where_they_failed(streams: Streams, answers: list[httpx.Response]
         assert served["ranks"][1]["why_not"] == "the request has failed there already"
 
 
-async def arrive_until_cancelled(streams: Streams, every_s: float = 0.1) -> None:
-    """A short request every now and then."""
-    while True:
-        streams.ask()
-        await asyncio.sleep(every_s)
-
-
 async def is_back(streams: Streams, before: Json) -> bool:
     """Whether rank 1 is another publisher than before and the router knows its cache."""
     info = (await streams.http.get("/server_info")).json()
-    known = {each["rank"]: each["trust"] for each in (await streams.http.get("/router/ranks")).json()}
-    epoch = info["publishers"][1].get("epoch")
+    known: dict[int, str] = {
+        each["rank"]: each["trust"] for each in (await streams.http.get("/router/ranks")).json()
+    }
+    epoch: str | None = info["publishers"][1].get("epoch")
     return epoch not in (None, before["publishers"][1]["epoch"]) and known.get(1) == "exact"
-
-
-def cached_tokens(answer: httpx.Response) -> int:
-    tokens: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return tokens

@@ -1,24 +1,21 @@
-"""Why a request went where it went, what came of it, and whether the router's index is true: through HTTP."""
+"""Why a request went to its rank, how it ended, and whether the router's index is correct: through HTTP."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from tests.integration.test_error_answers import refused
-from tests.support.graph.serve_graph import Json, ServeGraph, wait_for
-from tests.support.graph.streams import Streams, until
+from tests.support.deadlines import until, wait_until
+from tests.support.graph.exchanges import cached_tokens, new_prompt, refused
+from tests.support.graph.serve_config import Json
+from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.streams import Streams
 
 NUM_HITS = 96
 """Of the 100 tokens of a `new_prompt`."""
-
-
-def new_prompt(length: int = 100) -> list[int]:
-    return random.choices(range(1000, 40_000), k=length)
 
 
 def explain(graph: ServeGraph, body: Json, headers: dict[str, str] | None = None) -> Json:
@@ -32,23 +29,18 @@ def explain(graph: ServeGraph, body: Json, headers: dict[str, str] | None = None
 def decision(graph: ServeGraph, answer: httpx.Response, outcome: str = "finished") -> Json:
     """The receipt of an answer, once its outcome is known."""
     path = f"/router/decisions/{answer.json()['id']}"
-    return wait_for(lambda: found if (found := graph.get(path))["outcome"] == outcome else {}, outcome)
-
-
-def cached_tokens(answer: httpx.Response) -> int:
-    number: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return number
+    return wait_until(lambda: found if (found := graph.get(path))["outcome"] == outcome else {}, outcome)
 
 
 def until_idle(graph: ServeGraph) -> None:
-    """Wait until nothing of earlier tests is counted anywhere: ranks report their load in their own time."""
-    wait_for(
-        lambda: all((each["num_requests"], each["waiting_tokens"]) == (0, 0) for each in believed(graph)),
+    """Wait until no load of earlier tests is counted anywhere: ranks report theirs some time later."""
+    wait_until(
+        lambda: all((each["num_requests"], each["waiting_tokens"]) == (0, 0) for each in router_view(graph)),
         "idle ranks",
     )
 
 
-def believed(graph: ServeGraph) -> list[Json]:
+def router_view(graph: ServeGraph) -> list[Json]:
     ranks: list[Json] = graph.get("/router/ranks")
     return ranks
 
@@ -60,10 +52,11 @@ def decided(graph: ServeGraph) -> Json:
 
 
 def test_explaining_reserves_and_caches_nothing(tiny_graph: ServeGraph) -> None:
-    body = {"prompt": new_prompt(), "max_tokens": 4}
+    prompt = new_prompt()
+    body = {"prompt": prompt, "max_tokens": 4}
     tiny_graph.wait_until_followed()
     until_idle(tiny_graph)
-    before, decided_before = believed(tiny_graph), decided(tiny_graph)
+    before, decided_before = router_view(tiny_graph), decided(tiny_graph)
     for _ in range(3):
         receipt = explain(tiny_graph, body)
         assert (receipt["prompt_tokens"], receipt["prompt_blocks"]) == (100, 6)
@@ -72,13 +65,13 @@ def test_explaining_reserves_and_caches_nothing(tiny_graph: ServeGraph) -> None:
             assert (row["eligible"], row["why_not"], row["trust"]) == (True, None, "exact")
             assert row["prefill_tokens_per_s"] > 0
             assert row["predicted_ttft_s"] == pytest.approx(100 / row["prefill_tokens_per_s"])
-    assert believed(tiny_graph) == before
+    assert router_view(tiny_graph) == before
     assert decided(tiny_graph) == decided_before
-    assert cached_tokens(tiny_graph.complete(body["prompt"])) == 0
+    assert cached_tokens(tiny_graph.complete(prompt)) == 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_who_wins_the_dry_run_serves_the_request(tiny_graph: ServeGraph, rank: int) -> None:
+def test_the_rank_that_wins_the_dry_run_serves_the_request(tiny_graph: ServeGraph, rank: int) -> None:
     prompt = new_prompt()
     tiny_graph.complete(prompt, rank=rank)
     tiny_graph.wait_until_followed()
@@ -210,7 +203,7 @@ def test_what_the_chosen_rank_missed_is_counted(tiny_graph: ServeGraph) -> None:
     async def drive_away() -> None:
         async with Streams(tiny_graph) as streams:
             await streams.open(3, rank=0)
-            streams.ask(12, rank=0, prompt=new_prompt(2000), max_tokens=1)
+            streams.send(12, rank=0, prompt=new_prompt(2000), max_tokens=1)
             await until(lambda: waits(streams), "a queue on rank 0")
             (before,) = (await streams.http.get("/router/stats")).json()
             body = {"prompt": prompt, "max_tokens": 1}
@@ -226,13 +219,14 @@ def test_what_the_chosen_rank_missed_is_counted(tiny_graph: ServeGraph) -> None:
             assert f"rank 0 holds {NUM_HITS} but has" in attempt["why"]
 
     async def waits(streams: Streams) -> bool:
-        receipt = await streams.http.post("/router/explain", json={"prompt": prompt, "max_tokens": 1})
-        return receipt.json()["winner"] == 1
+        response = await streams.http.post("/router/explain", json={"prompt": prompt, "max_tokens": 1})
+        winner: int = response.json()["winner"]
+        return winner == 1
 
     asyncio.run(drive_away())
 
 
-async def test_a_stream_is_answering_until_its_client_hangs_up(tiny_graph: ServeGraph) -> None:
+async def test_a_stream_is_answering_until_its_client_disconnects(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
         body = {"prompt": new_prompt(), "max_tokens": 2000, "ignore_eos": True, "stream": True}
         async with streams.http.stream("POST", "/v1/completions", json=body) as response:
@@ -248,38 +242,25 @@ async def stands(streams: Streams, request_id: str, outcome: str) -> bool:
     return receipt["outcome"] == outcome and receipt["actual_ttft_s"] is not None
 
 
-@pytest.mark.parametrize("request_id", ["cmpl-0123456789abcdef", "nobody", "%0A", "a" * 3000])
+@pytest.mark.parametrize("request_id", ["cmpl-0123456789abcdef", "unknown", "%0A", "a" * 3000])
 def test_an_unknown_request_is_not_found(tiny_graph: ServeGraph, request_id: str) -> None:
     response = tiny_graph.http.get(f"/router/decisions/{request_id}")
     message = refused(response, 404, param="request_id", code="decision_not_found")
     assert len(message) < 200
 
 
-def test_the_index_is_true_under_traffic_with_evictions(tiny_graph: ServeGraph) -> None:
+def test_the_index_is_correct_under_traffic_with_evictions(tiny_graph: ServeGraph) -> None:
     """Three times what the caches hold goes through them; audits meanwhile find no false difference."""
     prompts = [new_prompt(1000) for _ in range(24)]
     with ThreadPoolExecutor(4) as clients:
         answers = [clients.submit(tiny_graph.complete, prompt) for prompt in prompts]
         audits = []
         while not all(answer.done() for answer in answers):
-            audits.append(audited(tiny_graph))
+            audits.append(tiny_graph.audit())
         assert all(answer.result().status_code == 200 for answer in answers)
     assert len(audits) > 3
     assert len({rank["snapshot_seq"] for ranks in audits for rank in ranks}) > 3, "nothing moved"
     tiny_graph.wait_until_followed()
-    for rank, known in zip(audited(tiny_graph), believed(tiny_graph), strict=True):
+    for rank, known in zip(tiny_graph.audit(), router_view(tiny_graph), strict=True):
         assert rank["num_rank_blocks"] == rank["num_router_blocks"] == known["num_blocks"]
         assert rank["num_rank_blocks"] > 200, "hardly anything cached"
-
-
-def audited(graph: ServeGraph) -> list[Json]:
-    """The only router's audit of the two ranks, which finds every index equal to its cache."""
-    response = graph.http.get("/router/audit")
-    report = response.json()
-    assert (response.status_code, report["equal"], report["complete"]) == (200, True, True), report
-    (router,) = report["routers"]
-    for rank in router["ranks"]:
-        assert (rank["verdict"], rank["num_missing"], rank["num_extra"]) == ("equal", 0, 0)
-        assert rank["applied_seq"] >= rank["snapshot_seq"]
-    ranks: list[Json] = router["ranks"]
-    return ranks

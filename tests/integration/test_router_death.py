@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 
-from tests.integration.test_rank_death import arrive_until_cancelled, cached_tokens
-from tests.integration.test_receipts import audited
+from tests.support.deadlines import until
+from tests.support.graph.exchanges import cached_tokens, new_prompt
 from tests.support.graph.serve_graph import ServeGraph
-from tests.support.graph.streams import Streams, until
+from tests.support.graph.streams import Streams
 
 RETURN_S = 60
 ARRIVAL_S = 0.2
-"""So slow that all who wait for a router find room in the ranks' queues when it comes."""
+"""So slow that all requests that wait for a router find room in the ranks' queues when it comes."""
 
 
 async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(tiny_graph: ServeGraph) -> None:
     graph = tiny_graph
-    prompts = [random.choices(range(1000, 40_000), k=330) for _ in range(8)]
+    prompts = [new_prompt(330) for _ in range(8)]
     for number, prompt in enumerate(prompts):
         graph.complete(prompt, rank=number % 2)
     graph.wait_until_followed()
@@ -29,7 +28,7 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
 
     async with Streams(graph) as streams:
         (survivor,) = await streams.open(1, rank=0)
-        arrivals = asyncio.create_task(arrive_until_cancelled(streams, ARRIVAL_S))
+        arrivals = asyncio.create_task(streams.arrive_until_cancelled(ARRIVAL_S))
         os.kill(router, signal.SIGKILL)
         num_pieces = survivor.num_pieces
         await until(lambda: is_back(streams, num_known), "a router that knows both ranks", RETURN_S)
@@ -38,12 +37,12 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
         assert survivor.num_pieces > num_pieces + 100, "tokens need no router"
         arrivals.cancel()
         await asyncio.wait([arrivals])
-        answers = await asyncio.gather(*streams.asked)
-        assert len(answers) >= 5, "hardly anything asked meanwhile"
+        answers = await asyncio.gather(*streams.sent)
+        assert len(answers) >= 5, "hardly any requests meanwhile"
         assert [answer.status_code for answer in answers] == [200] * len(answers)
 
     assert graph.pids("Router") != [router]
-    for rank in audited(graph):
+    for rank in graph.audit():
         assert rank["num_router_blocks"] >= 4 * (330 // 16)
     for number, prompt in enumerate(prompts):
         answer = graph.complete(prompt)
@@ -51,7 +50,7 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
 
 
 async def is_back(streams: Streams, num_known: list[int]) -> bool:
-    """Whether the router knows both caches; notes how many ranks each of its answers has."""
+    """Whether the router knows both caches; records how many ranks each of its answers has."""
     response = await streams.http.get("/router/ranks")
     if response.status_code != 200:
         return False

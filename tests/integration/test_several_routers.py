@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from typing import NamedTuple
 
 import httpx
 import pytest
 
-from tests.integration.conftest import Graphs, tiny_args
-from tests.support.graph.serve_graph import ServeGraph, wait_for
-from tests.support.graph.streams import until
+from tests.support.deadlines import until, wait_until
+from tests.support.graph.exchanges import new_prompt
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.serve_config import tiny_args
+from tests.support.graph.serve_graph import ServeGraph
 
 LONG_TOKENS = 3000
 """One step of some tenths of a second, in which a rank can report nothing."""
 MORE_TOKENS = 100
-"""That rank 1 has to compute: whoever doesn't know of a short request on rank 0 goes there."""
+"""More for rank 1 than for rank 0: a router that doesn't know of a short request on rank 0 chooses rank 0."""
 SHORT_TOKENS = 200
 PAIRS = 3
-"""That two different routers choose for."""
+"""Pairs whose requests two different routers have chosen for."""
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
     args["ingress"]["num_ingresses"] = 2
     graph = graphs.get({"/": args})
     # The graph serves as soon as one of its routers knows the ranks.
-    wait_for(lambda: audited(graph) == [True, True], "both routers know both ranks", 60)
+    wait_until(lambda: audited(graph) == [True, True], "both routers know both ranks", 60)
     return graph
 
 
@@ -47,7 +48,7 @@ async def test_routers_do_not_herd_onto_a_rank_that_has_not_reported_yet(graph: 
 
 
 def test_every_router_knows_every_block_of_every_rank(graph: ServeGraph) -> None:
-    prompts = [random.choices(range(1000, 40_000), k=330) for _ in range(4)]
+    prompts = [new_prompt(330) for _ in range(4)]
     for number, prompt in enumerate(prompts):
         graph.complete(prompt, rank=number % 2)
     graph.wait_until_followed()
@@ -67,23 +68,23 @@ class Pair(NamedTuple):
 
 
 class Client:
-    """Sends requests, each of which one router chooses for, and another hears of."""
+    """Sends requests, for each of which one router chooses a rank and informs the other."""
 
-    def __init__(self, http: httpx.AsyncClient, heard_before: int) -> None:
+    def __init__(self, http: httpx.AsyncClient, received_before: int) -> None:
         self._http = http
-        self._num_sent = heard_before
+        self._num_sent = received_before
 
     async def choose_pair(self) -> Pair:
-        """Two requests that come while both ranks are amid a step.
+        """Two requests that arrive while both ranks are in the middle of a step.
 
-        The second comes when the other router has heard of the first.
+        The second is sent once the other router has received the reservation of the first.
         """
         busy = [self._send(LONG_TOKENS + rank * MORE_TOKENS, rank) for rank in (0, 1)]
-        await until(self._is_heard, "the routers have heard of both")
+        await until(self._all_received, "both reservations at the other router")
         pair = []
         for _ in range(2):
             pair.append(self._send(SHORT_TOKENS))
-            await until(self._is_heard, "the other router has heard of it")
+            await until(self._all_received, "the reservation at the other router")
         answers = await asyncio.gather(*pair)
         await asyncio.gather(*busy)
         receipts = [
@@ -97,13 +98,13 @@ class Client:
         return asyncio.create_task(self._complete(num_tokens, rank))
 
     async def _complete(self, num_tokens: int, rank: int | None) -> httpx.Response:
-        body = {"prompt": random.choices(range(1000, 40_000), k=num_tokens), "max_tokens": 1}
+        body = {"prompt": new_prompt(num_tokens), "max_tokens": 1}
         headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
         response = await self._http.post("/v1/completions", json=body, headers=headers)
         assert response.status_code == 200, response.text
         return response
 
-    async def _is_heard(self) -> bool:
+    async def _all_received(self) -> bool:
         return await num_peer_reservations(self._http) == self._num_sent
 
 

@@ -1,4 +1,4 @@
-"""A configuration that can't work says so: at once in `python -m app.check`, in its log in `serve run`."""
+"""A configuration that can't work is refused: at once by `python -m app.check`, in its log by `serve run`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ import pytest
 import yaml
 
 import app.check
+from tests.support.deadlines import wait_until
 from tests.support.free_ports import find_free_ports
-from tests.support.graph.serve_graph import (
-    REPO,
-    START_S,
-    Json,
-    ServeGraph,
-    kv_events,
-    merged,
-    serve_config,
-    wait_for,
-)
+from tests.support.graph.serve_config import REPO, Json, kv_events, merged, serve_config
+from tests.support.graph.serve_graph import START_S, ServeGraph
 
 
 @pytest.fixture
@@ -35,7 +28,7 @@ def config(tiny_model: str) -> Json:
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """A free row of ports whose second one is taken."""
+    """The first of 8 consecutive ports, of which the second is taken and the others are free."""
     port = find_free_ports(8)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port + 1))
@@ -194,7 +187,7 @@ def test_serve_run_refuses_a_malformed_file(config: Json) -> None:
     graph = ServeGraph(config, file_text="applications:\n  - name: [")
     graph.start()
     try:
-        wait_for(lambda: graph.has_ended, "the end of serve run", START_S)
+        wait_until(lambda: graph.has_ended, "the end of serve run", START_S)
         assert "line 2" in graph.output()
     finally:
         graph.stop()
@@ -205,7 +198,7 @@ def assert_fails_with(message: str, config: Json) -> None:
     graph = ServeGraph(config)
     graph.start()
     try:
-        wait_for(lambda: message in graph.output() or graph.has_ended, message, START_S)
+        wait_until(lambda: message in graph.output() or graph.has_ended, message, START_S)
         assert message in graph.output()
         assert not graph.is_ready
     finally:

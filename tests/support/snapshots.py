@@ -1,4 +1,4 @@
-"""What a snapshot says, for tests."""
+"""The content of a snapshot, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TextStream: whole characters, no stop string, and together exactly the decoded text."""
+"""TextStream: whole characters, no stop string, and all pieces together are the decoded text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def byte_id(smollm2_dir: Path) -> dict[int, int]:
     """Byte → the id of the token that is this byte alone, for the bytes of é and 😀."""
     vocab = json.loads((smollm2_dir / "tokenizer.json").read_text())["model"]["vocab"]
     alphabet = ByteLevel(add_prefix_space=False, use_regex=False)
-    ids = {}
+    ids: dict[int, int] = {}
     for text in ("é", "😀"):
         [(symbols, _)] = alphabet.pre_tokenize_str(text)
         ids |= {byte: vocab[symbol] for byte, symbol in zip(text.encode(), symbols, strict=True)}
@@ -50,7 +50,7 @@ def run(stream: TextStream, token_ids: Iterable[int]) -> str:
 
 
 def until_stop(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
-    """What the matcher promises, said naively: the match complete first, the longest of several."""
+    """A naive matcher: the match that is complete first, the longest of several."""
     for end in range(len(text) + 1):
         ending = [s for s in stop if text[:end].endswith(s)]
         if ending:

@@ -57,7 +57,7 @@ def reference(smollm2_dir: Path) -> Any:
 
 @pytest.fixture
 def folder(smollm2_dir: Path, tmp_path: Path) -> Path:
-    """A folder of one's own with the model's small files."""
+    """A new folder with the model's small files."""
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"):
         shutil.copy(smollm2_dir / name, tmp_path)
     return tmp_path
@@ -218,7 +218,7 @@ def test_further_template_files_leave_the_default(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "reason"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages[0].content + 1 }}", "can only concatenate str"),
@@ -227,9 +227,9 @@ def test_further_template_files_leave_the_default(folder: Path) -> None:
         ("{% set _ = messages.append(1) %}", "append"),
     ],
 )
-def test_a_template_that_fails_refuses_the_messages(folder: Path, template: str, said: str) -> None:
+def test_a_template_that_fails_refuses_the_messages(folder: Path, template: str, reason: str) -> None:
     write_template(folder, template)
-    with pytest.raises(InvalidRequestError, match=said) as caught:
+    with pytest.raises(InvalidRequestError, match=reason) as caught:
         rendered(folder)
     assert caught.value.param == "messages"
 

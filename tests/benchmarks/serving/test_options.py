@@ -1,4 +1,4 @@
-"""The serving benchmark's command line, and the plan that comes of it."""
+"""The serving benchmark's command line, and the plan that it leads to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_short_changes_only_sizes_that_are_not_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--users", "0"], "argument --users: '0': an integer of at least 1 is needed"),
         (["--turns", "many"], "argument --turns: 'many': an integer of at least 1 is needed"),
@@ -28,11 +28,11 @@ def test_short_changes_only_sizes_that_are_not_given() -> None:
     ],
 )
 def test_a_wrong_argument_is_named_with_its_value(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         _parse(*arguments)
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_rank_holds_more_than_its_share_and_less_than_everything(smollm2_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prints, as JSON, what every rank says that its cache holds: `rank_snapshots.py RAY_ADDRESS APPLICATION`.
+"""Prints, as JSON, the content of every rank's cache: `rank_snapshots.py RAY_ADDRESS APPLICATION`.
 
 A process of its own, so that no test process ever joins a Ray cluster.
 """

@@ -14,74 +14,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import yaml
 
 from benchmarks.graphs.replicas import replica_pids
-from tests.support.free_ports import find_free_ports
+from tests.support.deadlines import DeadlineMissed, wait_until
+from tests.support.graph.serve_config import REPO, Json
 
-REPO = Path(__file__).resolve().parents[3]
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
 STOP_S = 30
 FAILURE_MARKS = ("Deploying app 'kvbeacon' failed", "Exception in Replica(")
 """What Ray prints when a graph can't be built, and when a replica can't start, which it tries for ever."""
-
-Json = dict[str, Any]
-Found = TypeVar("Found")
-
-
-def wait_for(look: Callable[[], Found], what: str, timeout_s: float = 20) -> Found:
-    """What `look` returns once that is true. Fails with what it returned last."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}; last seen: {found!r}"
-        time.sleep(0.02)
-    return found
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Json:
-    """`base` with `changes`; mappings are merged, everything else is replaced."""
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
-def serve_config(applications: Mapping[str, Json]) -> Json:
-    """The repository's `serve_config.yaml` on free ports, with one application per route prefix.
-
-    Each application's `args` are the repository's with the given changes. Unless these say otherwise,
-    `kv_events_config` names ports of the application's own: events, load reports behind them, replay.
-    """
-    config: Json = yaml.safe_load((REPO / "serve_config.yaml").read_text())
-    template = config["applications"][0]
-    config["applications"] = []
-    for index, (prefix, changes) in enumerate(applications.items()):
-        args = merged(merged(template["args"], {"resources": {"num_cpus": 0.2}}), changes)
-        if "kv_events_config" not in changes:
-            args["kv_events_config"] = json.dumps(kv_events(args["dp_size"]))
-        name = template["name"] if index == 0 else f"{template['name']}-{index}"
-        config["applications"].append({**template, "name": name, "route_prefix": prefix, "args": args})
-    config["http_options"]["port"] = find_free_ports(1)
-    return config
-
-
-def kv_events(dp_size: int) -> Json:
-    """A `kv_events_config` on free ports for `dp_size` ranks."""
-    base = find_free_ports(3 * dp_size)
-    return {
-        "publisher": "zmq",
-        "endpoint": f"tcp://127.0.0.1:{base}",
-        "replay_endpoint": f"tcp://127.0.0.1:{base + 2 * dp_size}",
-        "topic": "kv",
-    }
 
 
 class ServeGraph:
@@ -90,6 +37,8 @@ class ServeGraph:
     Attributes:
         config: the file's content.
         url: where HTTP is served.
+        http: a client of it.
+        ray_token: Ray guards every new cluster with a token from the user's home; this one has its own.
     """
 
     def __init__(self, config: Json, file_text: str | None = None) -> None:
@@ -100,8 +49,8 @@ class ServeGraph:
         self._file = self._dir / "serve_config.yaml"
         self._file.write_text(yaml.safe_dump(config) if file_text is None else file_text)
         self._log = self._dir / "log"
-        # Ray guards every new cluster with a token from the user's home; this one gets its own.
-        self._auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.ray_token = secrets.token_hex(32)
+        self._auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
         self._process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
@@ -123,12 +72,18 @@ class ServeGraph:
 
     def wait_until_ready(self) -> None:
         """Wait for every rank of every application; fails with the log's end when they will never come."""
-        deadline = time.monotonic() + START_S
-        while not self.is_ready:
+
+        def becomes_ready() -> bool:
+            is_ready = self.is_ready
             is_hopeless = self.has_ended or any(mark in self.output() for mark in FAILURE_MARKS)
-            assert not is_hopeless, self.output()[-6000:]
-            assert time.monotonic() < deadline, self.output()[-6000:]
-            time.sleep(0.2)
+            assert is_ready or not is_hopeless, self.output()[-6000:]
+            return is_ready
+
+        try:
+            wait_until(becomes_ready, "every rank of every application", START_S, interval_s=0.2)
+        except DeadlineMissed as missed:
+            missed.add_note(self.output()[-6000:])
+            raise
 
     @property
     def is_ready(self) -> bool:
@@ -156,7 +111,7 @@ class ServeGraph:
         return self.output() + "".join(_read(file).decode(errors="replace") for file in files)
 
     def stop(self) -> None:
-        """End it as a process manager does; whatever doesn't go by itself is killed."""
+        """End it as a process manager does; what doesn't go by itself is killed."""
         self.http.close()
         assert self._process is not None, "not started"
         self._process.send_signal(signal.SIGTERM)
@@ -166,7 +121,7 @@ class ServeGraph:
             if self._processes():
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            wait_for(lambda: not self._processes(), f"all processes of {self._dir} gone", STOP_S)
+            wait_until(lambda: not self._processes(), f"all processes of {self._dir} gone", STOP_S)
             shutil.rmtree(self._dir, ignore_errors=True)
 
     # What a user sees.
@@ -178,11 +133,12 @@ class ServeGraph:
         return response.json()
 
     def load(self, rank: int) -> Json:
-        """The load that `rank` says it has."""
-        return self.get("/server_info")["internal_states"][rank]["load"]
+        """The load that `rank` reports."""
+        load: Json = self._internal_states()[rank]["load"]
+        return load
 
     def router_rank(self, rank: int) -> Json | None:
-        """What the router believes of `rank`; None if it doesn't know it."""
+        """The router's view of `rank`; None if it doesn't know it."""
         return next((each for each in self.get("/router/ranks") if each["rank"] == rank), None)
 
     def complete(self, prompt: str | list[int], *, rank: int | None = None, **fields: Any) -> httpx.Response:
@@ -193,12 +149,24 @@ class ServeGraph:
         assert response.status_code == 200, response.text
         return response
 
+    def audit(self) -> list[Json]:
+        """The only router's audit of the two ranks, which finds every index equal to its cache."""
+        response = self.http.get("/router/audit")
+        report = response.json()
+        assert (response.status_code, report["equal"], report["complete"]) == (200, True, True), report
+        (router,) = report["routers"]
+        for rank in router["ranks"]:
+            assert (rank["verdict"], rank["num_missing"], rank["num_extra"]) == ("equal", 0, 0)
+            assert rank["applied_seq"] >= rank["snapshot_seq"]
+        ranks: list[Json] = router["ranks"]
+        return ranks
+
     def wait_until_followed(self) -> None:
         """Wait until the router knows exactly as many blocks of every rank as the rank holds."""
-        wait_for(self._is_followed, f"the router has every rank's blocks: {self.get('/router/ranks')}")
+        wait_until(self._is_followed, f"the router has every rank's blocks: {self.get('/router/ranks')}")
 
     def snapshots(self) -> dict[int, Json]:
-        """What every rank itself says that its cache holds: rank → `epoch`, `seq`, `block_hashes`."""
+        """Every rank's cache, as the rank itself reports it: rank → `epoch`, `seq`, `block_hashes`."""
         script = Path(__file__).with_name("rank_snapshots.py")
         application = self.config["applications"][0]["name"]
         output = subprocess.run(
@@ -232,7 +200,8 @@ class ServeGraph:
         if response.status_code != 200:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
-        return len(settled) == application["args"]["dp_size"]
+        dp_size: int = application["args"]["dp_size"]
+        return len(settled) == dp_size
 
     def _processes(self) -> list[Path]:
         """Everything that was started with this graph's environment and still runs."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
 import httpx
 
-from tests.support.graph.serve_graph import Json, ServeGraph
+from tests.support.deadlines import until
+from tests.support.graph.serve_config import Json
+from tests.support.graph.serve_graph import ServeGraph
 
 LONG = {"max_tokens": 4000, "ignore_eos": True, "temperature": 0}
 """Twenty seconds or more on the tiny model, whose caches hold 4,096 tokens."""
@@ -23,7 +24,8 @@ class Stream:
     Attributes:
         rank: where it runs.
         num_pieces: chunks of text so far.
-        ended: the last thing it said: `[DONE]`, or an error's code.
+        ended: its last message: `[DONE]`, or an error's code; None until then.
+        message: the error's message.
     """
 
     def __init__(self, response: httpx.Response) -> None:
@@ -34,7 +36,7 @@ class Stream:
         self._response = response
         self.reading = asyncio.create_task(self._read())
 
-    async def hang_up(self) -> None:
+    async def disconnect(self) -> None:
         """Close the connection in the middle of the answer."""
         self.reading.cancel()
         await asyncio.wait([self.reading])
@@ -55,12 +57,12 @@ class Stream:
 
 
 class Streams:
-    """Opens streams and asks questions; whatever still goes on at the end is hung up."""
+    """Opens streams and sends requests; disconnects from all that still run at the end."""
 
     def __init__(self, graph: ServeGraph) -> None:
         limits = httpx.Limits(max_connections=None)
         self.http = httpx.AsyncClient(base_url=graph.url, timeout=120, limits=limits)
-        self.asked: list[asyncio.Task[httpx.Response]] = []
+        self.sent: list[asyncio.Task[httpx.Response]] = []
         self._open: list[Stream] = []
         self._num_prompts = 0
 
@@ -70,7 +72,7 @@ class Streams:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.hang_up()
+        await self.disconnect()
         await self.http.aclose()
 
     async def open(self, count: int, rank: int, **fields: Any) -> list[Stream]:
@@ -83,24 +85,30 @@ class Streams:
         await until(lambda: all(stream.num_pieces > 1 for stream in streams), "text on every stream")
         return streams
 
-    def ask(self, count: int = 1, rank: int | None = None, **fields: Any) -> None:
-        """`count` requests whose answers come in one piece, in the background; kept in `asked`."""
+    def send(self, count: int = 1, rank: int | None = None, **fields: Any) -> None:
+        """`count` requests for answers in one piece, in the background; kept in `sent`."""
         for _ in range(count):
             request = self._request(rank, {"max_tokens": 4} | fields)
-            self.asked.append(asyncio.create_task(self.http.send(request)))
+            self.sent.append(asyncio.create_task(self.http.send(request)))
 
-    async def hang_up(self) -> None:
+    async def arrive_until_cancelled(self, every_s: float = 0.1) -> None:
+        """Send a short request every `every_s` seconds."""
+        while True:
+            self.send()
+            await asyncio.sleep(every_s)
+
+    async def disconnect(self) -> None:
         """Close every connection, answered or not."""
-        for task in self.asked:
+        for task in self.sent:
             task.cancel()
-        if self.asked:
-            await asyncio.wait(self.asked)
+        if self.sent:
+            await asyncio.wait(self.sent)
         for stream in self._open:
-            await stream.hang_up()
-        self.asked, self._open = [], []
+            await stream.disconnect()
+        self.sent, self._open = [], []
 
     async def load(self, rank: int) -> Json:
-        """The load that `rank` says it has."""
+        """The load that `rank` reports."""
         info = (await self.http.get("/server_info")).json()
         load: Json = info["internal_states"][rank]["load"]
         return load
@@ -119,14 +127,3 @@ class Streams:
         body = {"prompt": [time.time_ns() % 40_000 + 100, self._num_prompts, 5]} | fields
         headers = {} if rank is None else {"X-Data-Parallel-Rank": str(rank)}
         return self.http.build_request("POST", "/v1/completions", json=body, headers=headers)
-
-
-async def until(look: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = 20) -> None:
-    """Wait until `look` says true."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        found = look()
-        if found if isinstance(found, bool) else await found:
-            return
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What benchmarks' command lines are made of."""
+"""Types for the arguments of benchmarks' command lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 
 
 def positive(parse: Callable[[str], Number]) -> Callable[[str], Number]:
-    """A type for argparse: a number above 0."""
+    """An argparse type for a number above 0."""
 
     def number(text: str) -> Number:
         value = parse(text)
@@ -22,7 +22,7 @@ def positive(parse: Callable[[str], Number]) -> Callable[[str], Number]:
 
 
 def list_of(parse: Callable[[str], Item]) -> Callable[[str], list[Item]]:
-    """A type for argparse: items with commas between them."""
+    """An argparse type for items separated by commas."""
 
     def items(text: str) -> list[Item]:
         return [parse(part) for part in text.split(",")]

@@ -1,8 +1,8 @@
 """Rank, router and ingress of one application, which take another configuration without a new process.
 
-What starting replicas costs is their imports, seconds of a core for each. So here Serve's `user_config` holds
-the `args` of `app.build`, and with them the rank is constructed anew where it is; the ingress keeps all but
-its settings. Both are the product's own classes.
+Starting a replica takes seconds of a core for its imports. So here Serve's `user_config` holds the `args` of
+`app.build`: with them the rank is constructed again in its process, and the ingress changes its settings.
+Both are the product's own classes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from app.events.endpoints import parse_kv_events
 CONTROL = {"num_cpus": 0}
 
 
-class ReconfiguredRank(DPRank):
+class ReconfigurableRank(DPRank):
     """Constructed by `reconfigure`, which Serve calls before the first request too."""
 
-    async def __init__(self) -> None:
+    def __init__(self) -> None:
         pass
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
@@ -35,8 +35,8 @@ class ReconfiguredRank(DPRank):
         await super().__init__(config, parse_kv_events(config))
 
 
-class ReconfiguredIngress(Ingress):
-    """Answers by the settings that came last."""
+class ReconfigurableIngress(Ingress):
+    """Answers by the settings that it received last."""
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
         """Take these settings."""
@@ -45,12 +45,14 @@ class ReconfiguredIngress(Ingress):
 
 
 def build(args: Mapping[str, Any]) -> Application:
-    """The graph, whose deployments `DPRank` and `Ingress` want a `user_config` like `args`."""
+    """The graph; its deployments `DPRank` and `Ingress` take a `user_config` like `args`."""
     config = load_config(args)
     events = parse_kv_events(config)
-    options = {"ray_actor_options": CONTROL, "user_config": args}
-    ranks = serve.deployment(name="DPRank", **options)(ReconfiguredRank).bind()
+    user_config = dict(args)
+    ranks = serve.deployment(name="DPRank", ray_actor_options=CONTROL, user_config=user_config)(
+        ReconfigurableRank
+    ).bind()
     router = serve.deployment(name="Router", ray_actor_options=CONTROL)(Router).bind(config, events, ranks)
-    return serve.deployment(name="Ingress", **options)(ReconfiguredIngress).bind(
-        config, events, router, ranks
-    )
+    return serve.deployment(name="Ingress", ray_actor_options=CONTROL, user_config=user_config)(
+        ReconfigurableIngress
+    ).bind(config, events, router, ranks)

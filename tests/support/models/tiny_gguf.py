@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,21 @@ def write_tiny_gguf(
     *,
     architecture: str = "llama",
     tied: bool = True,
-    pre: str = "smollm",
     extra: Weights | None = None,
-    **metadata: Any,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Weights:
     """Write `file`; returns the weights by their Hugging Face names, as they should come back.
 
-    `extra` are further tensors by their GGUF names; `metadata` change what is written, with `__` for dots.
+    Args:
+        file: where to.
+        architecture: `llama`, `qwen2` or `qwen3`.
+        tied: whether the output layer is the embedding.
+        extra: further tensors by their GGUF names.
+        metadata: what to write beside or instead of a small model's own metadata.
     """
     writer = gguf.GGUFWriter(str(file), architecture)
     written = {key.format(arch=architecture): value for key, value in _METADATA.items()}
-    written |= {"tokenizer.ggml.pre": pre} | {k.replace("__", "."): v for k, v in metadata.items()}
-    for key, value in written.items():
+    for key, value in (written | dict(metadata or {})).items():
         kind = gguf.GGUFValueType.get_type(value)
         if kind == gguf.GGUFValueType.INT32:
             kind = gguf.GGUFValueType.UINT32
@@ -41,8 +45,8 @@ def write_tiny_gguf(
     weights = _weights(architecture, tied)
     for name, weight in weights.items():
         heads = {"q_proj": HEADS, "k_proj": KV_HEADS}.get(name.split(".")[-2])
-        permutes = architecture == "llama" and heads is not None
-        writer.add_tensor(_gguf_name(architecture, name), _permuted(weight, heads) if permutes else weight)
+        as_written = _permuted(weight, heads) if architecture == "llama" and heads is not None else weight
+        writer.add_tensor(_gguf_name(architecture, name), as_written)
     for name, weight in (extra or {}).items():
         writer.add_tensor(name, weight)
     writer.write_header_to_file()
@@ -63,6 +67,7 @@ _METADATA: dict[str, Any] = {
     "{arch}.attention.layer_norm_rms_epsilon": 1e-5,
     "{arch}.rope.dimension_count": HEAD_DIM,
     "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
     "tokenizer.ggml.tokens": TOKENS,
     "tokenizer.ggml.token_type": [3, 3] + [1] * (len(TOKENS) - 2),
     "tokenizer.ggml.merges": MERGES,

@@ -1,4 +1,4 @@
-"""The client side: streaming chat requests over HTTP, and whole conversations in a closed loop."""
+"""The client: streaming chat requests over HTTP, and whole conversations in a closed loop."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class RequestFailedError(Exception):
 
 
 class ChatClient:
-    """Asks for answers of a fixed length, greedily, and times them.
+    """Requests answers of a fixed length, greedily, and times them.
 
     Args:
         base_url: the server's.
         answer_tokens: tokens of each answer; the model's own end is ignored.
-        concurrency: requests in flight at most; others wait before they are sent, and their clocks with them.
+        concurrency: requests in flight at most; the clock of one that waits starts when it is sent.
     """
 
     def __init__(self, base_url: str, *, answer_tokens: int, concurrency: int) -> None:
@@ -89,7 +89,7 @@ class ChatClient:
 async def hold_conversation(
     client: ChatClient, conversation: Conversation, answered: Callable[[], object]
 ) -> list[Reply]:
-    """All turns of one user: each waits for the last answer and contains it; `answered` is told of each."""
+    """All turns of one user: each waits for the last answer and contains it; calls `answered` after each."""
     replies: list[Reply] = []
     for _ in conversation.questions:
         answers = [reply.text for reply in replies]
