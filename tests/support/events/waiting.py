@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from app.events.following.subscriber import RankSubscriber
+from tests.support.deadlines import holds_within
 from tests.support.events.blocks import Blocks
 from tests.support.events.ranks import LossyRank, Rank
 
@@ -16,12 +17,7 @@ Follow = Callable[..., RankSubscriber]
 
 async def holds(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
     """Whether `condition` came true before the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.005)
-    return True
+    return await holds_within(timeout_s, condition)
 
 
 def is_exact(subscriber: RankSubscriber) -> bool:
