@@ -2,8 +2,8 @@
 
     python -m benchmarks.routers
 
-Real routers on a Ray cluster of their own, asked at fixed rates from this process; the ranks are silent ones,
-which are only there to be chosen. Each rate is driven twice: with routers that send them, and without.
+Real routers on a Ray cluster of their own, called at fixed rates from this process; the ranks do nothing and
+are only there to be chosen. Each rate is driven twice: with routers that send them, and without.
 All processes share this machine, so one clock times them all. The last line is one JSON object.
 """
 
@@ -124,26 +124,26 @@ def _deploy(config: AppConfig, sends: bool) -> DeploymentHandle[Any]:
 
 
 async def _drive(router: DeploymentHandle[Any], rate: int, seconds: float) -> dict[str, float]:
-    """Ask at `rate`; every figure is of this run alone."""
-    await _ask(router, f"{rate}-warm")
+    """Call at `rate`; every figure is of this run alone."""
+    await _choose(router, f"{rate}-warm")
     before = await router.broadcast("timings").results_async()
-    start, asked = time.monotonic(), []
+    start, calls = time.monotonic(), []
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-        asked.append(asyncio.create_task(_ask(router, f"{rate}-{number}")))
-    answered = await asyncio.gather(*asked)
+        calls.append(asyncio.create_task(_choose(router, f"{rate}-{number}")))
+    answered = await asyncio.gather(*calls)
     after = await router.broadcast("timings").results_async()
     cpu_s = sum(timings[2] for timings in after) - sum(timings[2] for timings in before)
     chosen = {request_id: at for timings in after for request_id, at in timings[0].items()}
-    ids = {f"{rate}-{number}" for number in range(len(asked))}
+    ids = {f"{rate}-{number}" for number in range(len(calls))}
     delays = [at - chosen[key] for timings in after for key, at in timings[1].items() if key in ids]
-    figures = {"cpu_ms_per_request": 1e3 * cpu_s / len(asked), **_percentiles("choose", answered)}
+    figures = {"cpu_ms_per_request": 1e3 * cpu_s / len(calls), **_percentiles("choose", answered)}
     if delays:
-        figures |= {"heard": len(delays) / len(asked), **_percentiles("delay", delays)}
+        figures |= {"heard": len(delays) / len(calls), **_percentiles("delay", delays)}
     return {name: round(value, 3) for name, value in figures.items()}
 
 
-async def _ask(router: DeploymentHandle[Any], request_id: str) -> float:
+async def _choose(router: DeploymentHandle[Any], request_id: str) -> float:
     """Seconds until the router's answer."""
     started = time.monotonic()
     hashes = [hash((request_id, block)) for block in range(BLOCKS)]

@@ -33,17 +33,17 @@ class Side(Protocol):
         """Take in an event of `rank`."""
 
     def prompt(self, block_hashes: Sequence[int]) -> Sequence[int]:
-        """Block hashes as this side takes them; isn't part of a question's time."""
+        """Block hashes as this side takes them; isn't part of a query's time."""
 
-    def ask(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
-        """How many leading blocks of a prompt are held, by (rank, 0): all that this side tells of it."""
+    def query(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
+        """How many leading blocks of a prompt are held, by (rank, 0): all that this side says of it."""
 
-    def after_ask(self) -> None:
-        """What follows a question and isn't part of its time."""
+    def after_query(self) -> None:
+        """What follows a query and isn't part of its time."""
 
 
 class Router:
-    """kvbeacon's router: index, load and policy. A question is a whole decision, its reservation included."""
+    """kvbeacon's router: index, load and policy. A query is a whole decision, its reservation included."""
 
     def __init__(self, num_ranks: int) -> None:
         rng = random.Random(1)
@@ -75,14 +75,14 @@ class Router:
         """As they are."""
         return block_hashes
 
-    def ask(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
+    def query(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
         """The chosen rank."""
         self._last_id = next(self._ids)
         prompt = Prompt(self._last_id, block_hashes, len(block_hashes) * BLOCK_SIZE, BLOCK_SIZE)
         decision = self._core.choose(prompt, 0.0)
         return {(decision.rank, 0): decision.cached_tokens // BLOCK_SIZE}
 
-    def after_ask(self) -> None:
+    def after_query(self) -> None:
         """The reservation ends, so that load stays as it is."""
         self._core.reservations.release(self._last_id)
 
@@ -91,7 +91,7 @@ class Router:
 
 
 class RadixTree:
-    """Dynamo's: `ai-dynamo-runtime`. A question is a match with its scores.
+    """Dynamo's: `ai-dynamo-runtime`. A query is a match with its scores.
 
     Raises:
         ImportError: it isn't installed.
@@ -118,12 +118,12 @@ class RadixTree:
         """Dynamo's hashes are unsigned."""
         return [each % 2**64 for each in block_hashes]
 
-    def ask(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
+    def query(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
         """Every worker and rank that holds something."""
         scores: dict[tuple[int, int], int] = self._tree.find_matches(block_hashes).scores
         return scores
 
-    def after_ask(self) -> None:
+    def after_query(self) -> None:
         """Nothing."""
 
     def _event(self, data: dict[str, Any]) -> bytes:

@@ -86,8 +86,9 @@ class LoadBook:
             assigned_tokens=min((peer.assigned_tokens for peer in peers), default=0),
             assigned_requests=min((peer.assigned_requests for peer in peers), default=0),
         )
+        self._make_room(rank)
         self._ranks[rank] = load
-        self._write(rank, load)
+        load.write(self._rows, rank)
 
     def report(self, rank: int, stat: LoadStat, now: float | None = None) -> None:
         """Take over a rank's own report. Counters that went back mean that the rank restarted.
@@ -102,7 +103,7 @@ class LoadBook:
         mean_uncached_tokens = self._mean_uncached_tokens or held_tokens or 1.0
         typical = self._service_time.mean or self._first_occupancy(stat, mean_uncached_tokens)
         load.report(stat, load.service_time.mean_with(typical), mean_uncached_tokens)
-        self._write(rank, load)
+        load.write(self._rows, rank)
         self._rates.observe(rank, stat.total_prefill_uncached_tokens, stat.total_prefill_busy_us)
 
     def add_reserved(self, rank: int, uncached_tokens: int, *, is_assigned: bool) -> None:
@@ -114,14 +115,14 @@ class LoadBook:
             load.assigned_tokens += uncached_tokens
             load.assigned_requests += 1
             self._update_mean(uncached_tokens)
-        self._write(rank, load)
+        load.write(self._rows, rank)
 
     def remove_reserved(self, rank: int, uncached_tokens: int) -> None:
         """One request is no longer on its way to `rank`: it is there, or won't be."""
         load = self._ranks[rank]
         load.reserved_tokens -= uncached_tokens
         load.reserved_requests -= 1
-        self._write(rank, load)
+        load.write(self._rows, rank)
 
     def acknowledge(self, rank: int, count: int) -> None:
         """So many requests are counted by the rank's last report for the first time."""
@@ -153,12 +154,9 @@ class LoadBook:
     def _load(self, rank: int) -> RankLoad:
         load = self._ranks.get(rank)
         if load is None:
+            self._make_room(rank)
             load = self._ranks[rank] = RankLoad()
         return load
-
-    def _write(self, rank: int, load: RankLoad) -> None:
-        self._make_room(rank)
-        load.write(self._rows, rank)
 
     def _make_room(self, rank: int) -> None:
         size = self._counts.shape[1]

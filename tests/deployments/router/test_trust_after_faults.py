@@ -157,7 +157,7 @@ class World:
     def explain(self, prompt: list[int]) -> Json:
         """The rank's row in what a router would decide on `prompt` now; the rank is what it chooses."""
         hashes = hashing.wire_hashes(hashing.chain(prompt, BLOCK_SIZE))
-        request = Prompt("asked", hashes, len(prompt), BLOCK_SIZE)
+        request = Prompt("dry run", hashes, len(prompt), BLOCK_SIZE)
         decision = self.core.consider(request, time.monotonic())
         assert decision.rank == 0
         row: Json = explanation(decision, dp_size=1)["ranks"][0]

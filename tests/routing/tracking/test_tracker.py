@@ -191,7 +191,7 @@ async def test_a_rank_that_acknowledges_nothing_counts_a_request_once(world: Fol
 
     await poll(0)
     world.core.choose(Prompt("a", [], 8, BLOCK_SIZE), now=0.0)
-    await poll(0)  # may have been asked before the request came to the rank
+    await poll(0)  # may have been answered before the request came to the rank
     assert world.core.load.waiting_tokens(0) == 8
     await poll(8)
     assert world.core.load.waiting_tokens(0) == 8
