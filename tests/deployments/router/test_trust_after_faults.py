@@ -201,11 +201,13 @@ async def test_after_a_restart_the_index_is_the_new_ranks_cache(world: World) ->
     await world.rank.serve(old_prompt)
     await world.until_exact()
     assert world.explain(old_prompt)["cached_tokens"] > 0
+    world.snapshots_come.clear()
     world.rank.stop()
     world.rank = world.start_rank("second")
     await world.poll()
     row = world.explain(old_prompt)
     assert (row["trust"], row["cached_tokens"]) == ("syncing", 0)
+    world.snapshots_come.set()
     await world.rank.serve(*new)
     await world.until_exact()
     assert (await world.audit()).num_rank_blocks == 3 * 6
