@@ -25,6 +25,7 @@ from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
 from app.models.store import resolve_model
+from app.routing.policies.registry import find_policy
 from app.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def check(file: Path) -> None:
     ports.take("HTTP", schema.http_options.host, schema.http_options.port)
     configs = [load_config(application.args) for application in applications]
     for config in configs:
+        find_policy(config.routing.policy, field="args.routing.policy")
         for rank, endpoint in _endpoints(config):
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             ports.take(f"rank {rank}", host, int(port))

@@ -20,9 +20,6 @@ from app.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KernelBackend = Literal["auto", "torch", "cpu", "triton"]
-PolicyName = Literal[
-    "predicted_ttft", "least_loaded", "round_robin", "random", "power_of_two", "prefix_affinity", "session"
-]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -124,11 +121,10 @@ class RankResources(Settings):
 class RoutingConfig(Settings):
     """How requests find their rank."""
 
-    policy: PolicyName = Field(
+    policy: str = Field(
         "predicted_ttft",
-        description="By what the rank is chosen: `predicted_ttft` soonest first token; `least_loaded` fewest "
-        "requests; `round_robin` in turn; `random` any; `power_of_two` the less loaded of two random ones; "
-        "`prefix_affinity` longest cached prefix where not overloaded; `session` by the header x-session-id.",
+        description="By what the rank is chosen: a name in `app.routing.policies.registry`, which knows what "
+        "each policy does; docs/operations.md#policies has them all.",
     )
     num_routers: PositiveInt = Field(1, description="Router replicas; each follows every rank.")
     discovery_interval_s: float = Field(0.5, ge=0.05, description="Seconds between polls of the ranks.")

@@ -33,7 +33,7 @@ from benchmarks.graphs.graph import deployed, running_ray, with_policy
 from benchmarks.graphs.replicas import replica_pids
 
 READY_WITHIN_S = 240.0
-LOOK_EVERY_S = 0.05
+POLL_EVERY_S = 0.05
 PROMPT_TOKENS = MAX_POSITIONS - 48
 """Of the prompts that fill caches: nearly the whole context."""
 FILLING_PER_RANK = 2
@@ -174,7 +174,7 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
     started_s = await _until_started(killed) - arrivals.killed_at
     first_view_at, first_view = await _until_viewed(http)
     ranks = await _until_exact(http, options.ranks, READY_WITHIN_S)
-    # When the last rank became exact, by the router's own clock: not when we got to hear of it.
+    # When the last rank became exact, by the router's own clock: not when it was seen from here.
     exact_s = max(rank["since"] for rank in ranks) - killed_time
     await asyncio.sleep(1)
     is_over.set()
@@ -204,14 +204,14 @@ async def _restart(http: httpx.AsyncClient, options: argparse.Namespace) -> dict
 async def _until_started(killed: int) -> float:
     """When another router's process is there, monotonic."""
     while set(replica_pids("Router", os.getpid())) <= {killed}:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
     return time.monotonic()
 
 
 async def _until_viewed(http: httpx.AsyncClient) -> tuple[float, list[dict[str, Any]]]:
     """When a router answers at all, monotonic, and what it says of the ranks then."""
     while (response := await http.get("/router/ranks")).status_code != httpx.codes.OK:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
     return time.monotonic(), response.json()
 
 
@@ -224,7 +224,7 @@ async def _until_exact(http: httpx.AsyncClient, num_ranks: int, timeout_s: float
                 ranks: list[dict[str, Any]] = response.json()
                 if [rank["trust"] for rank in ranks] == ["exact"] * num_ranks:
                     return ranks
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(POLL_EVERY_S)
 
 
 def _tokens(count: int) -> list[int]:

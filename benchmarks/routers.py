@@ -1,9 +1,9 @@
-"""What it costs that several routers tell each other their reservations, and how soon they are heard.
+"""What it costs that several routers send each other their reservations, and how soon these arrive.
 
     python -m benchmarks.routers
 
-Real routers on a Ray cluster of their own, asked at fixed rates from this process; the ranks are silent ones,
-which are only there to be chosen. Each rate is driven twice: with routers that tell each other, and without.
+Real routers on a Ray cluster of their own, called at fixed rates from this process; the ranks do nothing and
+are only there to be chosen. Each rate is driven twice: with routers that send them, and without.
 All processes share this machine, so one clock times them all. The last line is one JSON object.
 """
 
@@ -24,7 +24,6 @@ from ray.serve.handle import DeploymentHandle
 from app.build import CONTROL_CPUS, MAX_CONNECTIONS, QUIET
 from app.config import AppConfig, load_config
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, RankInfo, Unroutable
-from app.deployments.router.peer_routers import PeerRouters
 from app.deployments.router.router import Router
 from app.events.endpoints import KvEvents, parse_kv_events
 from app.events.schema import LoadStat
@@ -59,16 +58,15 @@ class SilentRank:
 
 
 class TimedRouter(Router):
-    """Notes when it chose and when it heard."""
+    """Records when it chose, and when it received what others had reserved."""
 
     async def __init__(  # type: ignore[misc]
-        self, config: AppConfig, events: KvEvents, ranks: DeploymentHandle[Any], *, tells: bool
+        self, config: AppConfig, events: KvEvents, ranks: DeploymentHandle[Any]
     ) -> None:
         await super().__init__(config, events, ranks)
-        if not tells:
-            self._peers = PeerRouters(num_routers=1)
+        self._own_id = serve.get_replica_context().replica_id.unique_id
         self._chosen: dict[str, float] = {}
-        self._heard: dict[str, float] = {}
+        self._received: dict[str, float] = {}
 
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """As the real one."""
@@ -79,12 +77,12 @@ class TimedRouter(Router):
     async def add_peer_reservations(self, router: str, reservations: Sequence[PeerReservation]) -> None:
         """As the real one."""
         await super().add_peer_reservations(router, reservations)
-        if router != self._replica_id:
-            self._heard |= {each.request_id: time.monotonic() for each in reservations}
+        if router != self._own_id:
+            self._received |= {each.request_id: time.monotonic() for each in reservations}
 
     async def timings(self) -> tuple[dict[str, float], dict[str, float], float]:
-        """When each request was chosen for here, and heard of from others; CPU seconds of this process."""
-        return self._chosen, self._heard, time.process_time()
+        """When each request was chosen for here, and received from others; CPU seconds of this process."""
+        return self._chosen, self._received, time.process_time()
 
 
 def main() -> None:
@@ -100,17 +98,19 @@ def main() -> None:
     config = load_config({"dp_size": arguments.ranks, "resources": {"num_cpus": 0.1}, "routing": routing})
     results: dict[str, dict[str, Any]] = {str(rate): {} for rate in arguments.rates}
     with running_ray(config):
-        for tells in (False, True):
-            router = _deploy(config, tells)
+        for sends in (False, True):
+            router = _deploy(config, sends)
             for rate in arguments.rates:
                 figures = asyncio.run(_drive(router, rate, arguments.seconds))
-                results[str(rate)]["telling" if tells else "silent"] = figures
-                print(f"{rate} requests/s, {'telling' if tells else 'silent'}: {figures}", flush=True)
+                results[str(rate)]["telling" if sends else "silent"] = figures
+                print(f"{rate} requests/s, {'telling' if sends else 'silent'}: {figures}", flush=True)
             serve.delete(APP_NAME)
     print(json.dumps({"routers": arguments.routers, "rates": results}))
 
 
-def _deploy(config: AppConfig, tells: bool) -> DeploymentHandle[Any]:
+def _deploy(config: AppConfig, sends: bool) -> DeploymentHandle[Any]:
+    """The routers, which send their reservations unless each takes itself for the only one."""
+    alone = config.model_copy(update={"routing": config.routing.model_copy(update={"num_routers": 1})})
     options: dict[str, Any] = {"ray_actor_options": {"num_cpus": CONTROL_CPUS}, "logging_config": QUIET}
     ranks = serve.deployment(name="DPRank", num_replicas=config.dp_size, **options)(SilentRank).bind()
     router = serve.deployment(
@@ -118,32 +118,32 @@ def _deploy(config: AppConfig, tells: bool) -> DeploymentHandle[Any]:
         num_replicas=config.routing.num_routers,
         max_ongoing_requests=MAX_CONNECTIONS,
         **options,
-    )(TimedRouter).bind(config, parse_kv_events(config), ranks, tells=tells)
+    )(TimedRouter).bind(config if sends else alone, parse_kv_events(config), ranks)
     handle: DeploymentHandle[Any] = serve.run(router, name=APP_NAME, route_prefix=None)
     return handle.options(_by_reference=False)
 
 
 async def _drive(router: DeploymentHandle[Any], rate: int, seconds: float) -> dict[str, float]:
-    """Ask at `rate`; every figure is of this run alone."""
-    await _ask(router, f"{rate}-warm")
+    """Call at `rate`; every figure is of this run alone."""
+    await _choose(router, f"{rate}-warm")
     before = await router.broadcast("timings").results_async()
-    start, asked = time.monotonic(), []
+    start, calls = time.monotonic(), []
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
-        asked.append(asyncio.create_task(_ask(router, f"{rate}-{number}")))
-    answered = await asyncio.gather(*asked)
+        calls.append(asyncio.create_task(_choose(router, f"{rate}-{number}")))
+    answered = await asyncio.gather(*calls)
     after = await router.broadcast("timings").results_async()
     cpu_s = sum(timings[2] for timings in after) - sum(timings[2] for timings in before)
     chosen = {request_id: at for timings in after for request_id, at in timings[0].items()}
-    ids = {f"{rate}-{number}" for number in range(len(asked))}
+    ids = {f"{rate}-{number}" for number in range(len(calls))}
     delays = [at - chosen[key] for timings in after for key, at in timings[1].items() if key in ids]
-    figures = {"cpu_ms_per_request": 1e3 * cpu_s / len(asked), **_percentiles("choose", answered)}
+    figures = {"cpu_ms_per_request": 1e3 * cpu_s / len(calls), **_percentiles("choose", answered)}
     if delays:
-        figures |= {"heard": len(delays) / len(asked), **_percentiles("delay", delays)}
+        figures |= {"heard": len(delays) / len(calls), **_percentiles("delay", delays)}
     return {name: round(value, 3) for name, value in figures.items()}
 
 
-async def _ask(router: DeploymentHandle[Any], request_id: str) -> float:
+async def _choose(router: DeploymentHandle[Any], request_id: str) -> float:
     """Seconds until the router's answer."""
     started = time.monotonic()
     hashes = [hash((request_id, block)) for block in range(BLOCKS)]

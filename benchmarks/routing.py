@@ -18,24 +18,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 from tqdm import tqdm
 
-from app.config import PolicyName
 from app.errors import KvbeaconError
-from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig
+from app.routing.policies.registry import POLICIES
+from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig, read_cluster
 from app.simulation.results.bounds import Bound, lower_bound
 from app.simulation.results.outcome import Figures
 from app.simulation.simulator import simulate
-from app.simulation.traces.files import read_cluster
 from app.simulation.traces.request import SimulatedRequest, speed_up
 from app.simulation.traces.shared_prefixes import SharedPrefixes
 from app.simulation.traces.trace import read_trace
 from benchmarks.arguments import list_of, positive
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
-DEFAULT_POLICIES: Final[Sequence[PolicyName]] = [each for each in get_args(PolicyName) if each != "session"]
+DEFAULT_POLICIES: Final = tuple(name for name in POLICIES if name != "session")
 """Traces name no sessions; without one, `session` does what `predicted_ttft` does."""
 _HEAD = (
     f"{'policy':<16}{'hit rate':>9}{'mean s':>9}{'p50 s':>9}{'p90 s':>9}{'p99 s':>9}"
@@ -74,7 +73,7 @@ class Cell:
 
     ranks: int
     speed: float
-    policies: Mapping[PolicyName, Figures]
+    policies: Mapping[str, Figures]
     lower_bound: Bound | None
 
 
@@ -102,7 +101,7 @@ def run_cell(
     config: ClusterConfig,
     workload: Workload,
     speed: float,
-    policies: Sequence[PolicyName],
+    policies: Sequence[str],
     on_request: Callable[[], object] = lambda: None,
 ) -> Cell:
     """One cell; the bound is left out where there are too many requests to hold at once."""
@@ -160,12 +159,10 @@ def _workload(options: argparse.Namespace, base: ClusterConfig) -> Workload:
     return Workload(read_trace(options.trace, block_size) if options.trace else None, generated)
 
 
-def _policy(name: str) -> PolicyName:
-    allowed: tuple[PolicyName, ...] = get_args(PolicyName)
-    for policy in allowed:
-        if policy == name:
-            return policy
-    raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(allowed)}")
+def _policy(name: str) -> str:
+    if name not in POLICIES:
+        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(POLICIES)}")
+    return name
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.errors import RequestError
 from app.generation import SamplingParams, TokenChunk
-from app.routing.tracking.tracker import RankDescription
+from app.routing.tracking.description import RankDescription
 
 Json = dict[str, Any]
 

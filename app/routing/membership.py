@@ -32,12 +32,12 @@ class RoutableRanks(Mapping[int, Trust]):
         self.exact: Final = sum(1 << rank for rank, trust in self._trust_of.items() if trust == "exact")
         self.size: Final = int(self.ranks[-1]) + 1 if trusts else 0
         self._is_dense = self.size == len(trusts)
-        self._everyone = sum(1 << rank for rank in trusts)
+        self._all_ranks = sum(1 << rank for rank in trusts)
         self.rows: Final = slice(self.size) if self._is_dense else self.ranks
 
     def positions(self, ranks: int) -> Positions:
         """Where the ranks of a bit set, at least one of these and no others, are."""
-        if ranks == self._everyone:
+        if ranks == self._all_ranks:
             return slice(None)
         if ranks & (ranks - 1):
             members = ranks_in(ranks)
@@ -56,27 +56,27 @@ class RoutableRanks(Mapping[int, Trust]):
 
 
 class Membership:
-    """The ranks that can take requests, as they come, go, and are believed or not."""
+    """The ranks that can take requests, as they come and go, and as the trust in them changes."""
 
     def __init__(self) -> None:
         self._trusts: dict[int, Trust] = {}
-        self._alive: RoutableRanks | None = RoutableRanks({})
-        """None after a change, until somebody asks."""
+        self._routable: RoutableRanks | None = RoutableRanks({})
+        """None after a change, until it is read."""
 
     @property
-    def alive(self) -> RoutableRanks:
+    def routable(self) -> RoutableRanks:
         """The ranks as they are now; the same object until something changes."""
-        if self._alive is None:
-            self._alive = RoutableRanks(self._trusts)
-        return self._alive
+        if self._routable is None:
+            self._routable = RoutableRanks(self._trusts)
+        return self._routable
 
     def set(self, rank: int, trust: Trust) -> None:
-        """`rank` can take requests, and its cache is known so well."""
+        """`rank` can take requests, and its cache is known as well as `trust` says."""
         if self._trusts.get(rank) != trust:
             self._trusts[rank] = trust
-            self._alive = None
+            self._routable = None
 
     def remove(self, rank: int) -> None:
         """`rank` can't take requests any more, if it could."""
         if self._trusts.pop(rank, None) is not None:
-            self._alive = None
+            self._routable = None

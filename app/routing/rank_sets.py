@@ -12,9 +12,9 @@ Integers = npt.NDArray[np.int64]
 
 @lru_cache(maxsize=1024)
 def ranks_in(bits: int) -> Integers:
-    """The ranks of a bit set, lowest first; nobody may write to them.
+    """The ranks of a bit set, lowest first; read-only.
 
-    The same sets come again and again: the ranks that hold a prefix that many requests share.
+    The same sets are looked up again and again: the ranks that hold a prefix that many requests share.
     """
     octets = np.frombuffer(bits.to_bytes((bits.bit_length() + 7) // 8, "little"), np.uint8)
     ranks = np.flatnonzero(np.unpackbits(octets, bitorder="little"))

@@ -1,7 +1,7 @@
 """What a router knows of the ranks when it chooses: one `RankView` each, all of them as columns.
 
 With a thousand ranks a thousand objects cost more than the choice itself. So the ranks' numbers are kept in
-arrays, and a `RankView` is made only of a rank that somebody looks at.
+arrays, and a `RankView` is made only of a rank that is looked at on its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from math import inf
-from typing import Final, overload
+from typing import Final, Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,50 @@ from app.routing.membership import Positions
 from app.routing.rank_sets import Integers
 
 Floats = npt.NDArray[np.float64]
+Value = TypeVar("Value")
+Tier = tuple[Positions, int]
+"""Ranks that hold equally much of a prompt, and how many tokens that is."""
+
+
+class RankCounts(NamedTuple, Generic[Value]):
+    """What is counted of every rank, whatever the prompt.
+
+    A number that policies should see besides these is declared here and in `UNKNOWN`, and `RankLoad.write`
+    writes it; everything between passes on whatever is declared.
+
+    Attributes:
+        waiting_tokens: prompt tokens that the rank must compute before it gets to this one.
+        num_requests: requests running or waiting there, or on their way.
+        assigned_tokens: uncached tokens sent there so far.
+        assigned_requests: requests sent there so far.
+        free_tokens: of the cache, what no request there holds, waits for or was sent for, evictable blocks
+            included; below 0 where more is wanted than there is, at most 0 where the batch is full, infinite
+            where nothing is held or the rank doesn't say.
+        batch_slot_wait_s: seconds until there is a place in the batch.
+        release_s: seconds from one token's release there to the next.
+    """
+
+    waiting_tokens: Value
+    num_requests: Value
+    assigned_tokens: Value
+    assigned_requests: Value
+    free_tokens: Value
+    batch_slot_wait_s: Value
+    release_s: Value
+
+
+UNKNOWN: Final = RankCounts(
+    waiting_tokens=0.0,
+    num_requests=0.0,
+    assigned_tokens=0.0,
+    assigned_requests=0.0,
+    free_tokens=inf,
+    batch_slot_wait_s=0.0,
+    release_s=0.0,
+)
+"""The counts of a rank that has reported nothing and was sent nothing."""
+ROWS: Final = RankCounts(*range(len(UNKNOWN)))
+"""Where each count is in an array with a row for each: `counts[ROWS.free_tokens]` has one of every rank."""
 
 
 @dataclass(frozen=True)
@@ -28,56 +72,28 @@ class RankView:
     Attributes:
         rank: the rank's number.
         cached_tokens: tokens of this prompt that the rank needn't compute; less than the prompt's.
-        waiting_tokens: prompt tokens that the rank must compute before it gets to this one.
-        num_requests: requests running or waiting there, or on their way.
+        counts: how busy the rank is.
         prefill_rate: uncached prompt tokens per second, above 0.
-        assigned_tokens: uncached tokens sent there so far.
-        assigned_requests: requests sent there so far.
         trust: whether what its cache holds is known; if it isn't exact, `cached_tokens` is 0.
-        free_tokens: of the cache, what no request there holds, waits for or was sent for, evictable blocks
-            included; below 0 where more is wanted than there is, at most 0 where the batch is full, infinite
-            where nothing is held or the rank doesn't say.
-        batch_slot_wait_s: seconds until there is a place in the batch.
-        release_s: seconds from one token's release there to the next.
     """
 
     rank: int
     cached_tokens: int
-    waiting_tokens: int
-    num_requests: int
+    counts: RankCounts[float]
     prefill_rate: float
-    assigned_tokens: int
-    assigned_requests: int
     trust: Trust
-    free_tokens: float = inf
-    batch_slot_wait_s: float = 0.0
-    release_s: float = 0.0
-
-
-Tier = tuple[Positions, int]
-"""Ranks that hold equally much of a prompt, and how many tokens that is."""
-COUNTS: Final = (
-    "waiting_tokens",
-    "num_requests",
-    "assigned_tokens",
-    "assigned_requests",
-    "free_tokens",
-    "batch_slot_wait_s",
-    "release_s",
-)
-"""What is counted for each rank: the rows of `RankViews.counts`."""
 
 
 @dataclass(slots=True, eq=False)
 class RankViews(Sequence[RankView]):
-    """The views of several ranks: `RankView`'s attributes with an element for each, and nobody changes them.
+    """The views of several ranks: `RankView`'s attributes with an element for each. Never change.
 
     A router has the lowest rank first.
 
     Attributes:
         rank: numbers.
         tiers: what the ranks hold of the prompt, most first; one that holds nothing is in none.
-        counts: a row for each of `COUNTS`. They are floats, which hold counts exactly up to 2**53: numpy
+        counts: shape (rows of `ROWS`, ranks). They are floats, which hold counts exactly up to 2**53: numpy
             would convert integers in every operation.
         prefill_rate: one number where all ranks have the same.
         trust: in each one's cache.
@@ -91,13 +107,11 @@ class RankViews(Sequence[RankView]):
 
     @classmethod
     def of(cls, views: Sequence[RankView]) -> RankViews:
-        """The same views as columns."""
-        if isinstance(views, RankViews):
-            return views
+        """The same views, at least one, as columns."""
         return cls(
             rank=np.array([view.rank for view in views], np.int64),
             tiers=_tiers([view.cached_tokens for view in views]),
-            counts=np.array([[getattr(view, name) for view in views] for name in COUNTS], np.float64),
+            counts=np.array([view.counts for view in views], np.float64).transpose(),
             prefill_rate=np.array([view.prefill_rate for view in views], np.float64),
             trust=[view.trust for view in views],
         )
@@ -122,39 +136,6 @@ class RankViews(Sequence[RankView]):
             cached_tokens[positions] = tokens
         return cached_tokens
 
-    @property
-    def waiting_tokens(self) -> Floats:
-        """A row of `counts`, like those below."""
-        return self._row(0)
-
-    @property
-    def num_requests(self) -> Floats:
-        return self._row(1)
-
-    @property
-    def assigned_tokens(self) -> Floats:
-        return self._row(2)
-
-    @property
-    def assigned_requests(self) -> Floats:
-        return self._row(3)
-
-    @property
-    def free_tokens(self) -> Floats:
-        return self._row(4)
-
-    @property
-    def batch_slot_wait_s(self) -> Floats:
-        return self._row(5)
-
-    @property
-    def release_s(self) -> Floats:
-        return self._row(6)
-
-    def _row(self, number: int) -> Floats:
-        row: Floats = self.counts[number]
-        return row
-
     def __len__(self) -> int:
         return len(self.rank)
 
@@ -171,19 +152,12 @@ class RankViews(Sequence[RankView]):
     def __getitem__(self, position: int | slice) -> RankView | list[RankView]:
         if isinstance(position, slice):
             return list(self)[position]
-        waiting, requests, tokens, assigned, free, place, release = self.counts[:, position].tolist()
         return RankView(
             rank=self.rank.item(position),
             cached_tokens=self.cached_at(position),
-            waiting_tokens=int(waiting),
-            num_requests=int(requests),
+            counts=RankCounts(*self.counts[:, position].tolist()),
             prefill_rate=self.rate_at(position),
-            assigned_tokens=int(tokens),
-            assigned_requests=int(assigned),
             trust=self.trust[position],
-            free_tokens=free,
-            batch_slot_wait_s=place,
-            release_s=release,
         )
 
     def cached_at(self, position: int) -> int:

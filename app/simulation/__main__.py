@@ -11,15 +11,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from tqdm import tqdm
 
-from app.config import MAX_DP_SIZE, PolicyName
+from app.config import MAX_DP_SIZE
 from app.errors import KvbeaconError
-from app.simulation.config import MOONCAKE
+from app.routing.policies.registry import POLICIES
+from app.simulation.config import MOONCAKE, read_cluster
 from app.simulation.results.plot import Plot
-from app.simulation.traces.files import read_cluster
 from app.simulation.traces.request import speed_up
 from app.simulation.traces.trace import read_trace
 from app.simulation.what_if import find_ranks, report
@@ -55,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: the preset `mooncake`")
     parser.add_argument("--trace", type=Path, metavar="FILE", required=True)
     parser.add_argument("--p99", type=float, metavar="SECONDS", required=True, help="wanted, to first token")
-    parser.add_argument("--policy", choices=get_args(PolicyName), default="predicted_ttft")
+    parser.add_argument("--policy", choices=tuple(POLICIES), default="predicted_ttft")
     parser.add_argument("--speed", type=float, default=1.0, help="times as fast as the trace was recorded")
     parser.add_argument("--max-ranks", type=int, default=64, help="try no more than these")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw it: .svg or .png")

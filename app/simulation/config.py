@@ -1,12 +1,15 @@
-"""What is simulated: ranks, and how soon the router learns of them."""
+"""What is simulated: ranks, and how soon the routers learn of them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
+import yaml
 from pydantic import Field
 
-from app.config import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings
+from app.config import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings, validate
+from app.errors import ConfigError
 
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -36,7 +39,7 @@ class RankConfig(Settings):
     decode: DecodeConfig | None = Field(
         None,
         description="null: the simplest model. A rank is a first-in-first-out queue of prompts, nothing is "
-        "decoded, and a prompt's blocks are cached, and held by nobody, from its arrival on.",
+        "decoded, and a prompt's blocks are cached, and held by no request, from its arrival on.",
     )
 
 
@@ -52,7 +55,7 @@ class FeedConfig(Settings):
     load_interval_s: Seconds = Field(0.0, description="Between two load reports of a busy rank; 0: always.")
     load_delay_s: Seconds = Field(0.0, description="From a load report to the router's load book.")
     peer_delay_s: Seconds | None = Field(
-        None, description="From one router's reservation to the others; null: they never hear of it."
+        None, description="From one router's reservation to the others; null: they never receive it."
     )
 
 
@@ -71,3 +74,16 @@ MOONCAKE: Final = ClusterConfig()
 
 DELAYED: Final = ClusterConfig(feed=FeedConfig(event_delay_s=0.01, load_interval_s=0.1, load_delay_s=0.01))
 """The same ranks, of which the router learns as of real ones: events after 10 ms, load ten times a second."""
+
+
+def read_cluster(file: Path) -> ClusterConfig:
+    """The simulated cluster that `file` describes; what it leaves out is as in the preset `mooncake`.
+
+    Raises:
+        ConfigError: the file can't be read, isn't YAML, or a field in it is wrong.
+    """
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return validate(ClusterConfig, {} if values is None else values, where=str(file))

@@ -8,16 +8,14 @@ from functools import partial
 
 from app.events.schema import CacheEvent, LoadStat
 from app.routing.index.index_writer import IndexWriter
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
-from app.routing.membership import Membership, RoutableRanks
 from app.simulation.clock import Clock
 from app.simulation.config import FeedConfig
 from app.simulation.ranks.rank import Rank
+from app.simulation.routers import Routers
 
 
 class Feed:
-    """Carries batches of events into the index and load reports into every router's book.
+    """Carries batches of events into the routers' index and load reports into every router's load book.
 
     A rank's batches stay in order. One that is lost leaves a gap until it has been replayed, and what came
     after it waits for that; the rank isn't exact meanwhile, as with a real subscriber.
@@ -26,8 +24,7 @@ class Feed:
         config: delays and losses.
         clock: gives the time and runs what is late.
         ranks: all ranks, by number.
-        index: what the routers know of the ranks' caches.
-        loads: their load books.
+        routers: written to.
         seed: of the losses.
     """
 
@@ -36,31 +33,24 @@ class Feed:
         config: FeedConfig,
         clock: Clock,
         ranks: Sequence[Rank],
-        index: PrefixIndex,
-        loads: Sequence[LoadBook],
+        routers: Routers,
         seed: int,
     ) -> None:
         self._config = config
         self._clock = clock
         self._ranks = ranks
-        self._loads = loads
+        self._routers = routers
         self._rng = random.Random(seed)
-        self._sinks = [IndexWriter(index, rank) for rank in range(len(ranks))]
-        self._membership = Membership()
+        self._writers = [IndexWriter(routers.index, rank) for rank in range(len(ranks))]
         self._due = [0.0] * len(ranks)
         """When each rank's last batch comes, or came."""
         self._busy: dict[int, None] = {}
         """Ranks that have something to report, in a fixed order."""
         self._unacknowledged: dict[int, list[str]] = {}
         for rank in range(len(ranks)):
-            for load in loads:
-                load.join(rank)
-            self._membership.set(rank, "exact")
-
-    @property
-    def alive(self) -> RoutableRanks:
-        """All ranks, and how well each one's cache is known now."""
-        return self._membership.alive
+            for core in routers.cores:
+                core.join(rank)
+            routers.membership.set(rank, "exact")
 
     def publish(self, rank: int) -> None:
         """Send what has changed in `rank`'s cache."""
@@ -69,7 +59,7 @@ class Feed:
             return
         due = self._clock.now + self._config.event_delay_s
         if self._config.event_loss and self._rng.random() < self._config.event_loss:
-            self._clock.schedule(due, partial(self._notice_gap, rank))
+            self._clock.schedule(due, partial(self._find_gap, rank))
             due += self._config.recovery_s
         self._due[rank] = max(due, self._due[rank])
         if self._due[rank] <= self._clock.now:
@@ -77,7 +67,7 @@ class Feed:
         else:
             self._clock.schedule(self._due[rank], partial(self._apply, rank, events))
 
-    def note_arrival(self, rank: int, request_id: str) -> None:
+    def record_arrival(self, rank: int, request_id: str) -> None:
         """`rank` has got a request: its next report counts it."""
         self._unacknowledged.setdefault(rank, []).append(request_id)
         if rank not in self._busy:
@@ -97,13 +87,13 @@ class Feed:
     def _is_timed(self) -> bool:
         return self._config.load_interval_s > 0
 
-    def _notice_gap(self, rank: int) -> None:
-        self._membership.set(rank, "syncing")
+    def _find_gap(self, rank: int) -> None:
+        self._routers.membership.set(rank, "syncing")
 
     def _apply(self, rank: int, events: Sequence[CacheEvent]) -> None:
-        self._sinks[rank].apply(events)
+        self._writers[rank].apply(events)
         if self._due[rank] <= self._clock.now:
-            self._membership.set(rank, "exact")
+            self._routers.membership.set(rank, "exact")
 
     def _report_in_turn(self, rank: int) -> None:
         """Report now, and again after the interval while there is something to report."""
@@ -119,6 +109,6 @@ class Feed:
         return self._unacknowledged.pop(rank, [])
 
     def _deliver(self, rank: int, stat: LoadStat, arrived: Sequence[str]) -> None:
-        for load in self._loads:
-            load.report(rank, stat, self._clock.now)
-            load.acknowledge(rank, arrived)
+        for core in self._routers.cores:
+            core.load.report(rank, stat, self._clock.now)
+            core.reservations.acknowledge(rank, arrived)

@@ -1,4 +1,4 @@
-"""Runs a trace through the real index, load book and chooser, on ranks that exist as arithmetic only."""
+"""Runs a trace through real routing cores, on ranks that exist as arithmetic only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from app.config import PolicyName
 from app.hashing import chain, wire_hashes
-from app.routing.decisions.chooser import Prompt
+from app.routing.decisions.decision import Prompt
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig
 from app.simulation.feed import Feed
@@ -24,7 +23,7 @@ from app.simulation.traces.request import SimulatedRequest
 def simulate(
     config: ClusterConfig,
     requests: Iterable[SimulatedRequest],
-    policy: PolicyName,
+    policy: str,
     on_request: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """What becomes of `requests` under `policy`: the same every time, but for the times in `Outcome.wall_s`.
@@ -32,11 +31,11 @@ def simulate(
     Args:
         config: the ranks, and what the router learns of them.
         requests: in the order of arrival.
-        policy: the policy's config name.
+        policy: the policy's name.
         on_request: called after each request has been sent to its rank.
 
     Raises:
-        ConfigError: a request needs more blocks than a rank has.
+        ConfigError: a request needs more blocks than a rank has, or there is no such policy.
     """
     started = time.perf_counter()
     simulator = _Simulator(config, policy)
@@ -49,14 +48,13 @@ def simulate(
 
 
 class _Simulator:
-    def __init__(self, config: ClusterConfig, policy: PolicyName) -> None:
+    def __init__(self, config: ClusterConfig, policy: str) -> None:
         self.outcome = Outcome(num_ranks=config.ranks)
         self._block_size = config.rank.block_size
         self._clock = Clock()
-        self._ranks = _new_ranks(config, self.outcome.note_first_token)
+        self._ranks = _new_ranks(config, self.outcome.record_first_token)
         self._routers = Routers(config, policy, self._clock)
-        routers = self._routers
-        self._feed = Feed(config.feed, self._clock, self._ranks, routers.index, routers.loads, config.seed)
+        self._feed = Feed(config.feed, self._clock, self._ranks, self._routers, config.seed)
         self._wakes = array("d", [float("inf")] * config.ranks)
         """The next moment at which each rank is to be woken."""
 
@@ -68,11 +66,11 @@ class _Simulator:
         digests = chain(request.block_ids, TOKENS_PER_BLOCK)
         prompt = Prompt(str(position), wire_hashes(digests), request.num_tokens, self._block_size)
         started = time.perf_counter()
-        decision = self._routers.choose(prompt, self._feed.alive)
+        decision = self._routers.choose(prompt)
         self.outcome.choose_s += time.perf_counter() - started
         self.outcome.add(request, decision.rank, decision.predicted_ttft_s)
         self._ranks[decision.rank].arrive(position, request, digests, self._clock.now)
-        self._feed.note_arrival(decision.rank, prompt.request_id)
+        self._feed.record_arrival(decision.rank, prompt.request_id)
         self._follow(decision.rank)
 
     def finish(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from app.config import PolicyName
 from app.simulation.config import ClusterConfig
 from app.simulation.results.outcome import Figures
 from app.simulation.simulator import simulate
@@ -32,7 +31,7 @@ class WhatIf:
 def find_ranks(
     config: ClusterConfig,
     trace: Sequence[SimulatedRequest],
-    policy: PolicyName,
+    policy: str,
     p99_s: float,
     max_ranks: int,
     on_try: Callable[[int], object] = lambda ranks: None,
@@ -44,7 +43,7 @@ def find_ranks(
     Args:
         config: the ranks; their number in it doesn't matter.
         trace: requests in the order of arrival.
-        policy: the policy's config name.
+        policy: the policy's name.
         p99_s: the wanted 99th percentile of the time to first token in seconds.
         max_ranks: no more than these are tried.
         on_try: called with each number before it is simulated.

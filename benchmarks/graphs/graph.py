@@ -16,7 +16,7 @@ import ray
 from ray import serve
 
 from app.build import CONTROL_CPUS, build_app
-from app.config import AppConfig, PolicyName
+from app.config import AppConfig
 
 HOST = "127.0.0.1"
 APP_NAME = "kvbeacon-benchmark"
@@ -58,7 +58,7 @@ def deployed(args: Mapping[str, Any]) -> Iterator[None]:
     serve.delete(APP_NAME)
 
 
-def with_policy(args: Mapping[str, Any], policy: PolicyName, dp_size: int) -> dict[str, Any]:
+def with_policy(args: Mapping[str, Any], policy: str, dp_size: int) -> dict[str, Any]:
     """`args` with this policy, and with free ports for the KV events of `dp_size` ranks."""
     first_port = free_ports(3 * dp_size)
     kv_events = {

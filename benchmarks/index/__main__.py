@@ -89,28 +89,28 @@ def measure_speed(side: Side, workload: Workload) -> Figures:
     for rank, payload in stored:
         side.apply(rank, payload)
     stored_s = time.perf_counter() - started
-    asked = _ask(side, workload)
+    queried = _query(side, workload)
     removed = [(event.rank, side.removed(event)) for event in workload.removed()]
     started = time.perf_counter()
     for rank, payload in removed:
         side.apply(rank, payload)
     removed_s = time.perf_counter() - started
-    assert not any(side.ask(side.prompt(next(workload.queries(1)))).values()), "all stored was removed"
+    assert not any(side.query(side.prompt(next(workload.queries(1)))).values()), "all stored was removed"
     return {
         "stored_blocks_per_s": num_blocks / stored_s,
         "removed_blocks_per_s": num_blocks / removed_s,
-        **asked,
+        **queried,
     }
 
 
-def _ask(side: Side, workload: Workload) -> Figures:
+def _query(side: Side, workload: Workload) -> Figures:
     seconds = []
     for query in map(side.prompt, workload.queries(NUM_QUERIES)):
         started = time.perf_counter()
-        depths = side.ask(query)
+        depths = side.query(query)
         seconds.append(time.perf_counter() - started)
         assert max(depths.values()) <= CHAIN_BLOCKS
-        side.after_ask()
+        side.after_query()
     p50, p99 = np.percentile(seconds, [50, 99]) * 1e6
     return {"choose_per_s": len(seconds) / sum(seconds), "choose_p50_us": p50, "choose_p99_us": p99}
 

@@ -1,4 +1,4 @@
-"""Who does the work of the index's benchmark: kvbeacon's router, and Dynamo's radix tree."""
+"""The two sides of the index's benchmark: kvbeacon's router, and Dynamo's radix tree."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from app.config import RoutingConfig
 from app.events.batch_codec import decode_batch, encode_batch
 from app.events.schema import MEDIUM, BlockRemoved, BlockStored, CacheEvent, EventBatch, LoadStat
-from app.routing.decisions.chooser import Chooser, Prompt
+from app.routing.core import RoutingCore
+from app.routing.decisions.decision import Prompt
 from app.routing.index.index_writer import IndexWriter
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
-from app.routing.membership import RoutableRanks
 from benchmarks.index.workload import Event
 
 BLOCK_SIZE = 16
@@ -35,30 +33,28 @@ class Side(Protocol):
         """Take in an event of `rank`."""
 
     def prompt(self, block_hashes: Sequence[int]) -> Sequence[int]:
-        """Block hashes as this side takes them; isn't part of a question's time."""
+        """Block hashes as this side takes them; isn't part of a query's time."""
 
-    def ask(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
-        """How many leading blocks of a prompt are held, by (rank, 0): all that this side tells of it."""
+    def query(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
+        """How many leading blocks of a prompt are held, by (rank, 0): all that this side says of it."""
 
-    def after_ask(self) -> None:
-        """What follows a question and isn't part of its time."""
+    def after_query(self) -> None:
+        """What follows a query and isn't part of its time."""
 
 
 class Router:
-    """kvbeacon's router: index, load and policy. A question is a whole decision, its reservation included."""
+    """kvbeacon's router: index, load and policy. A query is a whole decision, its reservation included."""
 
     def __init__(self, num_ranks: int) -> None:
         rng = random.Random(1)
-        self.index = PrefixIndex()
-        self._sinks = [IndexWriter(self.index, rank) for rank in range(num_ranks)]
-        self._load = LoadBook(RoutingConfig())
+        self._core = RoutingCore(RoutingConfig(policy="predicted_ttft"), num_ranks)
+        self._writers = [IndexWriter(self._core.index, rank) for rank in range(num_ranks)]
         for rank in range(num_ranks):
-            self._load.join(rank)
-            self._load.report(
+            self._core.join(rank)
+            self._core.load.report(
                 rank, LoadStat(4, 2, 0, 1, rank, rng.randrange(_MAX_WAITING_TOKENS), 0, 64, 0, 0)
             )
-        self._alive = RoutableRanks(dict.fromkeys(range(num_ranks), "exact"))
-        self._chooser = Chooser(self.index, self._load, "predicted_ttft", num_ranks)
+            self._core.membership.set(rank, "exact")
         self._ids = map(str, itertools.count())
         self._last_id = ""
 
@@ -73,29 +69,29 @@ class Router:
 
     def apply(self, rank: int, payload: bytes) -> None:
         """Decode, and change the index."""
-        self._sinks[rank].apply(decode_batch(payload, token_ids=False).events)
+        self._writers[rank].apply(decode_batch(payload, token_ids=False).events)
 
     def prompt(self, block_hashes: Sequence[int]) -> Sequence[int]:
         """As they are."""
         return block_hashes
 
-    def ask(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
+    def query(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
         """The chosen rank."""
         self._last_id = next(self._ids)
         prompt = Prompt(self._last_id, block_hashes, len(block_hashes) * BLOCK_SIZE, BLOCK_SIZE)
-        decision = self._chooser.choose(prompt, self._alive, 0.0)
+        decision = self._core.choose(prompt, 0.0)
         return {(decision.rank, 0): decision.cached_tokens // BLOCK_SIZE}
 
-    def after_ask(self) -> None:
+    def after_query(self) -> None:
         """The reservation ends, so that load stays as it is."""
-        self._chooser.release(self._last_id)
+        self._core.reservations.release(self._last_id)
 
     def _batch(self, rank: int, event: CacheEvent) -> bytes:
         return encode_batch(EventBatch(0.0, [event], rank))
 
 
 class RadixTree:
-    """Dynamo's: `ai-dynamo-runtime`. A question is a match with its scores.
+    """Dynamo's: `ai-dynamo-runtime`. A query is a match with its scores.
 
     Raises:
         ImportError: it isn't installed.
@@ -122,12 +118,12 @@ class RadixTree:
         """Dynamo's hashes are unsigned."""
         return [each % 2**64 for each in block_hashes]
 
-    def ask(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
+    def query(self, block_hashes: Sequence[int]) -> Mapping[tuple[int, int], int]:
         """Every worker and rank that holds something."""
         scores: dict[tuple[int, int], int] = self._tree.find_matches(block_hashes).scores
         return scores
 
-    def after_ask(self) -> None:
+    def after_query(self) -> None:
         """Nothing."""
 
     def _event(self, data: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""What the ranks of the index's benchmark hold, and what is asked."""
+"""What the ranks of the index's benchmark hold, and the prompts to match."""
 
 from __future__ import annotations
 

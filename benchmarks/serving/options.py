@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from app.config import PolicyName
 from benchmarks.serving.workload import WorkloadShape
 
-POLICIES: Final[Mapping[str, PolicyName]] = {
+POLICIES: Final[Mapping[str, str]] = {
     "prefix_aware": "predicted_ttft",
     "least_loaded": "least_loaded",
     "round_robin": "round_robin",

@@ -23,21 +23,21 @@ def test_ranks_of_a_bit_set(bits: int) -> None:
 
 @given(trusts=st.dictionaries(st.integers(0, 70), TRUSTS, min_size=1), data=st.data())
 def test_positions_pick_the_ranks_of_a_bit_set(trusts: dict[int, Trust], data: st.DataObject) -> None:
-    alive = RoutableRanks(trusts)
+    routable = RoutableRanks(trusts)
     some = data.draw(st.sets(st.sampled_from(sorted(trusts)), min_size=1))
-    picked = alive.ranks[alive.positions(sum(1 << rank for rank in some))]
+    picked = routable.ranks[routable.positions(sum(1 << rank for rank in some))]
     assert np.ravel(picked).tolist() == sorted(some)
 
 
 @given(trusts=st.dictionaries(st.integers(0, 70), TRUSTS))
 def test_a_snapshot_is_the_mapping_it_was_made_of(trusts: dict[int, Trust]) -> None:
-    alive = RoutableRanks(trusts)
-    assert alive == trusts
-    assert alive.ranks.tolist() == list(alive) == sorted(trusts)
-    assert list(alive.trusts) == [trusts[rank] for rank in alive]
-    assert alive.exact == sum(1 << rank for rank in trusts if trusts[rank] == "exact")
-    assert alive.size == max(trusts, default=-1) + 1
-    assert np.arange(alive.size)[alive.rows].tolist() == sorted(trusts)
+    routable = RoutableRanks(trusts)
+    assert routable == trusts
+    assert routable.ranks.tolist() == list(routable) == sorted(trusts)
+    assert list(routable.trusts) == [trusts[rank] for rank in routable]
+    assert routable.exact == sum(1 << rank for rank in trusts if trusts[rank] == "exact")
+    assert routable.size == max(trusts, default=-1) + 1
+    assert np.arange(routable.size)[routable.rows].tolist() == sorted(trusts)
 
 
 CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | TRUSTS))
@@ -49,13 +49,13 @@ def test_it_follows_every_change_and_leaves_old_snapshots_alone(
 ) -> None:
     membership, expected = Membership(), dict[int, Trust]()
     for rank, trust in changes:
-        before, expected_before = membership.alive, dict(expected)
+        before, expected_before = membership.routable, dict(expected)
         if trust is None:
             membership.remove(rank)
             expected.pop(rank, None)
         else:
             membership.set(rank, trust)
             expected[rank] = trust
-        assert membership.alive == expected
+        assert membership.routable == expected
         assert before == expected_before
-        assert (membership.alive is before) == (expected == expected_before)
+        assert (membership.routable is before) == (expected == expected_before)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.config import PolicyName
 from app.errors import ConfigError
+from app.routing.policies.registry import POLICIES
 from app.simulation.config import ClusterConfig, DecodeConfig, FeedConfig, RankConfig
 from app.simulation.results.bounds import lower_bound
 from app.simulation.results.outcome import Outcome
@@ -20,16 +19,16 @@ from app.simulation.traces.request import SimulatedRequest
 
 FIFO = RankConfig(prefill_tokens_per_s=100.0, block_size=10, num_blocks=20)
 STEPS = DecodeConfig(fixed_s=0.1, per_request_s=0.1, chunk_tokens=10, max_running_requests=4)
+EXACT_FEED = FeedConfig()
 BATCHING = FIFO.model_copy(update={"decode": STEPS})
-POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 def request(arrival_s: float, *block_ids: int, output_tokens: int = 1) -> SimulatedRequest:
     return SimulatedRequest(arrival_s, 10 * len(block_ids), output_tokens, block_ids)
 
 
-def cluster(ranks: int, rank: RankConfig = FIFO, **feed: float) -> ClusterConfig:
-    return ClusterConfig(ranks=ranks, rank=rank, feed=FeedConfig(**feed))
+def cluster(ranks: int, rank: RankConfig = FIFO, feed: FeedConfig = EXACT_FEED) -> ClusterConfig:
+    return ClusterConfig(ranks=ranks, rank=rank, feed=feed)
 
 
 TRACE = [request(0.0, *range(10)), request(0.1, *range(50, 55)), request(0.2, *range(5), 99)]
@@ -98,12 +97,14 @@ def test_what_is_cached_while_a_request_waits_counts() -> None:
     assert list(outcome.cached_tokens) == [0, 20]
 
 
-@pytest.mark.parametrize("feed", [{"event_delay_s": 5.0}, {"event_loss": 0.999999, "recovery_s": 5.0}])
-def test_what_the_router_does_not_know_yet_it_does_not_credit(feed: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "feed", [FeedConfig(event_delay_s=5.0), FeedConfig(event_loss=0.999999, recovery_s=5.0)]
+)
+def test_what_the_router_does_not_know_yet_it_does_not_credit(feed: FeedConfig) -> None:
     trace = [request(0.0, *range(10)), request(2.0, *range(10)), request(9.0, *range(10))]
     assert list(simulate(cluster(2), trace, "predicted_ttft").ranks) == [0, 0, 0]
     # The second finds both ranks idle and, for all that is known, empty; the third finds both full.
-    late = simulate(cluster(2, **feed), trace, "predicted_ttft")
+    late = simulate(cluster(2, feed=feed), trace, "predicted_ttft")
     assert list(late.ranks[:2]) == [0, 1]
     assert list(late.cached_tokens) == [0, 0, 90]
 
@@ -113,7 +114,7 @@ SIMULTANEOUS = [request(0.01 * number, *range(10 * number, 10 * number + 10)) fo
 
 
 @pytest.mark.parametrize(("peer_delay_s", "most"), [(None, 2), (0.0, 1), (0.005, 1), (0.3, 2)])
-def test_routers_take_turns_and_herd_unless_they_hear_of_each_other(
+def test_routers_take_turns_and_herd_unless_they_receive_each_others_reservations(
     peer_delay_s: float | None, most: int
 ) -> None:
     feed = FeedConfig(load_interval_s=1.0, load_delay_s=1.0, peer_delay_s=peer_delay_s)
@@ -129,7 +130,9 @@ def test_routers_take_turns_and_herd_unless_they_hear_of_each_other(
 
 def test_a_late_load_report_is_bridged_by_reservations() -> None:
     trace = [request(0.01 * number, *range(10 * number, 10 * number + 10)) for number in range(4)]
-    outcome = simulate(cluster(4, load_interval_s=1.0, load_delay_s=1.0), trace, "predicted_ttft")
+    outcome = simulate(
+        cluster(4, feed=FeedConfig(load_interval_s=1.0, load_delay_s=1.0)), trace, "predicted_ttft"
+    )
     assert sorted(outcome.ranks) == [0, 1, 2, 3]
 
 
@@ -164,7 +167,7 @@ FEEDS = st.sampled_from(
     trace=traces(),
     feed=FEEDS,
     rank=st.sampled_from([FIFO, BATCHING]),
-    policy=st.sampled_from(POLICIES),
+    policy=st.sampled_from(tuple(POLICIES)),
     ranks=st.integers(1, 4),
     routers=st.integers(1, 3),
 )
@@ -172,7 +175,7 @@ def test_every_request_gets_one_first_token_no_sooner_than_it_can(
     trace: list[SimulatedRequest],
     feed: FeedConfig,
     rank: RankConfig,
-    policy: PolicyName,
+    policy: str,
     ranks: int,
     routers: int,
 ) -> None:

@@ -1,6 +1,6 @@
-"""The other routers: each hears within milliseconds what this one reserves.
+"""The other routers: each receives within milliseconds what this one reserves.
 
-Without it, routers that choose at the same time take the same rank for idle, until that rank's next report.
+Without that, routers that choose at the same time take the same rank for idle, until that rank's next report.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ each receiver's, and 1 to 3 ms to arrive."""
 
 
 class PeerRouters:
-    """Tells the other replicas of this router's deployment what it reserves; to be made inside a replica.
+    """Sends the other replicas of this router's deployment what it reserves; made inside a replica.
 
     Args:
         num_routers: replicas of the deployment; with one, nothing is sent.
@@ -31,12 +31,12 @@ class PeerRouters:
         self._me = context.replica_id.unique_id
         self._is_alone = num_routers == 1
         self._routers = RouterClient(serve.get_deployment_handle(context.deployment, context.app_name))
-        self._outbox: BatchSender[PeerReservation] = BatchSender(self._send, interval_s=INTERVAL_S)
+        self._sender: BatchSender[PeerReservation] = BatchSender(self._send, interval_s=INTERVAL_S)
 
     def add(self, reservation: PeerReservation) -> None:
-        """Have the others hear of it soon; returns at once."""
+        """Send it soon; returns at once."""
         if not self._is_alone:
-            self._outbox.put(reservation)
+            self._sender.put(reservation)
 
     async def _send(self, reservations: Sequence[PeerReservation]) -> None:
         await self._routers.add_peer_reservations(self._me, reservations)

@@ -1,4 +1,4 @@
-"""The router: a Ray replica that follows every rank and chooses. Tokens never pass it."""
+"""The router: a Ray replica that follows every rank and chooses. Tokens never pass through it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from ray.serve.handle import DeploymentHandle
 from app.config import AppConfig
 from app.deployments.background import detached_task
 from app.deployments.logs import log_with_ray
-from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
+from app.deployments.messages import Assignment, ChooseRequest, Json, PeerReservation, Unroutable
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
 from app.errors import KvbeaconError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import KvEvents
-from app.routing.decisions.chooser import Chooser, Decision, Prompt
+from app.routing.core import RoutingCore
+from app.routing.decisions.decision import Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
 from app.routing.tracking.audit import Auditor
 from app.routing.tracking.tracker import Tracker
 
@@ -49,37 +48,55 @@ class Router:
         ranks: handle of the `DPRank` deployment.
 
     Raises:
-        ConfigError: that key file is missing or holds no key pair.
+        ConfigError: that key file is missing or holds no key pair, or there is no such policy.
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
     async def __init__(  # type: ignore[misc]
         self, config: AppConfig, events: KvEvents, ranks: DeploymentHandle[Any]
     ) -> None:
+        self._discovery: asyncio.Task[None] | None = None
         log_with_ray()
         routing = config.routing
         rank_client = RankClient(ranks)
         self._directory = RankDirectory(rank_client, timeout_s=POLL_TIMEOUT_S)
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
-        index = PrefixIndex()
-        load = LoadBook(routing)
-        self._tracker = Tracker(index, load, rank_client.snapshot, _curve_keys(events))
-        self._load = load
-        self._chooser = Chooser(index, load, routing.policy, config.dp_size)
+        self._core = RoutingCore(routing, config.dp_size)
+        self._tracker = Tracker(self._core, rank_client.snapshot, _curve_keys(events))
         self._dp_size = config.dp_size
         self._decisions = DecisionLog(routing.remembered_decisions)
-        self._auditor = Auditor(self._tracker, index, rank_client.snapshot)
+        self._auditor = Auditor(self._tracker, self._core.index, rank_client.snapshot)
         self._peers = PeerRouters(routing.num_routers)
         self._num_unknown_peer_reservations = 0
         self._replica_id = serve.get_replica_context().replica_id.unique_id
+        await self.start()
+
+    async def start(self) -> None:
+        """Look for ranks from now on; returns once one is known, or after `FIRST_POLL_S`.
+
+        Ray sends requests as soon as the constructor is done; knowing no rank, a router refuses them.
+        """
         self._discovery = asyncio.create_task(self._discover_forever())
-        await self._until_some_rank_is_known()
+        deadline = time.monotonic() + FIRST_POLL_S
+        while not self._core.membership.routable and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop looking for ranks and following them. Called on the event loop; a second call does nothing."""
+        if self._discovery is not None:
+            self._discovery.cancel()
+            self._discovery = None
+            self._closing = asyncio.create_task(self._tracker.close())
+
+    def __del__(self) -> None:
+        """Ray's only hook at a replica's end, called on its event loop."""
+        self.stop()
 
     async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
         try:
-            decision = self._decide(self._chooser.choose, request)
+            decision = self._decide(self._core.choose, request)
         except RequestError as error:
             return Unroutable(error)
         self._decisions.record(request.request_id, decision)
@@ -102,25 +119,24 @@ class Router:
         now = time.monotonic()
         for each in reservations:
             if self._tracker.follows(each.rank, each.replica_id):
-                self._load.add_peer_reservation(
+                self._core.reservations.add_from_peer(
                     each.rank, each.request_id, each.uncached_tokens, now, each.choice_seq
                 )
             else:
                 self._num_unknown_peer_reservations += 1
 
-    async def explain(self, request: ChooseRequest) -> dict[str, Any] | Unroutable:
+    async def explain(self, request: ChooseRequest) -> Json | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
         try:
-            decision = self._decide(self._chooser.consider, request)
+            decision = self._decide(self._core.consider, request)
         except RequestError as error:
             return Unroutable(error)
         return {"router": self._replica_id, **explanation(decision, self._dp_size)}
 
     def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
-        """What the chooser's `choose` or `consider` says of the request, as things are now."""
+        """What the core's `choose` or `consider` says of the request, as things are now."""
         return decide(
             self._prompt(request),
-            self._tracker.alive(),
             time.monotonic(),
             exclude=request.exclude,
             pinned_rank=request.pinned_rank,
@@ -147,23 +163,24 @@ class Router:
         for outcome in outcomes:
             self._decisions.record_outcome(outcome)
 
-    async def decisions(self, request_id: str) -> list[dict[str, Any]]:
+    async def decisions(self, request_id: str) -> list[Json]:
         """The receipts of what this router decided for a request; none when it doesn't know it."""
         return [
             {"router": self._replica_id, **record_json(record, self._dp_size)}
             for record in self._decisions.of(request_id)
         ]
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> Json:
         """How good this router's decisions have been since its start."""
-        heard = {
-            "reservations": self._load.num_peer_reservations,
-            "too_late": self._load.num_late_peer_reservations,
+        from_peers = {
+            "reservations": self._core.reservations.num_from_peers,
+            "too_late": self._core.reservations.num_late_from_peers,
             "of_unknown_replicas": self._num_unknown_peer_reservations,
         }
-        return {"router": self._replica_id, **self._decisions.stats.as_json(), "heard_from_routers": heard}
+        decisions = self._decisions.stats.as_json()
+        return {"router": self._replica_id, **decisions, "heard_from_routers": from_peers}
 
-    async def audit(self) -> dict[str, Any]:
+    async def audit(self) -> Json:
         """This router's index beside every rank's own cache."""
         audits = await detached_task(self._auditor.audit(range(self._dp_size)))
         ranks = [{**asdict(audit), "equal": audit.equal} for audit in audits]
@@ -171,16 +188,16 @@ class Router:
 
     async def release(self, request_id: str) -> None:
         """The request will not reach its rank, or is no longer wanted there."""
-        self._chooser.release(request_id)
+        self._core.reservations.release(request_id)
 
     async def mark_failed(self, rank: int, replica_id: str) -> None:
         """An ingress saw this replica die: its blocks and load are dropped now."""
         self._tracker.mark_failed(rank, replica_id)
 
-    async def view(self) -> list[dict[str, Any]]:
+    async def view(self) -> list[Json]:
         """What this router believes of every rank that can take requests."""
-        now = time.monotonic()
-        self._load.expire(now)
+        self._core.reservations.expire(time.monotonic())
+        load = self._core.load
         return [
             {
                 "rank": member.rank,
@@ -193,22 +210,16 @@ class Router:
                 "resyncs": member.status.resyncs,
                 "bad_messages": member.status.bad_messages,
                 "num_blocks": member.num_blocks,
-                "num_requests": self._load.num_requests(member.rank),
-                "waiting_tokens": self._load.waiting_tokens(member.rank),
+                "num_requests": load.num_requests(member.rank),
+                "waiting_tokens": load.waiting_tokens(member.rank),
             }
             for member in self._tracker.members()
         ]
 
     def check_health(self) -> None:
         """Ray Serve replaces the router when this raises: without discovery it would route blindly."""
-        if self._discovery.done():
+        if self._discovery is None or self._discovery.done():
             raise KvbeaconError("the router no longer looks for ranks")
-
-    async def _until_some_rank_is_known(self) -> None:
-        """Ray sends requests as soon as the constructor is done; knowing no rank, a router refuses them."""
-        deadline = time.monotonic() + FIRST_POLL_S
-        while not self._tracker.alive() and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
 
     async def _discover_forever(self) -> None:
         while True:

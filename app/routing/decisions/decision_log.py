@@ -1,9 +1,10 @@
 """What a router decided lately, what became of it, and how good its decisions are.
 
-    choose ──note──▶ DecisionLog ◀──learn── outcomes, told by the ingress afterwards, in batches
-                     last N requests, and counters since the router's start
+    choose ──record──▶ DecisionLog ◀──record_outcome── outcomes, reported by the ingress later, in batches
+                       last N requests, and counters since the router's start
 
-Noting is on every request's path, so it only keeps references; `explanation` makes words of them when asked.
+Recording is on every request's path, so it only keeps references; `explanation` makes words of them when a
+client asks.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.events.following.sync_status import Trust
-from app.routing.decisions.chooser import Decision
+from app.routing.decisions.decision import Decision
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """News of a request on the rank that it was sent to.
+    """What became of a request on the rank that it was sent to.
 
     Attributes:
         request_id: the request's.
@@ -39,12 +40,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Record:
-    """One decision and the last that was heard of it.
+    """One decision and its last outcome.
 
     Attributes:
         decision: what was decided.
         decided_at: when, Unix time in seconds.
-        result: as in `Outcome`; "sent" before the first news.
+        result: as in `Outcome`; "sent" before the first outcome.
         ttft_s: as in `Outcome`.
     """
 
@@ -118,7 +119,7 @@ class DecisionLog:
             stats.missed_decisions += 1
 
     def record_outcome(self, outcome: Outcome) -> None:
-        """Keep what was heard of a request; of one that isn't known here, nothing."""
+        """Keep what became of a request, if its decision is known here."""
         record = next(
             (each for each in reversed(self.of(outcome.request_id)) if each.decision.rank == outcome.rank),
             None,

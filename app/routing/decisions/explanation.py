@@ -1,29 +1,30 @@
-"""A decision as JSON, for whoever asks "why that rank?"."""
+"""A decision's receipt: the answer to "why that rank?", as JSON."""
 
 from __future__ import annotations
 
 from math import isfinite
 from typing import Any
 
-from app.routing.decisions.chooser import Decision
+from app.routing.decisions.decision import Decision
 from app.routing.decisions.decision_log import Record
 from app.routing.decisions.reasons import reasons
-from app.routing.policies.policy import admission_s, predicted_ttft
-from app.routing.rank_view import RankView
+from app.routing.policies.prediction import admission_s, predicted_ttft_s
+from app.routing.rank_view import RankView, RankViews
 
 Json = dict[str, Any]
+Receipt = Json
+"""The whole explanation of one decision, in the form that `docs/operations.md` describes."""
 
 
-def explanation(decision: Decision, dp_size: int) -> Json:
-    """The receipt of one decision, with a row for every rank of the deployment, alive or not."""
-    num_tokens = decision.cached_tokens + decision.uncached_tokens
+def explanation(decision: Decision, dp_size: int) -> Receipt:
+    """The receipt of one decision, with a row for every rank of the deployment, routable or not."""
     views = {view.rank: view for view in decision.views}
     costs = {each.view.rank: each.cost for each in decision.considered}
     ranks = range(dp_size)
     return {
         "policy": decision.policy,
         "deferred_by": decision.deferred_by,
-        "prompt_tokens": num_tokens,
+        "prompt_tokens": decision.num_tokens,
         "prompt_blocks": decision.num_blocks,
         "winner": decision.rank,
         "why": reasons(decision, dp_size),
@@ -36,7 +37,7 @@ def explanation(decision: Decision, dp_size: int) -> Json:
     }
 
 
-def record_json(record: Record, dp_size: int) -> Json:
+def record_json(record: Record, dp_size: int) -> Receipt:
     """The receipt of a decision that was acted upon, and what came of it."""
     return {
         "decided_at": record.decided_at,
@@ -50,21 +51,21 @@ def _row(decision: Decision, rank: int, view: RankView | None, cost: float | Non
     obstacle = _obstacle(decision, rank, view)
     if view is None:
         return {"rank": rank, "eligible": False, "why_not": obstacle}
-    num_tokens = decision.cached_tokens + decision.uncached_tokens
-    chosen = rank == decision.rank
+    counts, uncached_tokens = view.counts, decision.num_tokens - view.cached_tokens
     return {
         "rank": rank,
         "eligible": obstacle is None,
         "why_not": obstacle,
         "trust": view.trust,
         "cached_tokens": view.cached_tokens,
-        "uncached_tokens": num_tokens - view.cached_tokens,
-        "waiting_tokens": view.waiting_tokens,
-        "num_requests": view.num_requests,
-        "free_tokens": int(view.free_tokens) if isfinite(view.free_tokens) else None,
-        "admission_s": admission_s(view, num_tokens),
+        "uncached_tokens": uncached_tokens,
+        "waiting_tokens": int(counts.waiting_tokens),
+        "num_requests": int(counts.num_requests),
+        "free_tokens": int(counts.free_tokens) if isfinite(counts.free_tokens) else None,
+        "admission_s": admission_s(view, decision.num_tokens),
         "prefill_tokens_per_s": view.prefill_rate,
-        "predicted_ttft_s": decision.predicted_ttft_s if chosen else _predicted_ttft_s(view, num_tokens),
+        # Of every rank alike, whichever policy chose.
+        "predicted_ttft_s": predicted_ttft_s(RankViews.of([view]), 0, uncached_tokens),
         "cost": cost,
     }
 
@@ -78,8 +79,3 @@ def _obstacle(decision: Decision, rank: int, view: RankView | None) -> str | Non
     if decision.pinned_rank not in (None, rank):
         return f"the client named rank {decision.pinned_rank}"
     return None
-
-
-def _predicted_ttft_s(view: RankView, num_tokens: int) -> float:
-    """As if `view` were the only rank: the prediction is of one rank, whatever policy chooses."""
-    return predicted_ttft([view], num_tokens).predicted_ttft_s

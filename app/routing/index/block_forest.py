@@ -94,7 +94,7 @@ class BlockForest:
         assert all(count > 0 for count in self._extra_copies.values()), "a copy count below one"
 
     def _store_sequence(self, block_hashes: Sequence[int], parent: int | None) -> bool:
-        """Add a chain if all of it is new: neither held, nor anybody's absent parent, nor there twice."""
+        """Add a chain if all of it is new: no block held, the absent parent of another, or there twice."""
         parents, num_held = self.parents, len(self.parents)
         if not parents.keys().isdisjoint(block_hashes):
             return False
@@ -151,7 +151,7 @@ class BlockForest:
                 self.absent_parents[before_first] = children
 
     def _add_child(self, parent: int) -> int:
-        """Count a child more of a block that is no leaf, or isn't held; returns the block."""
+        """Count one child more of a block that is no leaf, or isn't held; returns the block."""
         if parent in self.parents:
             self._forks[parent] = self._forks.get(parent, 1) + 1
         else:

@@ -13,11 +13,11 @@ ROUTED_MEDIA = (None, MEDIUM)
 
 
 class Journal:
-    """What a sink took in while somebody listened.
+    """What a writer applied while the journal was kept.
 
     Attributes:
         batches: the events of each batch, in order.
-        is_void: the sink was cleared or detached meanwhile, so the batches aren't all there was.
+        is_void: the rank was cleared or the writer detached meanwhile, so the batches aren't all there was.
     """
 
     def __init__(self) -> None:
@@ -28,8 +28,8 @@ class Journal:
 class IndexWriter:
     """Where a subscriber puts the blocks of `rank`.
 
-    Once detached it changes nothing any more, whatever its subscriber still had in hand: the rank's number
-    may be somebody else's by then.
+    Once detached it changes nothing any more, whatever its subscriber was still working on: the number may
+    be another replica's by then.
     """
 
     def __init__(self, index: PrefixIndex, rank: int) -> None:
@@ -40,7 +40,7 @@ class IndexWriter:
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
-        """Everything that is taken in from here on, until the context's end."""
+        """Everything that is applied from here on, until the context's end."""
         journal = Journal()
         self._journals.append(journal)
         try:

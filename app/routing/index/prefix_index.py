@@ -12,7 +12,7 @@ without their parents, break that; each rank's `BlockForest` knows exactly when 
 held blocks), and such a rank is walked block by block until it is whole again.
 
 That a hash names its ancestors is the one thing taken on trust: a rank that publishes a block under two
-different parents can make its own matches too long, nobody else's.
+different parents can make its own matches too long, no other rank's.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class PrefixIndex:
         return set(blocks.parents) if blocks else set()
 
     def store(self, rank: int, block_hashes: Sequence[int], parent: int | None = None) -> None:
-        """Note that `rank` now holds a chain of blocks, or one more copy of some of them.
+        """Record that `rank` now holds a chain of blocks, or one more copy of some of them.
 
         Args:
-            rank: who holds them.
+            rank: the holder.
             block_hashes: a chain: each block is the parent of the next.
             parent: the hash before the first; None when the first block starts a prompt.
         """
@@ -69,16 +69,16 @@ class PrefixIndex:
         else:
             self._add_holder(bit, blocks.store_chain(block_hashes, parent))
         if blocks.absent_parents or self._broken_ranks:
-            self._note_broken(bit, blocks)
+            self._update_broken(bit, blocks)
 
     def remove(self, rank: int, block_hashes: Sequence[int]) -> None:
-        """Note that `rank` dropped one copy of each block; blocks it doesn't hold are ignored."""
+        """Record that `rank` dropped one copy of each block; blocks it doesn't hold are ignored."""
         blocks = self._blocks_of.get(rank)
         if blocks is not None:
             bit = 1 << rank
             self._drop_holder(bit, blocks.remove(block_hashes))
             if blocks.absent_parents or self._broken_ranks:
-                self._note_broken(bit, blocks)
+                self._update_broken(bit, blocks)
 
     def clear(self, rank: int) -> None:
         """Forget every block of `rank`, in time proportional to their number."""
@@ -143,7 +143,7 @@ class PrefixIndex:
             else:
                 del ranks_of[block_hash]
 
-    def _note_broken(self, bit: int, blocks: BlockForest) -> None:
+    def _update_broken(self, bit: int, blocks: BlockForest) -> None:
         if bool(blocks.absent_parents) != bool(self._broken_ranks & bit):
             self._broken_ranks ^= bit
 

@@ -1,4 +1,4 @@
 """How busy each rank is, how fast it computes, and how soon it has room.
 
-`app.routing` imports it.
+The rest of `app.routing`, and what feeds its load book, import it.
 """

@@ -36,7 +36,7 @@ class PrefillRate:
         return tokens / busy_us * 1e6
 
     def observe(self, total_tokens: int, total_busy_us: int) -> None:
-        """Take a report's counters. When either went back, the rank restarted and measuring starts anew."""
+        """Take a report's counters. When either went back, the rank restarted and measuring starts again."""
         if total_tokens < self._latest[0] or total_busy_us < self._latest[1]:
             self._points = deque([(0, 0)])
         self._latest = (total_tokens, total_busy_us)

@@ -34,14 +34,14 @@ class PrefillRates:
         """Take the counters of a rank's report."""
         measurement = self._measurements.setdefault(rank, PrefillRate())
         measurement.observe(total_tokens, total_busy_us)
-        self._note(rank, measurement.tokens_per_s)
+        self._set(rank, measurement.tokens_per_s)
 
     def drop(self, rank: int) -> None:
         """Forget what was measured there."""
         if self._measurements.pop(rank, None) is not None:
-            self._note(rank, None)
+            self._set(rank, None)
 
-    def usable(self, alive: RoutableRanks) -> Floats | float:
+    def usable(self, routable: RoutableRanks) -> Floats | float:
         """Uncached prompt tokens per second of each rank, always above 0; one number where all are alike.
 
         The ranks of one deployment are meant to be equal, and a measurement mustn't make one of them win
@@ -59,8 +59,8 @@ class PrefillRates:
         noise = RATE_NOISE * typical
         if typical - measured[0] <= noise and measured[-1] - typical <= noise:
             return typical
-        self._make_room(alive.size - 1)
-        rates = self._measured[alive.rows]
+        self._make_room(routable.size - 1)
+        rates = self._measured[routable.rows]
         # A comparison with nan, a rate that wasn't measured, is false.
         return np.where(np.abs(rates - typical) > noise, rates, typical)
 
@@ -72,7 +72,7 @@ class PrefillRates:
         assert dict(zip(held.tolist(), self._measured[held].tolist(), strict=True)) == expected, "by rank"
         assert self._ascending == sorted(expected.values()), "ascending"
 
-    def _note(self, rank: int, tokens_per_s: float | None) -> None:
+    def _set(self, rank: int, tokens_per_s: float | None) -> None:
         self._make_room(rank)
         before = self._measured.item(rank)
         if before == tokens_per_s:

@@ -1,4 +1,4 @@
-"""What happened to requests lately, for news of them that comes late."""
+"""What happened to requests lately, for messages about them that arrive late."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import inf
 from typing import Final
 
 MAX_REMEMBERED: Final = 10_000
-"""Requests: more than all routers send away while news is on its way."""
+"""Requests: more than all routers send to ranks while a message is on its way."""
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class RequestHistory:
         self._past: OrderedDict[str, _Past] = OrderedDict()
 
     def record_choice(self, request_id: str, choice_seq: int) -> None:
-        """A router has answered this ask for the request."""
+        """A router has made this choice for the request."""
         past = self._of(request_id)
         past.last_choice_seq = max(past.last_choice_seq, choice_seq)
 
@@ -33,16 +33,16 @@ class RequestHistory:
         self._of(request_id).acknowledged_by = rank
 
     def record_released(self, request_id: str) -> None:
-        """Nobody asks for the request any more."""
+        """No further choice is made for the request."""
         self._of(request_id).last_choice_seq = inf
 
     def is_overtaken(self, request_id: str, choice_seq: int) -> bool:
-        """Whether a later ask has been answered, or the request was released."""
+        """Whether a later choice has been made, or the request was released."""
         past = self._past.get(request_id)
         return past is not None and past.last_choice_seq > choice_seq
 
     def is_settled(self, request_id: str, choice_seq: int, rank: int) -> bool:
-        """Whether this ask, answered with `rank`, is no news: known, overtaken, or acknowledged already."""
+        """Whether this choice, of `rank`, changes nothing: known, overtaken, or acknowledged already."""
         past = self._past.get(request_id)
         return past is not None and (past.last_choice_seq >= choice_seq or past.acknowledged_by == rank)
 

@@ -45,7 +45,7 @@ class ServiceTime:
         self._num_left = 0.0
 
     def add(self, taken: Occupancy, num_left: int) -> None:
-        """Count what was taken since the last time, and who left."""
+        """Count what was taken since the last time, and how many requests left."""
         request_s, token_s = (before + since for before, since in zip(self._taken, taken, strict=True))
         num_left_now = self._num_left + num_left
         scale = min(1.0, WINDOW / num_left_now) if num_left_now else 1.0
@@ -88,7 +88,7 @@ class ReportedServiceTime(ServiceTime):
     def observe(self, stat: LoadStat, now: float) -> tuple[Occupancy, int]:
         """Take a report of `now`, monotonic seconds; returns what was added.
 
-        Who left before the last report is known only now, when its acknowledgement must have come.
+        How many left before the last report is known only now, when its acknowledgement must have come.
         """
         taken, num_left = NOTHING, 0
         if self._reported_at is not None:

@@ -7,8 +7,8 @@
 A cache moves while its snapshot travels. So the batches that the router applies meanwhile are written down;
 those after the snapshot's number are applied to the snapshot too, and both sides are compared at one number,
 in one step of the event loop. (Of these last batches only the bookkeeping is audited; the next snapshot has
-them.) Only a router that loads the rank anew meanwhile has no such number: that is tried again, and in the
-end called moving, never different.
+them.) Only a router that loads the rank again meanwhile has no such number: the audit is repeated, and in
+the end called moving, never different.
 
 The snapshot's blocks are kept as a plain set: the audit shares no bookkeeping with the index that it audits.
 """
@@ -94,7 +94,7 @@ class Auditor:
     """Audits the ranks that `tracker` follows into `index`. On the tracker's event loop.
 
     Args:
-        tracker: whom to compare.
+        tracker: the ranks to compare.
         index: what is compared.
         fetch_snapshot: asks a replica for its cache's content; may fail.
         snapshot_timeout_s: how long a snapshot may take.
@@ -203,7 +203,7 @@ def _check(followed: FollowedRank, journal: Journal, snapshot: CacheSnapshot, fi
     if snapshot.seq < first:
         raise _MovingError(f"the router has applied batch {first}, the snapshot has only {snapshot.seq}")
     if journal.is_void or len(journal.batches) != followed.status.applied_seq - first:
-        raise _MovingError("the router loaded the rank anew")
+        raise _MovingError("the router loaded the rank again")
 
 
 def _blocks_in(snapshot: CacheSnapshot) -> set[int]:

@@ -10,7 +10,7 @@ from app.events.schema import LoadStat
 
 @dataclass(frozen=True)
 class RankDescription:
-    """What one rank says of itself when it is asked.
+    """What one rank says of itself when a router polls it.
 
     Attributes:
         rank: its number.

@@ -1,4 +1,4 @@
-"""One replica that a router follows: writes its events into the index and its load into the book."""
+"""One replica that a router follows: writes its events into the index and its load into the load book."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from app.events.following.sync_status import SyncStatus, Trust
 from app.events.publisher_info import PublisherAddress, PublisherInfo
 from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
+from app.routing.core import RoutingCore
 from app.routing.index.index_writer import IndexWriter, Journal
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
-from app.routing.membership import Membership
 from app.routing.tracking.description import RankDescription
 
 
 class FollowedRank:
     """Its last description and, if it publishes, its subscriber.
 
-    Once detached it changes nothing any more, whatever its subscriber still had in hand: the rank's number
-    may be somebody else's by then.
+    Once detached it changes nothing any more, whatever its subscriber was still working on: the number may
+    be another replica's by then.
+
+    Args:
+        description: the replica's first.
+        core: written to: its index, load, reservations and membership.
+        fetch_snapshot: asks the replica for its cache's content; may fail, and is then tried again.
+        curve_keys: the router's own, for ranks that encrypt.
 
     Attributes:
         description: what the replica last said of itself.
-        missed_polls: looks in a row that it was missing from; written by the tracker.
+        missed_polls: polls in a row that it was missing from; written by the tracker.
     """
 
     def __init__(
         self,
         description: RankDescription,
-        index: PrefixIndex,
-        load: LoadBook,
-        membership: Membership,
+        core: RoutingCore,
         fetch_snapshot: Callable[[], Awaitable[CacheSnapshot]],
         curve_keys: KeyPair | None = None,
     ) -> None:
         self.description = description
         self.missed_polls = 0
-        self._sink = IndexWriter(index, description.rank)
-        self._load = load
-        self._membership = membership
+        self._writer = IndexWriter(core.index, description.rank)
+        self._core = core
         self._since = time.time()
         self._is_detached = False
         self._load_came_by_itself = False
@@ -55,7 +56,7 @@ class FollowedRank:
         if publisher is not None and publisher.is_publishing:
             self._subscriber = RankSubscriber(
                 publisher,
-                self._sink,
+                self._writer,
                 fetch_snapshot=fetch_snapshot,
                 on_load=self._on_load,
                 on_acknowledged=self._on_acknowledged,
@@ -64,7 +65,7 @@ class FollowedRank:
             )
             self._subscriber.start()
             self._acknowledges = publisher.address.load_port is not None
-        membership.set(description.rank, self.status.state)
+        core.membership.set(description.rank, self.status.state)
 
     @property
     def status(self) -> SyncStatus:
@@ -75,12 +76,12 @@ class FollowedRank:
 
     @property
     def is_publishing(self) -> bool:
-        """Whether there is anything to follow."""
+        """Whether the replica publishes events to follow."""
         return self._subscriber is not None
 
     def journal(self) -> AbstractContextManager[Journal]:
         """The batches that are applied from here on, until the context's end."""
-        return self._sink.journal()
+        return self._writer.journal()
 
     def is_same(self, description: RankDescription) -> bool:
         """Whether `description` is of the replica and publisher that are followed here."""
@@ -97,7 +98,7 @@ class FollowedRank:
         if self._subscriber is not None and description.publisher is not None:
             self._subscriber.observe(description.publisher.state.epoch, description.publisher.state.last_seq)
         if not self._is_behind(description.load):
-            self._load.report(description.rank, description.load, time.monotonic())
+            self._core.load.report(description.rank, description.load, time.monotonic())
         self._load_came_by_itself = False
         if not self._acknowledges:
             self._settle()
@@ -105,38 +106,38 @@ class FollowedRank:
     def detach(self) -> asyncio.Task[None] | None:
         """Stop writing at once; returns the subscriber's closing, if there is one."""
         self._is_detached = True
-        self._sink.detach()
+        self._writer.detach()
         return asyncio.create_task(self._subscriber.close()) if self._subscriber is not None else None
 
     def _on_load(self, stat: LoadStat) -> None:
         if not self._is_detached:
             self._load_came_by_itself = True
-            self._load.report(self.description.rank, stat, time.monotonic())
+            self._core.load.report(self.description.rank, stat, time.monotonic())
 
     def _on_acknowledged(self, request_ids: Sequence[str]) -> None:
         if not self._is_detached:
-            self._load.acknowledge(self.description.rank, request_ids)
+            self._core.reservations.acknowledge(self.description.rank, request_ids)
 
     def _on_state(self, state: Trust) -> None:
         if not self._is_detached:
-            self._membership.set(self.description.rank, state)
+            self._core.membership.set(self.description.rank, state)
 
     def _settle(self) -> None:
-        """End the reservations that stood at the last look already: this look's load counts their requests.
+        """End the reservations that were there at the last poll: this poll's load counts their requests.
 
         For a rank that acknowledges nothing: without this each request would count twice until its
         reservation's deadline, and on after its end.
         """
-        self._load.acknowledge(self.description.rank, self._reserved_at_last_poll)
-        self._reserved_at_last_poll = self._load.reserved_on(self.description.rank)
+        self._core.reservations.acknowledge(self.description.rank, self._reserved_at_last_poll)
+        self._reserved_at_last_poll = self._core.reservations.on_rank(self.description.rank)
 
     def _is_behind(self, described: LoadStat) -> bool:
         """Whether a description's load is older than the last report.
 
-        One replica's totals never go back. With equal totals nothing tells them apart, and a report that
-        came by itself since the last look is taken for the later one.
+        One replica's totals never go back. Where the totals are equal, a report that came by itself since
+        the last poll is taken for the later one.
         """
-        last = self._load.last_report(self.description.rank)
+        last = self._core.load.last_report(self.description.rank)
         if last is None:
             return False
         totals, last_totals = _totals(described), _totals(last)

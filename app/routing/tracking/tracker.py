@@ -1,11 +1,10 @@
 """Which ranks there are, and what is known of each: membership, events and load.
 
-    descriptions of the ranks ──▶ Tracker ──▶ one RankSubscriber per rank ──▶ PrefixIndex, LoadBook
-    (polled from them)              │             │
-                                    └─────────────┴──▶ Membership: which ranks, and their trust
+    descriptions of the ranks ──▶ Tracker ──▶ one FollowedRank per rank ──▶ RoutingCore: index, load,
+    (polled from them)                                                      reservations, membership
 
 A rank is named by its number but identified by its replica and that replica's publisher. When either changes,
-everything known under that number is of somebody else, so blocks, load and reservations are dropped in the
+everything known under that number is of another replica, so blocks, load and reservations are dropped in the
 same step, before the new subscriber has connected.
 """
 
@@ -20,18 +19,14 @@ from functools import partial
 from app.events.curve import KeyPair
 from app.events.following.sync_status import SyncStatus
 from app.events.snapshot import CacheSnapshot
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
-from app.routing.membership import Membership, RoutableRanks
+from app.routing.core import RoutingCore
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.followed_rank import FollowedRank
-
-__all__ = ["MAX_MISSED_POLLS", "Member", "RankDescription", "SnapshotFetcher", "Tracker"]
 
 logger = logging.getLogger(__name__)
 
 MAX_MISSED_POLLS = 3
-"""A rank missing from more looks than this in a row is dropped: one slow answer is no death."""
+"""A rank missing from more polls than this in a row is dropped: one slow answer is no death."""
 SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
 """Asks the replica with this id for its cache's content."""
 
@@ -47,43 +42,35 @@ class Member:
 
 
 class Tracker:
-    """Keeps `index` and `load` at what the ranks say. All on one event loop.
+    """Keeps `core` at what the ranks say. All on one event loop.
 
     Args:
-        index: written for each rank by its subscriber.
-        load: written from load reports and from descriptions.
+        core: written to: a rank joins, is followed, and is dropped.
         fetch_snapshot: asks a replica for its cache's content; may fail, and is then tried again.
         curve_keys: the router's own, for ranks that encrypt.
     """
 
     def __init__(
         self,
-        index: PrefixIndex,
-        load: LoadBook,
+        core: RoutingCore,
         fetch_snapshot: SnapshotFetcher,
         curve_keys: KeyPair | None = None,
     ) -> None:
-        self._index = index
-        self._load = load
+        self._core = core
         self._fetch_snapshot = fetch_snapshot
         self._curve_keys = curve_keys
-        self._membership = Membership()
         self._max_prompt_tokens: int | None = None
         self._followed: dict[int, FollowedRank] = {}
         self._failed: dict[int, str] = {}
-        """Rank → replica id that failed since the last look."""
+        """Rank → replica id that failed since the last poll."""
         self._closing: set[asyncio.Task[None]] = set()
-
-    def alive(self) -> RoutableRanks:
-        """The ranks that can take requests, each with the trust in what is known of its cache."""
-        return self._membership.alive
 
     def max_prompt_tokens(self) -> int | None:
         """The longest prompt that some rank takes; None while there is no rank."""
         return self._max_prompt_tokens
 
     def replica_id(self, rank: int) -> str:
-        """The replica that answers for `rank`, which must be alive."""
+        """The replica that answers for `rank`, which must be routable."""
         return self._followed[rank].description.replica_id
 
     def follows(self, rank: int, replica_id: str) -> bool:
@@ -92,35 +79,37 @@ class Tracker:
         return followed is not None and followed.description.replica_id == replica_id
 
     def followed(self, rank: int) -> FollowedRank | None:
-        """Who is followed under this number now."""
+        """The replica that is followed under this number now."""
         return self._followed.get(rank)
 
     def members(self) -> list[Member]:
         """Every rank that can take requests, by number."""
         return [
-            Member(rank, followed.description.replica_id, followed.status, self._index.num_blocks_of(rank))
+            Member(
+                rank, followed.description.replica_id, followed.status, self._core.index.num_blocks_of(rank)
+            )
             for rank, followed in sorted(self._followed.items())
         ]
 
     async def update(self, descriptions: Sequence[RankDescription]) -> None:
-        """Take over one look at all ranks, complete but for ranks that didn't answer in time.
+        """Take over one poll of all ranks, complete but for ranks that didn't answer in time.
 
         Where two replicas claim a rank, the one already followed keeps it until it stops claiming.
-        A replica that failed since the last look is not believed in this one, which may be older than the
-        failure; if it still answers in the next, it is back.
+        A replica that failed since the last poll is not believed in this one, which may be older than the
+        failure; if it still answers the next, it is back.
         """
         failed, self._failed = self._failed, {}
         believed = [each for each in descriptions if failed.get(each.rank) != each.replica_id]
         described = self._one_per_rank(believed)
         for rank in self._followed.keys() - described.keys():
-            self._miss(rank)
+            self._count_missed_poll(rank)
         for description in described.values():
-            self._see(description)
+            self._update_rank(description)
         if self._closing:
             await asyncio.wait(self._closing)
 
     def mark_failed(self, rank: int, replica_id: str) -> None:
-        """Somebody saw this replica die: drop it now, unless another has already taken its place."""
+        """This replica was seen dead: drop it now, unless another has already taken its place."""
         if self.follows(rank, replica_id):
             self._failed[rank] = replica_id
             self._drop(rank, "reported dead")
@@ -141,13 +130,13 @@ class Tracker:
                 chosen[description.rank] = description
         return chosen
 
-    def _miss(self, rank: int) -> None:
+    def _count_missed_poll(self, rank: int) -> None:
         followed = self._followed[rank]
         followed.missed_polls += 1
         if followed.missed_polls > MAX_MISSED_POLLS:
             self._drop(rank, f"missing from {followed.missed_polls} looks")
 
-    def _see(self, description: RankDescription) -> None:
+    def _update_rank(self, description: RankDescription) -> None:
         followed = self._followed.get(description.rank)
         if followed is not None and followed.is_same(description):
             followed.update(description)
@@ -158,30 +147,26 @@ class Tracker:
 
     def _follow(self, description: RankDescription) -> None:
         logger.info("rank %d: following %s", description.rank, description.replica_id)
-        self._load.join(description.rank)
-        self._load.report(description.rank, description.load)
+        self._core.join(description.rank)
+        self._core.load.report(description.rank, description.load)
         self._followed[description.rank] = FollowedRank(
             description,
-            self._index,
-            self._load,
-            self._membership,
+            self._core,
             partial(self._fetch_snapshot, description.replica_id),
             self._curve_keys,
         )
-        self._note_limit()
+        self._update_limit()
 
     def _drop(self, rank: int, reason: str) -> None:
         followed = self._followed.pop(rank)
         logger.warning("rank %d: dropping %s (%s)", rank, followed.description.replica_id, reason)
-        self._membership.remove(rank)
-        self._index.clear(rank)
-        self._load.drop(rank)
-        self._note_limit()
+        self._core.drop(rank)
+        self._update_limit()
         closing = followed.detach()
         if closing is not None:
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def _note_limit(self) -> None:
+    def _update_limit(self) -> None:
         limits = (each.description.max_prompt_tokens for each in self._followed.values())
         self._max_prompt_tokens = max(limits, default=None)

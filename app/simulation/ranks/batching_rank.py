@@ -47,7 +47,7 @@ class BatchingRank:
         number: the rank's number.
         config: its rate and cache.
         decode: its steps.
-        on_first_token: told of each request when its prompt is through.
+        on_first_token: called for each request when its prompt is through.
     """
 
     def __init__(

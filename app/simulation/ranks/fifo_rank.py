@@ -23,7 +23,7 @@ class FifoRank:
     Args:
         number: the rank's number.
         config: its rate and cache.
-        on_first_token: told of each request at its arrival, with the moment to come.
+        on_first_token: called for each request at its arrival, with the moment to come.
     """
 
     def __init__(self, number: int, config: RankConfig, on_first_token: OnFirstToken) -> None:
@@ -57,7 +57,7 @@ class FifoRank:
         self._on_first_token(position, self._free_at, cached_tokens)
 
     def advance(self, now: float) -> None:
-        """Forget who is through."""
+        """Forget the requests that are through."""
         while self._ends and self._ends[0] <= now:
             self._ends.popleft()
 
@@ -90,7 +90,7 @@ class FifoRank:
         num_cached = self._cache.match(digests)
         self._cache.open(table, num_cached)
         is_grown = self._cache.grow(table, len(digests))
-        assert is_grown, "nobody else holds blocks"
+        assert is_grown, "no other request holds blocks"
         self._cache.commit(table, request.block_ids, len(digests))
         self._cache.close(table)
         return min(num_cached, num_reusable_blocks(request, self._config))

@@ -1,4 +1,4 @@
-"""What the simulator asks of a rank, and the blocks that ranks keep.
+"""What the simulator needs of a rank, and the blocks that ranks keep.
 
 A rank's cache is the engine's own `PrefixCache` with blocks of one token, where a block's name in the trace
 stands for all of its tokens: the same matching, eviction, digests and events, at the price of hashing one

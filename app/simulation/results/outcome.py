@@ -60,7 +60,7 @@ class Outcome:
     wall_s: float = 0.0
 
     def add(self, request: SimulatedRequest, rank: int, predicted_ttft_s: float) -> None:
-        """Note the next request, where it went, and how soon its first token should come."""
+        """Record the next request, where it went, and how soon its first token should come."""
         self.arrivals_s.append(request.arrival_s)
         self.prompt_tokens.append(request.num_tokens)
         self.ranks.append(rank)
@@ -68,8 +68,8 @@ class Outcome:
         self.ttfts_s.append(math.nan)
         self.cached_tokens.append(0)
 
-    def note_first_token(self, position: int, moment: float, cached_tokens: int) -> None:
-        """Note when a request's first token comes. Once for each."""
+    def record_first_token(self, position: int, moment: float, cached_tokens: int) -> None:
+        """Record when a request's first token comes. Once for each."""
         assert math.isnan(self.ttfts_s[position]), f"request {position} has its first token already"
         self.ttfts_s[position] = moment - self.arrivals_s[position]
         self.cached_tokens[position] = cached_tokens

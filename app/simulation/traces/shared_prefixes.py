@@ -26,7 +26,7 @@ class SharedPrefixes(Settings):
     seed: int = Field(0, description="Of groups, lengths and gaps.")
 
     def requests(self) -> Iterator[SimulatedRequest]:
-        """The requests in the order of arrival, made one at a time; the same whenever asked."""
+        """The requests in the order of arrival, made one at a time; the same at every call."""
         rng = random.Random(self.seed)
         weights = list(accumulate(1 / (k + 1) ** self.skew for k in range(self.num_groups)))
         next_id, now = self.num_groups * self.prefix_blocks, 0.0

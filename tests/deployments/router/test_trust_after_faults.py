@@ -25,10 +25,9 @@ from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.generation import SamplingParams, TokenChunk
-from app.routing.decisions.chooser import Chooser, Prompt
+from app.routing.core import RoutingCore
+from app.routing.decisions.decision import Prompt
 from app.routing.decisions.explanation import Json, explanation
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
 from app.routing.tracking.audit import Auditor, RankAudit
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import Tracker
@@ -90,19 +89,17 @@ class LiveRank:
 
 
 class World:
-    """A router's half, which follows one rank through a link that loses what it is told to."""
+    """A router's half, which follows one rank through a link that can lose messages."""
 
     def __init__(self, start_rank: Callable[[str], LiveRank], event_port: int) -> None:
         self.loses = False
         self.link = FaultyLink(event_port, self._pass)
-        self.index = PrefixIndex()
-        load = LoadBook(RoutingConfig())
+        self.core = RoutingCore(RoutingConfig(), dp_size=1)
         self.snapshots_come = asyncio.Event()
         self.snapshots_come.set()
         self.snapshots_fail = False
-        self.tracker = Tracker(self.index, load, self._fetch_snapshot)
-        self.chooser = Chooser(self.index, load, "predicted_ttft", dp_size=1)
-        self.auditor = Auditor(self.tracker, self.index, self._fetch_snapshot, pause_s=0.05)
+        self.tracker = Tracker(self.core, self._fetch_snapshot)
+        self.auditor = Auditor(self.tracker, self.core.index, self._fetch_snapshot, pause_s=0.05)
         self.start_rank = start_rank
         self.rank = start_rank("first")
 
@@ -120,14 +117,14 @@ class World:
         self.rank.stop()
         self.link.close()
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         await self.tracker.update([self.rank.describe(self.link.port)])
 
     async def until(self, condition: Callable[[SyncStatus], bool]) -> SyncStatus:
-        """Looks, as a router does, until the rank's status is like this."""
+        """Polls, as a router does, until the rank's status is like this."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
-            await self.look()
+            await self.poll()
             (member,) = self.tracker.members()
             if condition(member.status):
                 return member.status
@@ -160,8 +157,8 @@ class World:
     def explain(self, prompt: list[int]) -> Json:
         """The rank's row in what a router would decide on `prompt` now; the rank is what it chooses."""
         hashes = hashing.wire_hashes(hashing.chain(prompt, BLOCK_SIZE))
-        asked = Prompt("asked", hashes, len(prompt), BLOCK_SIZE)
-        decision = self.chooser.consider(asked, self.tracker.alive(), time.monotonic())
+        request = Prompt("dry run", hashes, len(prompt), BLOCK_SIZE)
+        decision = self.core.consider(request, time.monotonic())
         assert decision.rank == 0
         row: Json = explanation(decision, dp_size=1)["ranks"][0]
         assert (row["eligible"], row["why_not"]) == (True, None)
@@ -204,11 +201,13 @@ async def test_after_a_restart_the_index_is_the_new_ranks_cache(world: World) ->
     await world.rank.serve(old_prompt)
     await world.until_exact()
     assert world.explain(old_prompt)["cached_tokens"] > 0
+    world.snapshots_come.clear()
     world.rank.stop()
     world.rank = world.start_rank("second")
-    await world.look()
+    await world.poll()
     row = world.explain(old_prompt)
     assert (row["trust"], row["cached_tokens"]) == ("syncing", 0)
+    world.snapshots_come.set()
     await world.rank.serve(*new)
     await world.until_exact()
     assert (await world.audit()).num_rank_blocks == 3 * 6
@@ -216,7 +215,7 @@ async def test_after_a_restart_the_index_is_the_new_ranks_cache(world: World) ->
     assert [world.explain(prompt)["cached_tokens"] for prompt in new] == [5 * BLOCK_SIZE] * 3
 
 
-@pytest.mark.parametrize("loses", [False, True], ids=["heard", "lost"])
+@pytest.mark.parametrize("loses", [False, True], ids=["received", "lost"])
 async def test_after_a_cache_clear_the_index_is_the_cache(world: World, loses: bool) -> None:
     await world.until_live()
     old_prompt, prompt = new_prompt(), new_prompt()
@@ -232,10 +231,10 @@ async def test_after_a_cache_clear_the_index_is_the_cache(world: World, loses: b
     assert world.explain(prompt)["cached_tokens"] == 5 * BLOCK_SIZE
 
 
-async def test_a_cleared_cache_that_nobody_uses_is_empty_in_the_index_too(world: World) -> None:
+async def test_a_cleared_cache_that_no_request_uses_is_empty_in_the_index_too(world: World) -> None:
     await world.until_live()
     await world.rank.clear_cache()
-    await world.until(lambda _: world.index.num_blocks == 0)
+    await world.until(lambda _: world.core.index.num_blocks == 0)
     await world.until_exact()
     assert (await world.audit()).num_rank_blocks == 0
 
@@ -246,7 +245,7 @@ async def test_while_a_rank_is_not_exact_it_is_chosen_but_credited_nothing(world
     await world.rank.serve(prompt)
     await world.until_exact()
     assert standing(world, prompt) == ("exact", 5 * BLOCK_SIZE)
-    # A restarted publisher whose cache nobody knows yet.
+    # A restarted publisher, whose cache no router knows yet.
     world.snapshots_come.clear()
     world.rank.stop()
     world.rank = world.start_rank("second")

@@ -4,39 +4,33 @@ from __future__ import annotations
 
 import pytest
 
-from app.config import RoutingConfig
-from app.events.schema import LoadStat
-from app.routing.decisions.chooser import Chooser, Decision, Prompt
+from app.routing.decisions.decision import Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
-from app.routing.membership import RoutableRanks
+from tests.support.routing.cores import load_stat, new_core, set_routable
 
 BLOCK_SIZE = 4
 HASHES = list(range(100, 105))
-ALIVE = RoutableRanks({0: "exact", 1: "exact", 2: "stale"})
 
 
 class Router:
-    """A chooser of four ranks, the last of which isn't alive, and the log of what it chose."""
+    """The core of four ranks, the last of which isn't routable, and the log of what it chose."""
 
     def __init__(self, capacity: int = 10) -> None:
-        self.index = PrefixIndex()
-        self.load = LoadBook(RoutingConfig(reservation_timeout_s=5.0, initial_prefill_tokens_per_s=1000.0))
-        self.chooser = Chooser(self.index, self.load, "predicted_ttft", dp_size=4)
+        self.core = new_core()
+        set_routable(self.core, {0: "exact", 1: "exact", 2: "stale"})
         self.log = DecisionLog(capacity)
 
     def choose(
         self, request_id: str, *, exclude: frozenset[int] = frozenset(), pinned: int | None = None
     ) -> Decision:
         prompt = Prompt(request_id, HASHES, 20, BLOCK_SIZE)
-        decision = self.chooser.choose(prompt, ALIVE, now=0.0, exclude=exclude, pinned_rank=pinned)
+        decision = self.core.choose(prompt, now=0.0, exclude=exclude, pinned_rank=pinned)
         self.log.record(request_id, decision)
         return decision
 
-    def wait_at(self, rank: int, tokens: int) -> None:
-        self.load.report(rank, LoadStat(1, 1, 0, 1000, rank, tokens, 0, 8, 0, 0))
+    def report_waiting(self, rank: int, tokens: int) -> None:
+        self.core.load.report(rank, load_stat(rank=rank, running=1, waiting=1, waiting_tokens=tokens))
 
 
 @pytest.fixture
@@ -45,18 +39,18 @@ def router() -> Router:
 
 
 def test_a_dry_run_decides_the_same_and_changes_nothing(router: Router) -> None:
-    router.index.store(1, HASHES[:3])
+    router.core.index.store(1, HASHES[:3])
     prompt = Prompt("a", HASHES, 20, BLOCK_SIZE)
-    dry = router.chooser.consider(prompt, ALIVE, now=0.0)
-    assert router.load.num_reservations == 0
-    assert router.load.assigned(1) == (0, 0)
-    assert router.load.mean_uncached_tokens is None
+    dry = router.core.consider(prompt, now=0.0)
+    assert len(router.core.reservations) == 0
+    assert router.core.load.assigned(1) == (0, 0)
+    assert router.core.load.mean_uncached_tokens is None
     assert explanation(router.choose("a"), dp_size=4) == explanation(dry, dp_size=4)
 
 
 def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
-    router.index.store(1, HASHES[:3])
-    router.wait_at(0, 50)
+    router.core.index.store(1, HASHES[:3])
+    router.report_waiting(0, 50)
     receipt = explanation(router.choose("a"), dp_size=4)
     rows = receipt.pop("ranks")
     why = receipt.pop("why")
@@ -97,7 +91,7 @@ def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
 
 
 def test_a_pinned_requests_receipt_shows_the_ranks_that_it_could_not_have(router: Router) -> None:
-    router.index.store(1, HASHES)
+    router.core.index.store(1, HASHES)
     decision = router.choose("a", pinned=0)
     receipt = explanation(decision, dp_size=4)
     assert (receipt["policy"], receipt["winner"], receipt["pinned_rank"]) == ("pinned", 0, 0)
@@ -109,12 +103,12 @@ def test_a_pinned_requests_receipt_shows_the_ranks_that_it_could_not_have(router
 
 
 def test_what_the_chosen_rank_did_not_hold_is_missed(router: Router) -> None:
-    router.index.store(0, HASHES[:4])
-    router.index.store(1, HASHES[:1])
-    router.wait_at(0, 500)
+    router.core.index.store(0, HASHES[:4])
+    router.core.index.store(1, HASHES[:1])
+    router.report_waiting(0, 500)
     decision = router.choose("a")
     assert (decision.rank, decision.missed_tokens) == (1, 12)
-    router.wait_at(0, 0)
+    router.report_waiting(0, 0)
     assert router.choose("b").missed_tokens == 0
     stats = router.log.stats.as_json()
     assert stats["missed_cached_tokens"] == {"sum": 12, "count": 1}
@@ -159,7 +153,7 @@ def test_the_error_of_the_prediction_is_counted_once_for_each_first_token(router
         actual = decision.predicted_ttft_s + error
         router.log.record_outcome(Outcome(request_id, decision.rank, "answering", actual))
         router.log.record_outcome(Outcome(request_id, decision.rank, "finished", actual))
-        router.chooser.release(request_id)
+        router.core.reservations.release(request_id)
     errors = router.log.stats.as_json()["ttft_prediction_error_s"]
     assert errors == {"mean": pytest.approx(0.01), "mean_absolute": pytest.approx(0.02), "count": 2}
 

@@ -5,61 +5,38 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from random import Random
 
 import pytest
 
-from app.config import PolicyName, RoutingConfig, SchedulerConfig
+from app.config import SchedulerConfig
 from app.events.schema import LoadStat
-from app.hashing import chain, wire_hash
-from app.routing.decisions.chooser import Chooser, Decision, Prompt
-from app.routing.index.prefix_index import PrefixIndex
-from app.routing.load.load_book import LoadBook
-from app.routing.membership import Membership, RoutableRanks
-from app.routing.policies.policy import admission_s
+from app.routing.core import RoutingCore
+from app.routing.decisions.decision import Decision, Prompt
+from app.routing.policies.prediction import admission_s
+from tests.support.routing.cores import new_core, new_prompt
 
-BLOCK_SIZE = 20
-RATE = 1000.0
 HOT = range(400)
 """Tokens of a prefix that many requests share: 0.4 s of prefill."""
 
 
 def prompt(request_id: str, tokens: Iterable[int], session_id: str | None = None) -> Prompt:
-    token_ids = list(tokens)
-    hashes = [wire_hash(digest) for digest in chain(token_ids, BLOCK_SIZE)]
-    return Prompt(request_id, hashes, len(token_ids), BLOCK_SIZE, session_id)
+    return new_prompt(request_id, tokens, 20, session_id)
 
 
-class World:
-    """A router and ranks that say what they hold and how busy they are when told to."""
+def burst(core: RoutingCore, requests: Sequence[Prompt]) -> list[int]:
+    """The ranks of requests that come before any rank has reported."""
+    return [core.choose(request, now=0.0).rank for request in requests]
 
-    def __init__(self, policy: PolicyName, dp_size: int = 4, seed: int = 5) -> None:
-        self.index = PrefixIndex()
-        self.load = LoadBook(RoutingConfig(initial_prefill_tokens_per_s=RATE))
-        self.chooser = Chooser(self.index, self.load, policy, dp_size, Random(seed))
-        self.membership = Membership()
-        for rank in range(dp_size):
-            self.membership.set(rank, "exact")
 
-    @property
-    def alive(self) -> RoutableRanks:
-        return self.membership.alive
+def finish(core: RoutingCore, requests: Sequence[Prompt], ranks: Sequence[int]) -> None:
+    """The ranks have answered these requests and hold their blocks now."""
+    for request, rank in zip(requests, ranks, strict=True):
+        core.index.store(rank, request.block_hashes)
+        core.reservations.release(request.request_id)
 
-    def choose(self, request: Prompt) -> Decision:
-        return self.chooser.choose(request, self.alive, now=0.0)
 
-    def burst(self, requests: Sequence[Prompt]) -> list[int]:
-        """The ranks of requests that come before any rank has said a word."""
-        return [self.choose(request).rank for request in requests]
-
-    def finish(self, requests: Sequence[Prompt], ranks: Sequence[int]) -> None:
-        """The ranks have answered these requests and hold their blocks now."""
-        for request, rank in zip(requests, ranks, strict=True):
-            self.index.store(rank, request.block_hashes)
-            self.chooser.release(request.request_id)
-
-    def num_requests(self) -> list[int]:
-        return [self.load.num_requests(rank) for rank in self.alive]
+def num_requests(core: RoutingCore) -> list[int]:
+    return [core.load.num_requests(rank) for rank in core.membership.routable]
 
 
 def hot_requests(numbers: range) -> list[Prompt]:
@@ -67,33 +44,33 @@ def hot_requests(numbers: range) -> list[Prompt]:
     return [prompt(f"hot{i}", [*HOT, 1000 + i, *range(99)]) for i in numbers]
 
 
-def test_a_hot_prefix_spreads_before_its_holder_keeps_anybody_waiting_for_longer_than_another_rank() -> None:
-    world = World("predicted_ttft")
-    world.index.store(0, prompt("hot", HOT).block_hashes)
+def test_a_hot_prefix_spreads_before_its_holder_keeps_a_request_waiting_longer_than_another_rank() -> None:
+    core = new_core("predicted_ttft")
+    core.index.store(0, prompt("hot", HOT).block_hashes)
     requests = hot_requests(range(12))
     ranks = []
     for request in requests:
-        decision = world.choose(request)
+        decision = core.choose(request, now=0.0)
         ranks.append(decision.rank)
-        # The whole prompt takes an idle rank 0.5 s: nobody waits on the holder for more.
-        idle = [each for each in decision.considered if each.view.waiting_tokens == 0]
+        # The whole prompt takes an idle rank 0.5 s: no request waits on the holder for more.
+        idle = [each for each in decision.considered if each.view.counts.waiting_tokens == 0]
         assert not idle or decision.predicted_ttft_s <= 0.5
     assert set(ranks) == {0, 1, 2, 3}
-    world.finish(requests, ranks)
+    finish(core, requests, ranks)
     # All hold it now: the next come to each in equal numbers.
-    assert Counter(world.burst(hot_requests(range(200, 300)))) == dict.fromkeys(range(4), 25)
+    assert Counter(burst(core, hot_requests(range(200, 300)))) == dict.fromkeys(range(4), 25)
 
 
 def test_prefix_affinity_spreads_a_hot_prefix_while_its_holder_has_places_in_its_batch() -> None:
-    world = World("prefix_affinity")
-    world.index.store(0, prompt("hot", HOT).block_hashes)
+    core = new_core("prefix_affinity")
+    core.index.store(0, prompt("hot", HOT).block_hashes)
     requests = hot_requests(range(120))
-    ranks = world.burst(requests)
+    ranks = burst(core, requests)
     assert ranks[:34] == [0] * 33 + [1]
-    assert max(world.num_requests()) <= SchedulerConfig().max_running_requests
-    assert max(world.num_requests()) - min(world.num_requests()) <= 33
-    world.finish(requests, ranks)
-    assert Counter(world.burst(hot_requests(range(200, 300)))) == dict.fromkeys(range(4), 25)
+    assert max(num_requests(core)) <= SchedulerConfig().max_running_requests
+    assert max(num_requests(core)) - min(num_requests(core)) <= 33
+    finish(core, requests, ranks)
+    assert Counter(burst(core, hot_requests(range(200, 300)))) == dict.fromkeys(range(4), 25)
 
 
 def short_requests(count: int, start: Sequence[int] = ()) -> list[Prompt]:
@@ -101,16 +78,16 @@ def short_requests(count: int, start: Sequence[int] = ()) -> list[Prompt]:
 
 
 @pytest.mark.parametrize("reported", [False, True], ids=["on its way", "reported"])
-def test_nobody_follows_a_long_prompt_not_even_to_the_prefix_that_it_shares(reported: bool) -> None:
-    world = World("predicted_ttft")
+def test_no_request_follows_a_long_prompt_not_even_to_the_prefix_that_it_shares(reported: bool) -> None:
+    core = new_core("predicted_ttft")
     long = prompt("long", range(20_000))
-    rank = world.choose(long).rank
+    rank = core.choose(long, now=0.0).rank
     if reported:
-        world.load.report(rank, LoadStat(1, 0, 0, 0, 0, 20_000, 0, 64, 0, 0))
-        world.load.acknowledge(rank, ["long"])
+        core.load.report(rank, LoadStat(1, 0, 0, 0, 0, 20_000, 0, 64, 0, 0))
+        core.reservations.acknowledge(rank, ["long"])
     # Some of it is computed already, and the short ones could have that for nothing.
-    world.index.store(rank, long.block_hashes[:10])
-    ranks = Counter(world.burst(short_requests(90, range(200))))
+    core.index.store(rank, long.block_hashes[:10])
+    ranks = Counter(burst(core, short_requests(90, range(200))))
     assert ranks == {other: 30 for other in range(4) if other != rank}
 
 
@@ -120,62 +97,62 @@ def running(count: int, held_tokens: int, waiting: int = 0, max_running: int = 6
 
 
 def test_a_rank_full_of_running_requests_is_passed_over_until_waiting_for_it_is_worth_its_prefix() -> None:
-    world = World("predicted_ttft", dp_size=2)
+    core = new_core("predicted_ttft", dp_size=2)
     request = prompt("a", range(2000))
-    world.index.store(0, request.block_hashes[:80])
-    assert world.choose(request).rank == 0
-    world.chooser.release("a")
+    core.index.store(0, request.block_hashes[:80])
+    assert core.choose(request, now=0.0).rank == 0
+    core.reservations.release("a")
     # 1,600 of 2,000 tokens are cached there, but 9,900 of 10,000 are held, by requests that stay for long.
-    world.load.report(0, running(10, 9_900), now=0.0)
-    world.load.report(0, running(10, 9_900), now=60.0)
-    decision = world.choose(request)
+    core.load.report(0, running(10, 9_900), now=0.0)
+    core.load.report(0, running(10, 9_900), now=60.0)
+    decision = core.choose(request, now=0.0)
     assert decision.rank == 1
     full = decision.considered[0].view
     # 400 tokens are a request's, as for all that is known, and a whole memory for 60 s did for none yet. What
     # is assumed until then is that it is released as fast as it is computed, which takes 9.9 s.
     assert admission_s(full, 2000) == pytest.approx(300 / 400 * (60 + 9.9 * 400 / 9_900))
-    world.chooser.release("a")
+    core.reservations.release("a")
     # Now many leave soon: 20 a second, so that 300 tokens are released in 15 ms.
-    world.load.report(0, running(0, 0), now=60.0)
-    world.load.report(0, running(10, 9_900), now=60.0)
+    core.load.report(0, running(0, 0), now=60.0)
+    core.load.report(0, running(10, 9_900), now=60.0)
     for second in range(60, 70):
-        world.load.acknowledge(0, [f"{second}-{number}" for number in range(20)])
-        world.load.report(0, running(10, 9_900), now=second + 1.0)
-    assert world.choose(request).rank == 0
+        core.reservations.acknowledge(0, [f"{second}-{number}" for number in range(20)])
+        core.load.report(0, running(10, 9_900), now=second + 1.0)
+    assert core.choose(request, now=0.0).rank == 0
 
 
 def test_a_full_batch_is_passed_over_however_much_memory_is_free() -> None:
-    world = World("predicted_ttft", dp_size=2)
+    core = new_core("predicted_ttft", dp_size=2)
     for now in (0.0, 10.0):
-        world.load.report(0, running(8, 800, max_running=8), now=now)
-        world.load.report(1, running(7, 9_000, max_running=8), now=now)
-    assert world.choose(prompt("a", range(500))).rank == 1
+        core.load.report(0, running(8, 800, max_running=8), now=now)
+        core.load.report(1, running(7, 9_000, max_running=8), now=now)
+    assert core.choose(prompt("a", range(500)), now=0.0).rank == 1
     # On its way, it has the last place there.
-    assert world.choose(prompt("b", range(500, 600))).considered[1].view.batch_slot_wait_s > 0
+    assert core.choose(prompt("b", range(500, 600)), now=0.0).considered[1].view.counts.batch_slot_wait_s > 0
 
 
-def test_ranks_that_hold_nothing_keep_nobody_waiting_for_memory() -> None:
-    world = World("predicted_ttft", dp_size=1)
-    world.load.report(0, LoadStat(1, 9, 0, 10_000, 0, 20_000, 20_000, 1, 0, 0), now=0.0)
-    decision = world.choose(prompt("a", range(500)))
+def test_ranks_that_hold_nothing_keep_no_request_waiting_for_memory() -> None:
+    core = new_core("predicted_ttft", dp_size=1)
+    core.load.report(0, LoadStat(1, 9, 0, 10_000, 0, 20_000, 20_000, 1, 0, 0), now=0.0)
+    decision = core.choose(prompt("a", range(500)), now=0.0)
     assert decision.predicted_ttft_s == pytest.approx(20.5)
 
 
 @pytest.mark.parametrize("policy", ["least_loaded", "prefix_affinity"])
 def test_policies_that_count_requests_leave_a_long_prompt_alone_while_others_are_free(
-    policy: PolicyName,
+    policy: str,
 ) -> None:
-    world = World(policy)
-    rank = world.choose(prompt("long", range(20_000))).rank
-    assert set(world.burst(short_requests(3))) == {0, 1, 2, 3} - {rank}
+    core = new_core(policy)
+    rank = core.choose(prompt("long", range(20_000)), now=0.0).rank
+    assert set(burst(core, short_requests(3))) == {0, 1, 2, 3} - {rank}
 
 
 def test_power_of_two_keeps_concurrent_requests_closer_together_than_chance() -> None:
     spreads: dict[str, int] = {}
     for policy in ("random", "power_of_two"):
-        world = World(policy, dp_size=16)
-        world.burst([prompt(f"r{i}", [i]) for i in range(1600)])
-        spreads[policy] = max(world.num_requests()) - min(world.num_requests())
+        core = new_core(policy, dp_size=16)
+        burst(core, [prompt(f"r{i}", [i]) for i in range(1600)])
+        spreads[policy] = max(num_requests(core)) - min(num_requests(core))
     assert spreads["power_of_two"] <= 6 < spreads["random"]
 
 
@@ -190,102 +167,100 @@ SEVEN_DEGREES_AT_1_IN_1000 = 24.32
 
 def test_random_is_uniform_and_its_seed_decides_it() -> None:
     requests = [prompt(f"r{i}", [i]) for i in range(4000)]
-    ranks = World("random", dp_size=8, seed=1).burst(requests)
+    ranks = burst(new_core("random", dp_size=8, seed=1), requests)
     assert chi_square(Counter(ranks), 8) < SEVEN_DEGREES_AT_1_IN_1000
     # Nor does a rank depend on the one before it.
     steps = Counter((after - before) % 8 for before, after in pairwise(ranks))
     assert chi_square(steps, 8) < SEVEN_DEGREES_AT_1_IN_1000
-    assert World("random", dp_size=8, seed=1).burst(requests) == ranks
-    assert World("random", dp_size=8, seed=2).burst(requests) != ranks
+    assert burst(new_core("random", dp_size=8, seed=1), requests) == ranks
+    assert burst(new_core("random", dp_size=8, seed=2), requests) != ranks
 
 
-def homes(world: World) -> dict[str, int]:
+def homes(core: RoutingCore) -> dict[str, int]:
     """Where each of a thousand sessions is sent, one request after another."""
     found = {}
     for i in range(1000):
-        found[f"user-{i}"] = world.choose(prompt("one", [i], session_id=f"user-{i}")).rank
-        world.chooser.release("one")
+        found[f"user-{i}"] = core.choose(prompt("one", [i], session_id=f"user-{i}"), now=0.0).rank
+        core.reservations.release("one")
     return found
 
 
 def test_sessions_spread_evenly_and_every_router_knows_their_ranks() -> None:
-    world = World("session", dp_size=8)
-    before = homes(world)
+    core = new_core("session", dp_size=8)
+    before = homes(core)
     assert chi_square(Counter(before.values()), 8) < SEVEN_DEGREES_AT_1_IN_1000
-    assert homes(world) == before
-    other_router = World("session", dp_size=8, seed=6)
-    other_router.burst([prompt(f"r{i}", range(i)) for i in range(1, 9)])
+    assert homes(core) == before
+    other_router = new_core("session", dp_size=8, seed=6)
+    burst(other_router, [prompt(f"r{i}", range(i)) for i in range(1, 9)])
     assert homes(other_router) == before
 
 
 def test_a_death_moves_only_the_dead_ranks_sessions_and_its_return_brings_them_back() -> None:
-    world = World("session", dp_size=8)
-    before = homes(world)
-    world.membership.remove(3)
-    during = homes(world)
+    core = new_core("session", dp_size=8)
+    before = homes(core)
+    core.membership.remove(3)
+    during = homes(core)
     moved = {name for name in before if before[name] != during[name]}
     assert moved == {name for name in before if before[name] == 3}
     # They don't all go to the same rank.
     assert set(Counter(during[name] for name in moved)) == set(range(8)) - {3}
-    world.membership.set(3, "syncing")
-    assert homes(world) == before
+    core.membership.set(3, "syncing")
+    assert homes(core) == before
 
 
 def test_a_new_rank_takes_only_its_own_share_of_sessions() -> None:
-    before, after = homes(World("session", dp_size=7)), homes(World("session", dp_size=8))
+    before, after = homes(new_core("session", dp_size=7)), homes(new_core("session", dp_size=8))
     assert {after[name] for name in before if before[name] != after[name]} == {7}
 
 
 def test_a_retried_session_goes_where_it_would_if_the_rank_had_died() -> None:
-    world = World("session", dp_size=8)
-    home = world.choose(prompt("a", [1], session_id="user-1")).rank
-    retried = world.chooser.choose(
-        prompt("a", [1], session_id="user-1"), world.alive, now=0.0, exclude=frozenset({home})
-    ).rank
-    world.membership.remove(home)
-    assert world.choose(prompt("a", [1], session_id="user-1")).rank == retried != home
+    core = new_core("session", dp_size=8)
+    home = core.choose(prompt("a", [1], session_id="user-1"), now=0.0).rank
+    retried = core.choose(prompt("a", [1], session_id="user-1"), now=0.0, exclude=frozenset({home})).rank
+    core.membership.remove(home)
+    assert core.choose(prompt("a", [1], session_id="user-1"), now=0.0).rank == retried != home
 
 
 def test_a_busy_session_overflows_to_the_next_rank_of_its_order_and_comes_back() -> None:
-    world = World("session", dp_size=8)
+    core = new_core("session", dp_size=8)
     requests = [prompt(f"r{i}", [i], session_id="user-1") for i in range(40)]
-    ranks = world.burst(requests)
+    ranks = burst(core, requests)
     home, second = ranks[0], ranks[33]
     assert ranks == [home] * 33 + [second] * 7
-    world.finish(requests, ranks)
-    assert world.choose(prompt("again", [1], session_id="user-1")).rank == home
+    finish(core, requests, ranks)
+    assert core.choose(prompt("again", [1], session_id="user-1"), now=0.0).rank == home
 
 
 def test_requests_without_a_session_go_by_predicted_time_and_say_so() -> None:
-    world = World("session")
+    core = new_core("session")
     request = prompt("a", HOT)
-    world.index.store(2, request.block_hashes)
-    decision = world.choose(request)
+    core.index.store(2, request.block_hashes)
+    decision = core.choose(request, now=0.0)
     assert (decision.rank, decision.policy) == (2, "predicted_ttft")
-    assert world.choose(prompt("b", HOT, session_id="user-1")).policy == "session"
+    assert core.choose(prompt("b", HOT, session_id="user-1"), now=0.0).policy == "session"
 
 
-def hear_of(other: World, decision: Decision, request: Prompt) -> None:
-    other.load.add_peer_reservation(
+def receive(other: RoutingCore, decision: Decision, request: Prompt) -> None:
+    other.reservations.add_from_peer(
         decision.rank, request.request_id, decision.uncached_tokens, 0.0, request.choice_seq
     )
 
 
 @pytest.mark.parametrize("policy", ["predicted_ttft", "least_loaded"])
 @pytest.mark.parametrize("lag", [0, 2])
-def test_routers_that_hear_of_each_other_dont_meet_on_one_rank(policy: PolicyName, lag: int) -> None:
-    """Requests go to two routers in turn; each hears what the other reserved `lag` requests ago."""
+def test_routers_that_know_each_others_reservations_dont_meet_on_one_rank(policy: str, lag: int) -> None:
+    """Requests go to two routers in turn; each receives what the other reserved `lag` requests ago."""
     requests = short_requests(64)
-    pair, ranks = (World(policy), World(policy)), list[int]()
+    pair, ranks = (new_core(policy), new_core(policy)), list[int]()
     decisions: list[Decision] = []
     for number, request in enumerate(requests):
-        decisions.append(pair[number % 2].choose(request))
+        decisions.append(pair[number % 2].choose(request, now=0.0))
         ranks.append(decisions[-1].rank)
         if number >= lag:
-            hear_of(pair[(number - lag + 1) % 2], decisions[number - lag], requests[number - lag])
+            receive(pair[(number - lag + 1) % 2], decisions[number - lag], requests[number - lag])
         spread = [ranks.count(rank) for rank in range(4)]
         assert max(spread) - min(spread) <= 1 + lag
-    # Whoever never hears of the other gives every rank's place away twice: both begin with rank 0.
-    deaf = World(policy), World(policy)
-    meeting = [deaf[number % 2].choose(request).rank for number, request in enumerate(requests[:4])]
+    # Routers that receive nothing give every rank's place away twice: both begin with rank 0.
+    apart = new_core(policy), new_core(policy)
+    meeting = [apart[number % 2].choose(request, now=0.0).rank for number, request in enumerate(requests[:4])]
     assert meeting == [0, 0, 1, 1]

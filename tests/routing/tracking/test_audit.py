@@ -9,16 +9,16 @@ import pytest
 
 from app.events.snapshot import CacheSnapshot
 from app.routing.tracking.audit import MAX_EXAMPLES, Auditor, RankAudit
-from tests.routing.tracking.test_tracker import Fixture, LiveRank, description, hashes
+from tests.support.routing.live_ranks import Follower, LiveRank, description, hashes
 
 
-class Audited(Fixture):
-    """The tracker's fixture with an auditor, whose snapshots a test can hold up or change."""
+class Audited(Follower):
+    """A follower with an auditor, whose snapshots a test can hold up or change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.auditor = Auditor(
-            self.tracker, self.index, self.fetch_for_audit, snapshot_timeout_s=0.5, pause_s=0.02
+            self.tracker, self.core.index, self.fetch_for_audit, snapshot_timeout_s=0.5, pause_s=0.02
         )
         self.after_fetch: list[asyncio.Event] = []
         self.fetched = asyncio.Event()
@@ -35,7 +35,7 @@ class Audited(Fixture):
         return audit
 
     async def follow(self, live: LiveRank) -> None:
-        await self.look(live)
+        await self.poll(live)
         await self.until_live(live)
 
 
@@ -43,9 +43,7 @@ class Audited(Fixture):
 async def world() -> AsyncIterator[Audited]:
     world = Audited()
     yield world
-    await world.tracker.close()
-    for live in world.ranks.values():
-        live.publisher.close()
+    await world.close()
 
 
 async def test_equal_caches_are_equal(world: Audited) -> None:
@@ -65,8 +63,8 @@ async def test_what_the_router_lacks_or_invents_is_counted_and_named(world: Audi
     live = world.start()
     live.store(hashes(0, 30))
     await world.follow(live)
-    world.index.remove(0, hashes(0, 30)[-20:])
-    world.index.store(0, hashes(90_000, 2))
+    world.core.index.remove(0, hashes(0, 30)[-20:])
+    world.core.index.store(0, hashes(90_000, 2))
     audit = await world.audit()
     assert (audit.verdict, audit.equal, audit.trust) == ("different", False, "exact")
     assert (audit.num_missing, audit.num_extra) == (20, 2)
@@ -105,7 +103,7 @@ async def test_a_difference_is_found_although_the_cache_moves(world: Audited) ->
     await world.fetched.wait()
     live.store(hashes(2000, 5))
     await world.until_known(live)
-    world.index.remove(0, hashes(2000, 5)[4:])
+    world.core.index.remove(0, hashes(2000, 5)[4:])
     arrives.set()
     audit = await auditing
     assert (audit.verdict, audit.missing, audit.extra) == ("different", hashes(2000, 5)[4:], [])
@@ -118,12 +116,12 @@ async def test_a_snapshot_ahead_of_the_router_is_waited_for(world: Audited) -> N
     # Published before the router's next turn: the snapshot has it, the index not yet.
     live.store(hashes(2000, 5))
     await world.fetched.wait()
-    assert set(hashes(2000, 5)).isdisjoint(world.index.blocks_of(0))
+    assert set(hashes(2000, 5)).isdisjoint(world.core.index.blocks_of(0))
     audit = await auditing
     assert (audit.verdict, audit.num_router_blocks) == ("equal", len(live.held))
 
 
-async def test_a_rank_replaced_meanwhile_is_audited_anew(world: Audited) -> None:
+async def test_a_rank_replaced_meanwhile_is_audited_again(world: Audited) -> None:
     old = world.start()
     old.store(hashes(0, 30))
     await world.follow(old)
@@ -148,7 +146,7 @@ async def test_a_publisher_that_the_router_does_not_know_yet_is_called_moving(wo
         snapshot = await fetch(replica_id)
         return CacheSnapshot("another", snapshot.seq, snapshot.payloads)
 
-    world.auditor = Auditor(world.tracker, world.index, of_another_epoch, pause_s=0.0)
+    world.auditor = Auditor(world.tracker, world.core.index, of_another_epoch, pause_s=0.0)
     audit = await world.audit()
     assert (audit.verdict, audit.equal, audit.reason) == ("moving", None, "the rank has a new publisher")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from app.errors import ConfigError
-from app.simulation.traces.files import read_cluster
 from app.simulation.traces.request import SimulatedRequest, speed_up
 from app.simulation.traces.shared_prefixes import SharedPrefixes
 from app.simulation.traces.trace import read_trace
@@ -74,19 +73,3 @@ def test_groups_share_prefixes_and_nothing_else() -> None:
     assert len(own) / len(requests) == pytest.approx(2, rel=0.1)
     counts = [sum(each.block_ids[0] == 4 * group for each in requests) for group in range(3)]
     assert counts[0] / counts[2] == pytest.approx(3, rel=0.3)
-
-
-def test_a_cluster_is_read_from_yaml_and_its_mistakes_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "cluster.yaml"
-    file.write_text("ranks: 3\nrank: {num_blocks: 10, decode: {}}\n")
-    cluster = read_cluster(file)
-    assert (cluster.ranks, cluster.rank.num_blocks, cluster.rank.block_size) == (3, 10, 512)
-    assert cluster.rank.decode is not None
-    file.write_text("rank: {blocks: 10}")
-    with pytest.raises(ConfigError, match=r"rank\.blocks: unknown key; allowed here: prefill_tokens_per_s"):
-        read_cluster(file)
-    file.write_text("feed: {event_loss: 1}")
-    with pytest.raises(ConfigError, match=r"feed\.event_loss = 1: Input should be less than 1"):
-        read_cluster(file)
-    with pytest.raises(ConfigError, match="No such file"):
-        read_cluster(tmp_path / "none.yaml")
