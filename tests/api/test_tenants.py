@@ -7,9 +7,8 @@ from starlette.datastructures import Headers
 
 from app.api.headers import MAX_NAME_CHARS
 from app.api.tenants import named_tenant
-from app.deployments.messages import GenerateRequest
 from app.errors import InvalidRequestError
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 
 HEADER = "X-Tenant"
 

@@ -27,7 +27,6 @@ from app.deployments.ingress.attempt import Attempt
 from app.deployments.messages import (
     Assignment,
     ChooseRequest,
-    GenerateRequest,
     NotAddressed,
     RankMessage,
     Refusal,
@@ -35,7 +34,7 @@ from app.deployments.messages import (
 )
 from app.deployments.router_client import ROUTER_TIMEOUT_S, tell_routers
 from app.errors import EngineFailedError, NoRankError, RankDiedError, RequestError
-from app.generation import TokenChunk
+from app.generation import GenerateRequest, TokenChunk
 
 logger = logging.getLogger("ray.serve")
 

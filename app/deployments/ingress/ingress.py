@@ -36,7 +36,6 @@ from app.deployments.ingress.answer import AnswerEvents, whole_answer
 from app.deployments.ingress.dispatcher import Dispatcher
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.server_info import Json, model_info, server_info
-from app.deployments.messages import GenerateRequest
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
 from app.engine.torch.limits import resolve_max_model_len
@@ -49,6 +48,7 @@ from app.errors import (
     RequestTooLargeError,
 )
 from app.events.endpoints import KvEvents
+from app.generation import GenerateRequest
 from app.models.store import resolve_model, served_name
 from app.text.tokenizer import Tokenizer
 

@@ -12,12 +12,13 @@ from ray import serve
 
 from app.config import AppConfig
 from app.deployments.logs import log_with_ray
-from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, RankMessage
+from app.deployments.messages import NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
 from app.events.endpoints import KvEvents, PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
+from app.generation import GenerateRequest
 from app.models.store import resolve_model
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer

@@ -19,14 +19,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
-from app.deployments.messages import GenerateRequest, RankMessage, Refusal
+from app.deployments.messages import RankMessage, Refusal
 from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import EngineFailedError, KvbeaconError, RequestError, RequestFailedError
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import CacheEvent
 from app.events.snapshot import CacheContent, CacheSnapshot
-from app.generation import TokenChunk
+from app.generation import GenerateRequest, TokenChunk
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from app import hashing
 from app.config import EngineConfig
-from app.deployments.messages import GenerateRequest, RankMessage, Refusal
+from app.deployments.messages import RankMessage, Refusal
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
 from app.errors import (
@@ -32,7 +32,7 @@ from app.events.endpoints import KvEventsConfig
 from app.events.following.recovery_client import RecoveryClient
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockRemoved, BlockStored, EventBatch
-from app.generation import SamplingParams, StructuredOutput, TokenChunk
+from app.generation import GenerateRequest, SamplingParams, StructuredOutput, TokenChunk
 from tests.support.free_ports import find_free_ports
 from tests.support.snapshots import parents_in
 

@@ -16,14 +16,13 @@ import pytest
 
 from app import hashing
 from app.config import EngineConfig, RoutingConfig
-from app.deployments.messages import GenerateRequest
 from app.deployments.rank.engine_thread import EngineThread
 from app.engine.torch.engine import Engine
 from app.events.endpoints import KvEventsConfig
 from app.events.following.sync_status import SyncStatus, Trust
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
-from app.generation import SamplingParams, TokenChunk
+from app.generation import GenerateRequest, SamplingParams, TokenChunk
 from app.routing.decisions.chooser import Chooser, Prompt
 from app.routing.decisions.explanation import Json, explanation
 from app.routing.index.prefix_index import PrefixIndex
