@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from app.config import EngineConfig
+from app.config import AppConfig
+from app.engine.load import load_step_engine
 from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
 from app.generation import SamplingParams
-from benchmarks.engine.narrow_model import write_narrow_model
+from benchmarks.engine.narrow_model import write_served_model
 from benchmarks.engine.perplexity import perplexity
 
 PREFIX_TOKENS = 1024
@@ -91,11 +92,11 @@ def measure_inside(model_dir: Path, dtype: Any, threads: int, kernels: Any, roun
     Raises:
         KvbeaconError: the engine can't be loaded.
     """
-    torch.set_num_threads(threads)
 
     def load(folder: Path) -> Engine:
-        config = EngineConfig.model_validate({"kernels": kernels, "cache": {"num_blocks": 1024}})
-        return Engine.load(folder, config, device="cpu", dtype=dtype)
+        model = {"path": str(folder), "device": "cpu", "dtype": dtype}
+        engine = {"kernels": kernels, "num_threads": threads, "cache": {"num_blocks": 1024}}
+        return load_step_engine(AppConfig.model_validate({"model": model, "engine": engine}))
 
     architecture = read_architecture(model_dir)
     engine = load(model_dir)
@@ -104,7 +105,7 @@ def measure_inside(model_dir: Path, dtype: Any, threads: int, kernels: Any, roun
     with tempfile.TemporaryDirectory() as folder:
         depths = {"one": 1, "all": architecture.num_hidden_layers}
         narrow = {
-            name: load(write_narrow_model(Path(folder) / name, num_layers))
+            name: load(write_served_model(Path(folder) / name, num_layers))
             for name, num_layers in depths.items()
         }
         engines = {"real": engine, **narrow}

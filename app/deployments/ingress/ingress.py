@@ -38,8 +38,6 @@ from app.deployments.ingress.receipts import audit_answer, decisions_answer, nam
 from app.deployments.ingress.server_info import Json, model_info, server_info
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
-from app.engine.torch.limits import resolve_max_model_len
-from app.engine.torch.model.architecture import read_architecture
 from app.errors import (
     InvalidRequestError,
     ModelNameError,
@@ -49,6 +47,7 @@ from app.errors import (
 )
 from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
+from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name
 from app.text.tokenizer import Tokenizer
 
@@ -123,9 +122,7 @@ class Ingress:
         self._model_name = served_name(config.model)
         model_dir = resolve_model(config.model)
         self._tokenizer = Tokenizer.from_folder(model_dir)
-        self._max_model_len = resolve_max_model_len(
-            config.model.max_model_len, read_architecture(model_dir).max_position_embeddings
-        )
+        self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
         self._dispatcher = Dispatcher(
             router,
             ranks,

@@ -15,7 +15,7 @@ import torch
 
 from app.config import Device, Dtype, EngineConfig
 from app.engine.cache.prefix_cache import PrefixCache
-from app.engine.torch.limits import Limits, resolve_max_model_len
+from app.engine.torch.limits import Limits
 from app.engine.torch.memory import kv_cache
 from app.engine.torch.memory.placement import resolve_device, resolve_dtype, resolve_kernels
 from app.engine.torch.model.architecture import Architecture, read_architecture
@@ -93,7 +93,9 @@ class Engine:
                 context.
         """
         architecture = read_architecture(model_dir)
-        max_model_len = resolve_max_model_len(max_model_len, architecture.max_position_embeddings)
+        context = architecture.max_position_embeddings
+        max_model_len = context if max_model_len is None else max_model_len
+        assert 2 <= max_model_len <= context, "the loader resolves the context that is asked for"
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = resolve_kernels(config.kernels, on)

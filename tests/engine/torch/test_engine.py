@@ -14,7 +14,6 @@ from app import hashing
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine, RequestOutput
 from app.errors import (
-    ConfigError,
     InvalidRequestError,
     PromptTooLongError,
     QueueFullError,
@@ -322,14 +321,6 @@ def test_logits_that_are_not_finite_end_the_request_with_an_error(
     assert (output.new_token_ids, output.finish_reason) == ([], "error")
     assert output.error == "the model's logits are not finite"
     assert engine.num_free_blocks == engine.num_blocks
-
-
-@pytest.mark.parametrize("max_model_len", [1, 257])
-def test_a_context_beyond_the_models_is_refused(max_model_len: int, new_engine: NewEngine) -> None:
-    with pytest.raises(
-        ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"
-    ):
-        new_engine(max_model_len=max_model_len)
 
 
 def by_index(outputs: list[RequestOutput]) -> list[list[int]]:

@@ -92,13 +92,6 @@ def test_tensors_that_nothing_reads_are_refused(new_tiny_llama: NewLlama) -> Non
         load(folder)
 
 
-def test_dynamic_rope_ends_with_the_original_context(new_tiny_llama: NewLlama) -> None:
-    folder = new_tiny_llama(rope_scaling={"type": "dynamic", "factor": 2.0})
-    assert load(folder).max_model_len == 256
-    with pytest.raises(ConfigError, match="max_model_len = 257: the model allows 2 to 256"):
-        Engine.load(folder, EngineConfig(), device="cpu", dtype="float32", max_model_len=257)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
