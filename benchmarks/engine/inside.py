@@ -17,7 +17,7 @@ from app.config import AppConfig
 from app.engine.load import load_step_engine
 from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from benchmarks.engine.narrow_model import write_served_model
 from benchmarks.engine.perplexity import perplexity
 
@@ -132,7 +132,7 @@ def _prefix_pair(engine: Engine, rng: random.Random) -> tuple[float, float]:
 
 def _ttft_s(engine: Engine, prompt: list[int]) -> float:
     started = time.perf_counter()
-    engine.add_request("prefix", prompt, SamplingParams(1, temperature=0.0))
+    engine.add_request(GenerateRequest("prefix", prompt, SamplingParams(1, temperature=0.0)))
     while engine.has_work():
         engine.step()
     return time.perf_counter() - started
@@ -142,7 +142,9 @@ def _step_s(engine: Engine, rng: random.Random) -> float:
     """Median seconds of a decode step."""
     for index in range(BATCH):
         prompt = [rng.randint(3, 500) for _ in range(32)]
-        engine.add_request(str(index), prompt, SamplingParams(STEPS, temperature=0.0, ignore_eos=True))
+        engine.add_request(
+            GenerateRequest(str(index), prompt, SamplingParams(STEPS, temperature=0.0, ignore_eos=True))
+        )
     seconds = []
     while engine.has_work():
         started = time.perf_counter()

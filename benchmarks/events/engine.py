@@ -17,7 +17,7 @@ from app.engine.load import load_step_engine
 from app.events.endpoints import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockStored
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from app.hashing import ROOT
 from benchmarks.events.rank import BLOCK_SIZE
 
@@ -127,7 +127,7 @@ def measure_steps(
     for index in range(_STEP_REQUESTS):
         prompt = rng.choices(range(_VOCABULARY), k=PROMPT_BLOCKS * BLOCK_SIZE)
         params = SamplingParams(_STEP_TOKENS, temperature=0.0, ignore_eos=True)
-        engine.add_request(str(index), prompt, params)
+        engine.add_request(GenerateRequest(str(index), prompt, params))
     shares: dict[bool, list[float]] = {True: [], False: []}
     with _publishing(port) as publisher:
         while engine.has_work():

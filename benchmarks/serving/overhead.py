@@ -15,7 +15,7 @@ from statistics import median
 
 from app.config import AppConfig
 from app.engine.load import load_step_engine
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from app.models.store import resolve_model
 from app.text.tokenizer import Tokenizer
 from benchmarks.graphs.client import ChatClient, RequestFailedError
@@ -45,7 +45,7 @@ class LocalEngine:
         """Seconds from token ids to the first output token, which is the only one."""
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
         started = time.perf_counter()
-        self._engine.add_request(cache_salt, token_ids, params, cache_salt)
+        self._engine.add_request(GenerateRequest(cache_salt, list(token_ids), params, cache_salt))
         while self._engine.has_work():
             self._engine.step()
         return time.perf_counter() - started

@@ -15,7 +15,7 @@ from app.config import AppConfig
 from app.engine.check import check_model
 from app.engine.load import load_engine, load_step_engine
 from app.errors import ConfigError, UnsupportedModelError
-from app.generation import SamplingParams, StructuredOutput
+from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.tokenizer import Tokenizer
 from tests.support.engine.live_engine import new_request
 from tests.support.engine.runs import run, tokens_of
@@ -57,13 +57,15 @@ def test_the_tokenizer_ends_outputs_finds_stop_strings_and_makes_grammars(model_
     tokenizer = Tokenizer.from_folder(model_dir)
     assert engine.eos_token_ids == tokenizer.eos_token_ids != ()
     choice = StructuredOutput("choice", '["yes", "no"]', "structured_outputs.choice")
-    engine.add_request("a", [5, 6, 7], SamplingParams(20, temperature=0.0, structured_output=choice))
+    engine.add_request(
+        GenerateRequest("a", [5, 6, 7], SamplingParams(20, temperature=0.0, structured_output=choice))
+    )
     outputs = run(engine)["a"]
     text = tokenizer.decode(tokens_of(outputs))
     assert text in ("yes", "no")
     assert outputs[-1].finish_reason == "stop"
     stopped = SamplingParams(20, temperature=0.0, structured_output=choice, stop=(text[:1],))
-    engine.add_request("b", [5, 6, 7], stopped)
+    engine.add_request(GenerateRequest("b", [5, 6, 7], stopped))
     assert len(tokens_of(run(engine)["b"])) <= len(tokens_of(outputs))
 
 

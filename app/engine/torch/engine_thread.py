@@ -97,7 +97,8 @@ class EngineThread:
     def admit(self, request: GenerateRequest) -> AsyncIterator[TokenChunk]:
         """See `RankEngine`."""
         self.check_health()
-        chunks = self._streams.open(request.request_id, request.n)
+        earlier = request.earlier_outputs
+        chunks = self._streams.open(request.request_id, request.n if earlier is None else len(earlier))
         self._inbox.put(partial(self._add, request))
         return chunks
 
@@ -188,14 +189,7 @@ class EngineThread:
 
     def _add(self, request: GenerateRequest) -> None:
         try:
-            self._engine.add_request(
-                request.request_id,
-                request.prompt_token_ids,
-                request.params,
-                request.cache_salt,
-                n=request.n,
-                priority=request.priority,
-            )
+            self._engine.add_request(request)
         except RequestError as error:
             self._deliver([(request.request_id, error)])
         # A refused request is acknowledged too: a router reserved work for it.

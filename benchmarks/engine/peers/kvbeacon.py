@@ -7,7 +7,7 @@ import sys
 
 from app.config import AppConfig
 from app.engine.load import load_step_engine
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from benchmarks.engine.peers.server import Generate, serve
 
 
@@ -22,7 +22,7 @@ def load() -> Generate:
     def generate(prompts: list[list[int]], max_tokens: int) -> None:
         for prompt in prompts:
             params = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
-            engine.add_request(str(next(ids)), prompt, params)
+            engine.add_request(GenerateRequest(str(next(ids)), prompt, params))
         while engine.has_work():
             engine.step()
 

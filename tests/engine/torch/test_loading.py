@@ -22,7 +22,7 @@ from app.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 
 MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
 QWEN: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}
@@ -35,7 +35,7 @@ def load(model_dir: Path, **cache: Any) -> Engine:
 
 
 def tokens(engine: Engine) -> list[int]:
-    engine.add_request("a", [1, 5, 9], SamplingParams(6, temperature=0.0, ignore_eos=True))
+    engine.add_request(GenerateRequest("a", [1, 5, 9], SamplingParams(6, temperature=0.0, ignore_eos=True)))
     out: list[int] = []
     while engine.has_work():
         out += engine.step().outputs[0].new_token_ids
