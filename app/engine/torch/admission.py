@@ -98,9 +98,8 @@ class Admission:
         field = f"earlier_outputs.{sample.index}"
         self._limits.check_known(field, token_ids)
         if len(token_ids) >= sample.max_output_tokens:
-            raise _refusal(
-                field, f"{len(token_ids)} tokens; the output has {sample.max_output_tokens} at most"
-            )
+            longest = sample.max_output_tokens
+            raise _refusal(field, f"{len(token_ids)} tokens; the output has {longest} at most")
         for token_id in token_ids:
             if not sample.params.is_greedy:
                 sample.draw()  # each token took one number

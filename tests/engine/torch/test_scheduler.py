@@ -249,6 +249,7 @@ def test_removing_frees_at_once_wherever_the_request_is() -> None:
     scheduler.remove(waiting)
     scheduler.check_integrity()
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
+    assert (running.status, waiting.status) == (Status.ENDED, Status.ENDED)
 
 
 def test_pending_prefill_leaves_out_what_the_cache_has() -> None:
