@@ -1,8 +1,8 @@
 """Checks a `serve_config.yaml` and fetches its model before anything is started: `python -m app.check FILE`.
 
-`serve run` hands a config file to Ray's controller and stays up whatever becomes of it; a mistake is one line
-in its log. This says the same at once, exits with status 1, and also tries the ports. `make serve` runs it
-first, and so shows the fetch's progress bar.
+`serve run` hands a config file to Ray's controller and stays up even when nothing starts; a mistake is one
+line in its log. This says the same at once, exits with status 1, and also tries the ports. `make serve` runs
+it first, and so shows the fetch's progress bar.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.config import AppConfig, ModelConfig, load_config
-from app.engine.torch.limits import resolve_max_model_len
-from app.engine.torch.model.architecture import read_architecture
+from app.engine.check import check_model
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
+from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
 from app.routing.policies.registry import find_policy
 from app.text.tokenizer import Tokenizer
@@ -92,8 +92,8 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
 def _check_model(config: ModelConfig) -> None:
     """Reads what is small of the model; the weights are left to the ranks."""
     folder = resolve_model(config)
-    architecture = read_architecture(folder)
-    resolve_max_model_len(config.max_model_len, architecture.max_position_embeddings)
+    check_model(folder)
+    resolve_max_model_len(config.max_model_len, context_length(folder))
     Tokenizer.from_folder(folder)
 
 
@@ -104,7 +104,7 @@ class _Ports:
         self._owner_of: dict[int, str] = {}
 
     def take(self, who: str, host: str, port: int) -> None:
-        """Give `port` to `who`, if nobody else here or on this machine has it."""
+        """Give `port` to `who`, if it has no other owner, in the file or on this machine."""
         if port in self._owner_of:
             owner = self._owner_of[port]
             raise ConfigError(f"port {port}: {owner} and {who} both need it; give one of them another")

@@ -1,8 +1,8 @@
-"""What every engine and every API share: sampling parameters, structured outputs, token chunks, logprobs."""
+"""What every engine and every API share: requests, sampling parameters, structured outputs, token chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -123,6 +123,31 @@ class SamplingParams:
             or self.frequency_penalty
             or self.repetition_penalty != 1
         )
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One prompt on its way to an engine.
+
+    Attributes:
+        request_id: names the request; no other live one of the engine may have it.
+        prompt_token_ids: the prompt.
+        params: how its output is chosen and ends.
+        cache_salt: keeps its cached blocks apart from other salts'.
+        n: samples wanted.
+        priority: lower is served first.
+        earlier_outputs: of a request that another rank began: the index of each unfinished sample and the
+            output tokens it has already. Only these samples go on, each as if it had been computed here. None
+            starts all n samples from the prompt.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    cache_salt: str | None = field(default=None, repr=False)  # a secret: no log and no error may show it
+    n: int = 1
+    priority: int = 0
+    earlier_outputs: Mapping[int, Sequence[int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,25 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import RequestError
-from app.generation import SamplingParams, TokenChunk
+from app.generation import TokenChunk
 from app.routing.tracking.description import RankDescription
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """One prompt on its way from an ingress to a rank.
-
-    `n` samples are wanted; a lower `priority` is served first.
-    """
-
-    request_id: str
-    prompt_token_ids: list[int]
-    params: SamplingParams
-    cache_salt: str | None = field(default=None, repr=False)  # a secret: no log and no error may show it
-    n: int = 1
-    priority: int = 0
 
 
 @dataclass(frozen=True)

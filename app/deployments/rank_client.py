@@ -11,9 +11,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from app.deployments.messages import GenerateRequest, NotAddressed, RankInfo, RankMessage
+from app.deployments.messages import NotAddressed, RankInfo, RankMessage
 from app.errors import RankCallError, RankFailedError, RankGoneError
 from app.events.snapshot import CacheSnapshot
+from app.generation import GenerateRequest
 
 
 class RankMethods(Protocol):

@@ -1,1 +1,4 @@
-"""The torch engine of one rank: token ids in, token ids out. Imports no Ray, ZMQ or HTTP."""
+"""Engines of a rank: token ids in, token ids and cache events out. They know no Ray, ZMQ or HTTP.
+
+The rank imports `interface` and `load`; the simulation `cache`; `app.check` and nothing else `check`.
+"""

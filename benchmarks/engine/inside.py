@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from app.config import EngineConfig
+from app.config import AppConfig
+from app.engine.load import load_step_engine
 from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
-from app.generation import SamplingParams
-from benchmarks.engine.narrow_model import write_narrow_model
+from app.generation import GenerateRequest, SamplingParams
+from benchmarks.engine.narrow_model import write_served_model
 from benchmarks.engine.perplexity import perplexity
 
 PREFIX_TOKENS = 1024
@@ -91,11 +92,11 @@ def measure_inside(model_dir: Path, dtype: Any, threads: int, kernels: Any, roun
     Raises:
         KvbeaconError: the engine can't be loaded.
     """
-    torch.set_num_threads(threads)
 
     def load(folder: Path) -> Engine:
-        config = EngineConfig.model_validate({"kernels": kernels, "cache": {"num_blocks": 1024}})
-        return Engine.load(folder, config, device="cpu", dtype=dtype)
+        model = {"path": str(folder), "device": "cpu", "dtype": dtype}
+        engine = {"kernels": kernels, "num_threads": threads, "cache": {"num_blocks": 1024}}
+        return load_step_engine(AppConfig.model_validate({"model": model, "engine": engine}))
 
     architecture = read_architecture(model_dir)
     engine = load(model_dir)
@@ -104,7 +105,7 @@ def measure_inside(model_dir: Path, dtype: Any, threads: int, kernels: Any, roun
     with tempfile.TemporaryDirectory() as folder:
         depths = {"one": 1, "all": architecture.num_hidden_layers}
         narrow = {
-            name: load(write_narrow_model(Path(folder) / name, num_layers))
+            name: load(write_served_model(Path(folder) / name, num_layers))
             for name, num_layers in depths.items()
         }
         engines = {"real": engine, **narrow}
@@ -131,7 +132,7 @@ def _prefix_pair(engine: Engine, rng: random.Random) -> tuple[float, float]:
 
 def _ttft_s(engine: Engine, prompt: list[int]) -> float:
     started = time.perf_counter()
-    engine.add_request("prefix", prompt, SamplingParams(1, temperature=0.0))
+    engine.add_request(GenerateRequest("prefix", prompt, SamplingParams(1, temperature=0.0)))
     while engine.has_work():
         engine.step()
     return time.perf_counter() - started
@@ -141,7 +142,9 @@ def _step_s(engine: Engine, rng: random.Random) -> float:
     """Median seconds of a decode step."""
     for index in range(BATCH):
         prompt = [rng.randint(3, 500) for _ in range(32)]
-        engine.add_request(str(index), prompt, SamplingParams(STEPS, temperature=0.0, ignore_eos=True))
+        engine.add_request(
+            GenerateRequest(str(index), prompt, SamplingParams(STEPS, temperature=0.0, ignore_eos=True))
+        )
     seconds = []
     while engine.has_work():
         started = time.perf_counter()

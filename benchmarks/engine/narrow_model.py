@@ -16,9 +16,14 @@ HIDDEN, INNER, VOCAB, HEADS = 32, 32, 512, 1
 MAX_POSITIONS = 2048
 
 
-def write_narrow_model(folder: Path, num_layers: int) -> Path:
-    """Write a random Llama of `num_layers` layers in the Hugging Face layout; returns `folder`."""
+def write_served_model(folder: Path, num_layers: int) -> Path:
+    """Write a random Llama of `num_layers` layers in the Hugging Face layout; returns `folder`.
+
+    It has the default model's tokenizer, of which it knows `VOCAB` tokens, and so can be served.
+    """
     folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve_model(ModelConfig()) / name, folder)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": VOCAB,
@@ -50,12 +55,4 @@ def write_narrow_model(folder: Path, num_layers: int) -> Path:
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
-    return folder
-
-
-def write_served_model(folder: Path, num_layers: int) -> Path:
-    """A narrow model with the default model's tokenizer, of which it knows `VOCAB` tokens, to be served."""
-    write_narrow_model(folder, num_layers)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(resolve_model(ModelConfig()) / name, folder)
     return folder

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
-
-from app.config import EngineConfig
+from app.config import AppConfig
 from app.engine.cache.prefix_cache import BlockTable, PrefixCache
-from app.engine.torch.engine import Engine
+from app.engine.load import load_step_engine
 from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockStored
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from app.hashing import ROOT
 from benchmarks.events.rank import BLOCK_SIZE
 
@@ -122,14 +120,14 @@ def measure_steps(
     port: int, model_dir: Path, threads: int, chunk: BlockCost, single: BlockCost, seed: int
 ) -> StepShares:
     """Steps of a real engine: prompts in chunks, then decoding. The cost of the cache's part is given."""
-    torch.set_num_threads(threads)
-    config = EngineConfig.model_validate({"cache": {"num_blocks": 1024}})
-    engine = Engine.load(model_dir, config, device="cpu", dtype="auto")
+    model = {"path": str(model_dir), "device": "cpu"}
+    settings = {"num_threads": threads, "cache": {"num_blocks": 1024}}
+    engine = load_step_engine(AppConfig.model_validate({"model": model, "engine": settings}))
     rng = random.Random(seed)
     for index in range(_STEP_REQUESTS):
         prompt = rng.choices(range(_VOCABULARY), k=PROMPT_BLOCKS * BLOCK_SIZE)
         params = SamplingParams(_STEP_TOKENS, temperature=0.0, ignore_eos=True)
-        engine.add_request(str(index), prompt, params)
+        engine.add_request(GenerateRequest(str(index), prompt, params))
     shares: dict[bool, list[float]] = {True: [], False: []}
     with _publishing(port) as publisher:
         while engine.has_work():

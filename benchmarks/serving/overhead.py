@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import torch
-
 from app.config import AppConfig
-from app.engine.torch.engine import Engine
-from app.generation import SamplingParams
+from app.engine.load import load_step_engine
+from app.generation import GenerateRequest, SamplingParams
 from app.models.store import resolve_model
 from app.text.tokenizer import Tokenizer
 from benchmarks.serving.client import ChatClient, RequestFailedError
@@ -36,16 +34,8 @@ class LocalEngine:
     """The ranks' engine in this process, with as many threads as one rank has."""
 
     def __init__(self, config: AppConfig) -> None:
-        model_dir = resolve_model(config.model)
-        self._tokenizer = Tokenizer.from_folder(model_dir)
-        torch.set_num_threads(config.threads_per_rank)
-        self._engine = Engine.load(
-            model_dir,
-            config.engine,
-            device=config.model.device,
-            dtype=config.model.dtype,
-            max_model_len=config.model.max_model_len,
-        )
+        self._tokenizer = Tokenizer.from_folder(resolve_model(config.model))
+        self._engine = load_step_engine(config)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the prompt, as the ingress makes them."""
@@ -55,7 +45,7 @@ class LocalEngine:
         """Seconds from token ids to the first output token, which is the only one."""
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
         started = time.perf_counter()
-        self._engine.add_request(cache_salt, token_ids, params, cache_salt)
+        self._engine.add_request(GenerateRequest(cache_salt, list(token_ids), params, cache_salt))
         while self._engine.has_work():
             self._engine.step()
         return time.perf_counter() - started

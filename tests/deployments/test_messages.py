@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from app.deployments.messages import ChooseRequest, GenerateRequest
-from app.generation import SamplingParams
+from app.deployments.messages import ChooseRequest
+from app.generation import GenerateRequest, SamplingParams
 
 
 def test_a_request_between_deployments_shows_no_session() -> None:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from app.deployments.messages import Assignment, ChooseRequest, GenerateRequest, Json, RankMessage
+from app.deployments.messages import Assignment, ChooseRequest, Json, RankMessage
+from app.generation import GenerateRequest
 
 
 class Silence:

@@ -18,16 +18,9 @@ from typing import Any, Protocol, TypeVar
 
 from app import hashing
 from app.deployments.ingress.attempt import Attempt, GenerateCall, RankStream
-from app.deployments.messages import (
-    Assignment,
-    ChooseRequest,
-    GenerateRequest,
-    Json,
-    NotAddressed,
-    RankMessage,
-    Refusal,
-)
+from app.deployments.messages import Assignment, ChooseRequest, Json, NotAddressed, RankMessage, Refusal
 from app.errors import EngineFailedError, NoRankError, NoRouterError, RankGoneError
+from app.generation import GenerateRequest
 from app.routing.decisions.decision_log import Outcome
 
 logger = logging.getLogger("ray.serve")

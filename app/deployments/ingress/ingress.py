@@ -25,14 +25,14 @@ from app.deployments.ingress.dispatcher import Dispatcher
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import Parse, PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, server_info
-from app.deployments.messages import GenerateRequest, Json
+from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
-from app.engine.torch.limits import resolve_max_model_len
-from app.engine.torch.model.architecture import read_architecture
 from app.errors import InvalidRequestError, PromptTooLongError, RequestError
 from app.events.endpoints import KvEvents
+from app.generation import GenerateRequest
+from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name
 from app.text.tokenizer import Tokenizer
 
@@ -106,9 +106,7 @@ class Ingress:
         model_dir = resolve_model(config.model)
         self._config = config
         self._events = events
-        self._max_model_len = resolve_max_model_len(
-            config.model.max_model_len, read_architecture(model_dir).max_position_embeddings
-        )
+        self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
         self._tokenizer = Tokenizer.from_folder(model_dir)
         self._reader = RequestReader(
             config.ingress,

@@ -15,8 +15,8 @@ from app.api.headers import named_session, named_tenant, pinned_rank
 from app.api.openai.completion import CompletionRequest
 from app.api.openai.requests import ChatRequest, TextRequest
 from app.config import IngressConfig
-from app.deployments.messages import GenerateRequest
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
+from app.generation import GenerateRequest
 from app.text.tokenizer import Tokenizer
 
 UNLIMITED = sys.maxsize

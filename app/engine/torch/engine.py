@@ -15,7 +15,8 @@ import torch
 
 from app.config import Device, Dtype, EngineConfig
 from app.engine.cache.prefix_cache import PrefixCache
-from app.engine.torch.limits import Limits, resolve_max_model_len
+from app.engine.torch.admission import Admission
+from app.engine.torch.limits import Limits
 from app.engine.torch.memory import kv_cache
 from app.engine.torch.memory.placement import resolve_device, resolve_dtype, resolve_kernels
 from app.engine.torch.model.architecture import Architecture, read_architecture
@@ -23,17 +24,15 @@ from app.engine.torch.model.decoder import Decoder
 from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput, StepOutput
-from app.engine.torch.request import Grammar, NewGrammar, NewTextStream, PromptUsage, Request, TextStream
+from app.engine.torch.request import NewGrammar, NewTextStream, Request
 from app.engine.torch.sampling.sampler import Sampled, sample
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
-from app.engine.torch.stopping import ending
+from app.engine.torch.stopping import append
 from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
-from app.generation import FinishReason, SamplingParams
-
-__all__ = ["Engine", "RequestOutput", "StepOutput"]
+from app.generation import FinishReason, GenerateRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +59,7 @@ class Engine:
         self._config = config
         self._runner = runner
         self._limits = Limits(max_model_len, num_blocks, config.cache.block_size, architecture.vocab_size)
-        self._new_text_stream = new_text_stream
-        self._new_grammar = new_grammar
+        self._admission = Admission(self._limits, self.eos_token_ids, new_text_stream, new_grammar)
         self._cache = PrefixCache(num_blocks, config.cache.block_size)
         self._scheduler = Scheduler(config.scheduler, self._cache)
         self._samples: dict[str, list[Request]] = {}  # of each live request, those that go on
@@ -93,7 +91,9 @@ class Engine:
                 context.
         """
         architecture = read_architecture(model_dir)
-        max_model_len = resolve_max_model_len(max_model_len, architecture.max_position_embeddings)
+        context = architecture.max_position_embeddings
+        max_model_len = context if max_model_len is None else max_model_len
+        assert 2 <= max_model_len <= context, "the loader resolves the context that is asked for"
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = resolve_kernels(config.kernels, on)
@@ -166,60 +166,29 @@ class Engine:
         Raises:
             InvalidRequestError: the structured output that `params` ask for doesn't compile.
         """
-        self._grammar(params)
+        self._admission.prepare(params)
 
-    def add_request(
-        self,
-        request_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        cache_salt: str | None = None,
-        *,
-        n: int = 1,
-        priority: int = 0,
-    ) -> None:
+    def add_request(self, request: GenerateRequest) -> None:
         """Let a request wait for its turn.
 
-        Args:
-            request_id: names the request in its outputs; no live one may have it.
-            prompt_token_ids: the prompt.
-            params: how its output is chosen and ends.
-            cache_salt: keeps its cached blocks apart from other salts'.
-            n: outputs wanted, each a sample with an index and a place in the queue. The prompt is computed
-                once. Every sample's seed comes from the request's: the first has that seed itself.
-            priority: lower is served first.
+        Each sample is a place in the queue. The prompt is computed once. Every sample's seed comes from the
+        request's. A sample with earlier output recomputes it with the prompt, as after a preemption, and goes
+        on with the tokens that it would have got where it began, as far as both engines compute alike.
 
         Raises:
-            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, so has
-                the logit bias, the structured output doesn't compile, there are stop strings or structured
-                output and nothing to find or make them with, or `n` is not from 1 to what may wait.
+            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, `n` is
+                not from 1 to what may wait, or anything that `Admission.samples` refuses.
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
-        if request_id in self._samples:
-            raise InvalidRequestError(f"request_id = {request_id!r}: a live request has this id")
-        self._limits.check_prompt(prompt_token_ids)
-        self._check_queue(n)
-        room = self._limits.max_output_tokens(len(prompt_token_ids))
-        self._limits.check_known("logit_bias", params.logit_bias)
-        usage = PromptUsage()
-        samples = [
-            Request.new(
-                request_id,
-                prompt_token_ids,
-                params,
-                max_output_tokens=min(params.max_tokens, room),
-                index=index,
-                priority=priority,
-                usage=usage,
-                cache_salt=cache_salt,
-                text_stream=self._text_stream(params),
-                grammar=self._grammar(params),
-            )
-            for index in range(n)
-        ]
+        if request.request_id in self._samples:
+            message = f"request_id = {request.request_id!r}: a live request has this id"
+            raise InvalidRequestError(message)
+        self._limits.check_prompt(request.prompt_token_ids)
+        self._check_queue(request)
+        samples = self._admission.samples(request)
         self._scheduler.add(samples)
-        self._samples[request_id] = samples
+        self._samples[request.request_id] = samples
 
     def abort(self, request_id: str) -> bool:
         """Forget a request, all of its samples, and free their blocks at once; False if it isn't live.
@@ -257,7 +226,7 @@ class Engine:
         return self._cache.cached_blocks()
 
     def reset_cache(self) -> None:
-        """Forget all cached contents. Running requests go on with their blocks, which nobody else finds."""
+        """Forget all cached contents. Running requests go on with their blocks, which no other finds."""
         self._cache.reset()
 
     def load_stat(self, dp_rank: int) -> LoadStat:
@@ -280,28 +249,14 @@ class Engine:
         """Raise AssertionError unless every block is free, cached and held exactly as counted."""
         self._scheduler.check_integrity()
 
-    def _text_stream(self, params: SamplingParams) -> TextStream | None:
-        if not params.stop:
-            return None
-        if self._new_text_stream is None:
-            raise InvalidRequestError("stop: this engine has no tokenizer to find strings with", param="stop")
-        return self._new_text_stream(params.stop, params.min_tokens)
-
-    def _grammar(self, params: SamplingParams) -> Grammar | None:
-        wanted = params.structured_output
-        if wanted is None:
-            return None
-        if self._new_grammar is None:
-            message = f"{wanted.field}: this engine has no tokenizer to make structured output with"
-            raise InvalidRequestError(message, param=wanted.field)
-        return self._new_grammar(wanted)
-
-    def _check_queue(self, n: int) -> None:
-        """Raise unless `n` more may wait."""
+    def _check_queue(self, request: GenerateRequest) -> None:
+        """Raise unless the request's samples may wait."""
         allowed = self._config.scheduler.max_waiting_requests
-        if not 1 <= n <= allowed:
-            raise InvalidRequestError(f"n = {n}; allowed: 1 to {allowed}, as many as may wait", param="n")
-        if self._scheduler.num_waiting + n > allowed:
+        if not 1 <= request.n <= allowed:
+            message = f"n = {request.n}; allowed: 1 to {allowed}, as many as may wait"
+            raise InvalidRequestError(message, param="n")
+        num_samples = request.n if request.earlier_outputs is None else len(request.earlier_outputs)
+        if self._scheduler.num_waiting + num_samples > allowed:
             raise self._queue_full()
 
     def _queue_full(self) -> QueueFullError:
@@ -318,11 +273,9 @@ class Engine:
     def _advance(self, request: Request, sampled: Sampled) -> RequestOutput:
         """Append a request's next token and free its blocks if it was the last."""
         new_token_ids = [] if sampled.token_id is None else [sampled.token_id]
-        request.token_ids += new_token_ids
         finish_reason: FinishReason | None = "error"
-        stop_reason: str | int | None = None
         if sampled.token_id is not None:
-            finish_reason, stop_reason = ending(request, sampled.token_id, self.eos_token_ids)
+            finish_reason = append(request, sampled.token_id, self.eos_token_ids)
         if finish_reason is not None:
             self._end(request)
         assert request.num_cached_tokens is not None, "a request ran without being admitted"
@@ -331,7 +284,6 @@ class Engine:
             request.index,
             new_token_ids,
             finish_reason,
-            stop_reason,
             request.num_prompt_tokens,
             request.num_cached_tokens,
             sampled.error,

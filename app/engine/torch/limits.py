@@ -5,20 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from app.errors import ConfigError, InvalidRequestError, PromptTooLongError
-
-
-def resolve_max_model_len(max_model_len: int | None, context: int) -> int:
-    """`max_model_len`, or all of the model's `context`.
-
-    Raises:
-        ConfigError: the context is shorter, or no prompt with an output token fits.
-    """
-    if max_model_len is None:
-        return context
-    if not 2 <= max_model_len <= context:
-        raise ConfigError(f"model.max_model_len = {max_model_len}: the model allows 2 to {context}")
-    return max_model_len
+from app.errors import InvalidRequestError, PromptTooLongError
 
 
 @dataclass(frozen=True, slots=True)

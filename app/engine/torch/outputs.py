@@ -16,7 +16,6 @@ class RequestOutput:
         index: the sample's number, from 0.
         new_token_ids: in order; the last output includes a stop or end-of-sequence token.
         finish_reason: None while there is more of this sample to come.
-        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence.
         num_cached_tokens: prompt tokens found in the cache when the first sample was first admitted.
         error: what went wrong where `finish_reason` is "error".
         logprobs: one per new token, if the request asked for them.
@@ -26,7 +25,6 @@ class RequestOutput:
     index: int
     new_token_ids: list[int]
     finish_reason: FinishReason | None
-    stop_reason: str | int | None
     num_prompt_tokens: int
     num_cached_tokens: int
     error: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from app import hashing
@@ -45,6 +46,27 @@ NewGrammar = Callable[[StructuredOutput], Grammar]
 """May be called from any thread. Raises InvalidRequestError."""
 
 
+# Numbers below 1 with this many bits stay below 1 when multiplied and rounded in float64.
+_DRAW_BITS = 48
+_DRAWS = 1 << _DRAW_BITS
+
+
+class Status(Enum):
+    """Where a request is.
+
+        NEW ── added ──▶ WAITING ── admitted ──▶ RUNNING ── finished, aborted ──▶ ENDED
+                            ▲  └──────── aborted ───│────────────────────────────────▲
+                            └────── preempted ──────┘
+
+    A running request holds blocks, any other holds none.
+    """
+
+    NEW = "new"
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
 @dataclass(slots=True)
 class PromptUsage:
     """What the samples of one prompt have in common.
@@ -68,6 +90,8 @@ class Request:
 
     Attributes:
         index: the sample's number among those of its request.
+        status: where it is; written by the scheduler only.
+        is_first: whether it is the first of the samples that were added together, whose prompt it computes.
         priority: lower is served first.
         arrival: the request's number in the order in which the scheduler was given it.
         num_overtaken: how often a later one of the same priority was admitted while this was the next.
@@ -85,6 +109,8 @@ class Request:
     random: random.Random
     text_stream: TextStream | None = None
     grammar: Grammar | None = None
+    status: Status = Status.NEW
+    is_first: bool = True
     num_computed_tokens: int = 0
     num_prefill_tokens: int = 0
     num_overtaken: int = 0
@@ -121,6 +147,10 @@ class Request:
             grammar,
         )
 
+    def draw(self) -> float:
+        """The sample's next random number, from 0 to below 1. Every token that isn't greedy takes one."""
+        return self.random.getrandbits(_DRAW_BITS) / _DRAWS
+
     @property
     def order(self) -> tuple[int, int]:
         """Who is served first: lower priority, then earlier arrival."""
@@ -134,7 +164,7 @@ class Request:
     @property
     def shares_prompt(self) -> bool:
         """Whether nothing but the prompt is known, and the first sample computes that."""
-        return self.index > 0 and self.num_output_tokens == 0
+        return not self.is_first and self.num_output_tokens == 0
 
     @property
     def num_tokens(self) -> int:

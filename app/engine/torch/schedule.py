@@ -33,7 +33,6 @@ class Schedule:
     sampled: tuple[Request, ...]  # those whose last known token is computed: each gets its next one
     num_prefill_tokens: int
     num_decode_tokens: int
-    num_preempted: int
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Sequence
 
 from app.config import SchedulerConfig
 from app.engine.cache.prefix_cache import PrefixCache
-from app.engine.torch.request import Request
+from app.engine.torch.request import Request, Status
 from app.engine.torch.request_queue import RequestQueue
 from app.engine.torch.schedule import Plan, Schedule, ScheduledRequest
 
@@ -78,32 +78,37 @@ class Scheduler:
 
     def add(self, samples: Sequence[Request]) -> None:
         """Let the samples of one prompt wait behind all others of their priority."""
-        digests = samples[0].table.digests
-        samples[0].table.extend_digests(samples[0].token_ids, self._cache.block_size)
+        first, block_size = samples[0], self._cache.block_size
+        first.table.extend_digests(first.token_ids[: first.num_prompt_tokens], block_size)
+        digests = list(first.table.digests)
         for request in samples:
             request.table.digests = list(digests)
+            request.table.extend_digests(request.token_ids, block_size)  # of output that it has already
+            request.is_first = request is first
+            request.status = Status.WAITING
             request.arrival = self._num_arrived
             self._num_arrived += 1
             self._waiting.add(request)
 
     def remove(self, request: Request) -> None:
         """Drop a live request, finished or aborted, and free its blocks."""
-        if _is_running(request):
+        if request.status is Status.RUNNING:
             self._running.remove(request)
             self._cache.close(request.table)
         else:
             self._waiting.remove(request)
+        request.status = Status.ENDED
 
     def schedule(self) -> Schedule:
         """Choose the next step's work and give it blocks. Computes nothing."""
         plan = Plan(self._max_batch_tokens)
-        num_preempted = self._plan_decoding(plan)
-        self._plan_prompts(plan, may_admit=num_preempted == 0)
+        has_preempted = self._plan_decoding(plan)
+        self._plan_prompts(plan, may_admit=not has_preempted)
         scheduled = tuple(ScheduledRequest(*item) for item in plan.num_tokens.items())
         num_tokens = self._max_batch_tokens - plan.budget
         num_prefill = sum(item.num_tokens for item in scheduled if item.is_prefill)
         sampled = tuple(item.request for item in scheduled if item.is_sampled)
-        return Schedule(scheduled, sampled, num_prefill, num_tokens - num_prefill, num_preempted)
+        return Schedule(scheduled, sampled, num_prefill, num_tokens - num_prefill)
 
     def complete(self, schedule: Schedule) -> None:
         """Record that `schedule` has been computed, and make the blocks that it filled findable."""
@@ -120,29 +125,31 @@ class Scheduler:
             orders = [request.order for request in queue]
             assert orders == sorted(set(orders)), "a queue is out of order"
         for request in self._waiting:
+            assert request.status is Status.WAITING, f"{request.request_id} waits and is {request.status}"
             assert not request.table.block_ids, f"{request.request_id} waits and holds blocks"
             assert request.num_computed_tokens == 0, f"{request.request_id} waits with computed tokens"
             num_full = request.num_tokens // self._cache.block_size
             assert len(request.table.digests) == num_full, f"{request.request_id} could not be found in full"
             assert request.num_overtaken <= self.max_running_requests, f"{request.request_id} is passed over"
         for request in self._running:
+            assert request.status is Status.RUNNING, f"{request.request_id} runs and is {request.status}"
             in_cache = max(request.num_prefill_tokens, request.num_computed_tokens)
             num_blocks = self._num_blocks_for(in_cache)
             assert len(request.table.block_ids) == num_blocks, f"{request.request_id} lacks or hoards blocks"
             assert request.num_computed_tokens < request.num_tokens, f"{request.request_id} has nothing to do"
 
-    def _plan_decoding(self, plan: Plan) -> int:
-        """Give those that generate their next token, preempting the last where blocks are short: how many."""
-        num_preempted = 0
+    def _plan_decoding(self, plan: Plan) -> bool:
+        """Give those that generate their next token; whether the last were preempted for want of blocks."""
+        has_preempted = False
         for request in list(self._running):
             if request.num_pending_prefill_tokens > 0:
                 continue  # in its prompt, for which it has blocks; or preempted for an earlier one
             while not self._cache.grow(request.table, self._num_blocks_for(request.num_tokens)):
-                num_preempted += 1
+                has_preempted = True
                 if self._preempt_last() is request:
-                    return num_preempted
+                    return has_preempted
             plan.add(request, 1)
-        return num_preempted
+        return has_preempted
 
     def _plan_prompts(self, plan: Plan, *, may_admit: bool) -> None:
         """Share out what decoding leaves: half to the first in order, the rest to the shortest."""
@@ -166,7 +173,7 @@ class Scheduler:
         num_left = {request: plan.num_left(request) for request in in_prompt}
         room = (self._cache.num_free_blocks - self.num_running) * self._cache.block_size
         for request in waiting:
-            if _is_running(request):  # admitted as the first
+            if request.status is Status.RUNNING:  # admitted as the first
                 num_left[request] = plan.num_left(request)
                 continue
             num_uncached = request.num_tokens - self._num_hit_tokens(request)
@@ -179,7 +186,7 @@ class Scheduler:
         """Compute up to `limit` more tokens of a prompt; False where the request must wait."""
         if request not in plan.num_tokens and self._is_being_computed(request, plan):
             return False
-        if not _is_running(request) and not self._admit(request):
+        if request.status is not Status.RUNNING and not self._admit(request):
             return False
         num_tokens = min(limit, plan.num_left(request))
         if num_tokens > 0:
@@ -192,7 +199,7 @@ class Scheduler:
 
     def _is_being_computed(self, request: Request, plan: Plan) -> bool:
         """Whether the step already computes the next block of which `request` needs no token's logits."""
-        is_running = _is_running(request)
+        is_running = request.status is Status.RUNNING
         start = request.num_computed_tokens if is_running else self._num_hit_tokens(request)
         digests = request.table.digests
         return start < self._usable(request) and digests[start // self._cache.block_size] in plan.digests
@@ -219,10 +226,12 @@ class Scheduler:
         request.num_computed_tokens = num_hit_tokens
         request.num_prefill_tokens = request.num_tokens
         if request.usage.num_cached_tokens is None:
-            request.usage.num_cached_tokens = num_hit_tokens
+            # Of a request that another rank began, hits may reach into its output.
+            request.usage.num_cached_tokens = min(num_hit_tokens, request.num_prompt_tokens)
         first.num_overtaken += overtakes
         self._waiting.remove(request)
         self._running.add(request)
+        request.status = Status.RUNNING
         return True
 
     def _may_be_overtaken(self, first: Request, request: Request) -> bool:
@@ -236,6 +245,7 @@ class Scheduler:
         # Those of its output too, which it had no use for if the cache was reset.
         request.table.extend_digests(request.token_ids, self._cache.block_size)
         self._waiting.add(request)
+        request.status = Status.WAITING
         return request
 
     def _go_over_to_cached(self, request: Request) -> None:
@@ -258,8 +268,3 @@ class Scheduler:
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._cache.block_size)
-
-
-def _is_running(request: Request) -> bool:
-    """Whether it is admitted: who runs holds at least one block, who waits none."""
-    return bool(request.table.block_ids)

@@ -12,7 +12,7 @@ import pytest
 
 from app import hashing
 from app.deployments.ingress.dispatcher import Dispatcher
-from app.deployments.messages import Assignment, GenerateRequest, NotAddressed, Refusal
+from app.deployments.messages import Assignment, NotAddressed, Refusal
 from app.errors import (
     EngineFailedError,
     InvalidRequestError,
@@ -25,7 +25,7 @@ from app.errors import (
     RankGoneError,
     RequestError,
 )
-from app.generation import SamplingParams, TokenChunk
+from app.generation import GenerateRequest, SamplingParams, TokenChunk
 from app.routing.decisions.decision_log import Outcome
 from tests.support.fake_deployments import (
     FakeCall,

@@ -16,15 +16,15 @@ import pytest
 
 from app import hashing
 from app.config import EngineConfig, RoutingConfig
-from app.deployments.messages import GenerateRequest
-from app.deployments.rank.engine_thread import EngineThread
+from app.deployments.rank.core import RankCore
 from app.engine.torch.engine import Engine
+from app.engine.torch.engine_thread import EngineThread
 from app.events.config import KvEventsConfig
 from app.events.following.sync_status import SyncStatus, Trust
 from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
-from app.generation import SamplingParams, TokenChunk
+from app.generation import GenerateRequest, SamplingParams, TokenChunk
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Prompt
 from app.routing.decisions.explanation import Json, explanation
@@ -61,31 +61,31 @@ class LiveRank:
         )
         self.publisher = EventPublisher(config, dp_rank=0, dp_size=1, block_size=BLOCK_SIZE)
         self.publisher.start()
-        self._engine = Engine.load(model_dir, CONFIG, device="cpu", dtype="float32")
-        self.thread = EngineThread(self._engine, self.publisher, dp_rank=0)
-        self.thread.start()
+        engine = Engine.load(model_dir, CONFIG, device="cpu", dtype="float32")
+        self._thread = EngineThread(engine, dp_rank=0)
+        self.core = RankCore(self._thread, self.publisher)
+        self.core.start()
         self._num_requests = 0
 
     def stop(self) -> None:
-        self.thread.stop()
+        self.core.stop()
         self.publisher.close()
 
     async def serve(self, *prompts: list[int]) -> None:
         for prompt in prompts:
             self._num_requests += 1
             request = GenerateRequest(f"r{self._num_requests}", prompt, PARAMS)
-            messages = [message async for message in self.thread.generate(request)]
+            messages = [message async for message in self.core.generate(request)]
             assert all(isinstance(message, TokenChunk) for message in messages), messages
 
     async def clear_cache(self) -> None:
-        await asyncio.wrap_future(self.thread.submit(lambda engine: engine.reset_cache()))
+        await self._thread.call(lambda engine: engine.reset_cache())
 
     def describe(self, event_port: int) -> RankDescription:
         info = self.publisher.info("127.0.0.1")
         publisher = PublisherInfo(msgspec.structs.replace(info.address, event_port=event_port), info.state)
-        return RankDescription(
-            0, self.replica_id, publisher, self.thread.load, self._engine.max_prompt_tokens
-        )
+        max_prompt_tokens = self._thread.description.max_prompt_tokens
+        return RankDescription(0, self.replica_id, publisher, self._thread.load, max_prompt_tokens)
 
 
 class World:
@@ -110,7 +110,7 @@ class World:
         await self.snapshots_come.wait()
         if self.snapshots_fail or replica_id != self.rank.replica_id:
             raise ConnectionError(f"{replica_id} has no snapshot to give")
-        return await self.rank.thread.snapshot()
+        return await self.rank.core.snapshot()
 
     async def close(self) -> None:
         await self.tracker.close()

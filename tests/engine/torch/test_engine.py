@@ -12,15 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 from app import hashing
 from app.config import EngineConfig
-from app.engine.torch.engine import Engine, RequestOutput
+from app.engine.torch.engine import Engine
+from app.engine.torch.outputs import RequestOutput
 from app.errors import (
-    ConfigError,
     InvalidRequestError,
     PromptTooLongError,
     QueueFullError,
 )
 from app.events.schema import AllBlocksCleared, BlockStored
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from tests.support.engine.runs import run, tokens_of
 
 BLOCK = 4
@@ -61,13 +61,13 @@ def greedy(max_tokens: int = 8, **changes: Any) -> SamplingParams:
 
 
 def complete(engine: Engine, prompt: list[int], params: SamplingParams) -> list[int]:
-    engine.add_request("r", prompt, params)
+    engine.add_request(GenerateRequest("r", prompt, params))
     return tokens_of(run(engine)["r"])
 
 
 def test_one_token_per_step_until_the_length(new_engine: NewEngine) -> None:
     engine = new_engine()
-    engine.add_request("a", PROMPT, greedy(5))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(5)))
     outputs = run(engine)["a"]
     assert [len(output.new_token_ids) for output in outputs] == [1] * 5
     assert [output.finish_reason for output in outputs] == [None] * 4 + ["length"]
@@ -88,7 +88,7 @@ def test_batches_chunks_caches_and_preemption_change_no_token(new_engine: NewEng
         engine = new_engine(**options)
         for _ in range(2):
             for name, prompt in prompts.items():
-                engine.add_request(name, prompt, greedy(20))
+                engine.add_request(GenerateRequest(name, prompt, greedy(20)))
             assert {name: tokens_of(outputs) for name, outputs in run(engine).items()} == alone
 
 
@@ -96,7 +96,7 @@ def test_a_second_turn_finds_the_first_ones_answer(new_engine: NewEngine) -> Non
     engine = new_engine()
     answer = complete(engine, PROMPT, greedy(7))
     # 10 + 7 tokens, of which the last was never fed to the model: 4 full blocks.
-    engine.add_request("second", [*PROMPT, *answer, 5, 6], greedy(1))
+    engine.add_request(GenerateRequest("second", [*PROMPT, *answer, 5, 6], greedy(1)))
     (output,) = run(engine)["second"]
     assert output.num_cached_tokens == 16
 
@@ -105,7 +105,7 @@ def test_a_whole_cached_prompt_still_computes_its_last_token(new_engine: NewEngi
     engine = new_engine()
     prompt = list(range(8))
     first = complete(engine, prompt, greedy(3))
-    engine.add_request("again", prompt, greedy(3))
+    engine.add_request(GenerateRequest("again", prompt, greedy(3)))
     outputs = run(engine)["again"]
     assert outputs[0].num_cached_tokens == 4
     assert tokens_of(outputs) == first
@@ -113,7 +113,7 @@ def test_a_whole_cached_prompt_still_computes_its_last_token(new_engine: NewEngi
 
 def test_events_say_what_is_cached(new_engine: NewEngine) -> None:
     engine = new_engine()
-    engine.add_request("a", PROMPT, greedy(1))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(1)))
     events = engine.step().events
     names = [hashing.wire_hash(digest) for digest in hashing.chain(PROMPT, BLOCK)]
     assert events == [BlockStored(names, None, PROMPT[:8], BLOCK, medium="GPU")]
@@ -126,7 +126,7 @@ def test_events_say_what_is_cached(new_engine: NewEngine) -> None:
 def test_a_salt_keeps_requests_apart(new_engine: NewEngine) -> None:
     engine = new_engine()
     for request_id, salt in (("a", "x"), ("b", "y"), ("c", "x")):
-        engine.add_request(request_id, PROMPT, greedy(1), cache_salt=salt)
+        engine.add_request(GenerateRequest(request_id, PROMPT, greedy(1), cache_salt=salt))
         (output,) = run(engine)[request_id]
         assert output.num_cached_tokens == (8 if request_id == "c" else 0)
 
@@ -134,7 +134,7 @@ def test_a_salt_keeps_requests_apart(new_engine: NewEngine) -> None:
 def test_reset_while_a_request_runs_clears_once_and_changes_no_token(new_engine: NewEngine) -> None:
     expected = complete(new_engine(), PROMPT, greedy(12))
     engine = new_engine()
-    engine.add_request("a", PROMPT, greedy(12))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(12)))
     outputs = engine.step().outputs
     engine.reset_cache()
     assert engine.drain_events() == [AllBlocksCleared()]
@@ -150,7 +150,7 @@ def test_reset_while_a_request_runs_clears_once_and_changes_no_token(new_engine:
 @pytest.mark.parametrize("num_steps", [0, 1, 3])
 def test_abort_frees_at_once(num_steps: int, new_engine: NewEngine) -> None:
     engine = new_engine(max_batch_tokens=6)
-    engine.add_request("a", PROMPT, greedy())
+    engine.add_request(GenerateRequest("a", PROMPT, greedy()))
     for _ in range(num_steps):
         engine.step()
     assert engine.abort("a")
@@ -158,17 +158,17 @@ def test_abort_frees_at_once(num_steps: int, new_engine: NewEngine) -> None:
     assert not engine.abort("a")
     assert not engine.has_work()
     engine.check_integrity()
-    engine.add_request("a", PROMPT, greedy(1))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(1)))
     assert len(run(engine)["a"]) == 1
 
 
 def test_a_stop_token_ends_and_is_the_last(new_engine: NewEngine) -> None:
     tokens = complete(new_engine(), PROMPT, greedy(8))
     engine = new_engine()
-    engine.add_request("a", PROMPT, greedy(8, stop_token_ids=(tokens[3],)))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(8, stop_token_ids=(tokens[3],))))
     outputs = run(engine)["a"]
     assert tokens_of(outputs) == tokens[: tokens.index(tokens[3]) + 1]
-    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", tokens[3])
+    assert outputs[-1].finish_reason == "stop"
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -184,10 +184,10 @@ def test_the_models_end_of_sequence_ends_unless_ignored(
     (model_dir / file).write_text(json.dumps(config))
     engine = new_engine(model_dir)
     assert engine.eos_token_ids == ((511, eos) if as_list else (eos,))
-    engine.add_request("a", PROMPT, greedy(8, ignore_eos=False))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(8, ignore_eos=False)))
     outputs = run(engine)["a"]
     assert tokens_of(outputs) == tokens[: tokens.index(eos) + 1]
-    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", None)
+    assert outputs[-1].finish_reason == "stop"
     assert complete(engine, PROMPT, greedy(8)) == tokens
 
 
@@ -206,10 +206,10 @@ def test_a_stop_string_ends_with_the_token_that_completes_it(new_engine: NewEngi
     tokens = complete(new_engine(), PROMPT, greedy(8))
     stop = f"{tokens[2]} {tokens[3]}"
     engine = new_engine(new_text_stream=Spelling)
-    engine.add_request("a", PROMPT, greedy(8, stop=("never", stop)))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(8, stop=("never", stop))))
     outputs = run(engine)["a"]
     assert tokens_of(outputs) == tokens[:4]
-    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", stop)
+    assert outputs[-1].finish_reason == "stop"
 
 
 def test_a_seed_gives_the_same_tokens_alone_in_a_batch_and_preempted(new_engine: NewEngine) -> None:
@@ -217,15 +217,15 @@ def test_a_seed_gives_the_same_tokens_alone_in_a_batch_and_preempted(new_engine:
     alone = complete(new_engine(), PROMPT, params)
     for options in ({}, {"num_blocks": 9}):
         engine = new_engine(**options)
-        engine.add_request("other", [*PROMPT, 3], SamplingParams(15, ignore_eos=True))
-        engine.add_request("seeded", PROMPT, params)
+        engine.add_request(GenerateRequest("other", [*PROMPT, 3], SamplingParams(15, ignore_eos=True)))
+        engine.add_request(GenerateRequest("seeded", PROMPT, params))
         assert tokens_of(run(engine)["seeded"]) == alone
     assert complete(new_engine(), PROMPT, SamplingParams(15, seed=8, ignore_eos=True)) != alone
 
 
 def test_output_is_clipped_to_the_context(new_engine: NewEngine) -> None:
     engine = new_engine(max_model_len=14)
-    engine.add_request("a", PROMPT, greedy(100))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(100)))
     outputs = run(engine)["a"]
     assert len(tokens_of(outputs)) == 4
     assert outputs[-1].finish_reason == "length"
@@ -240,21 +240,21 @@ def test_output_is_clipped_to_what_the_cache_can_hold(new_engine: NewEngine) -> 
 def test_a_prompt_longer_than_the_context_is_refused_with_numbers(new_engine: NewEngine) -> None:
     engine = new_engine(max_model_len=10)
     with pytest.raises(PromptTooLongError, match="has 10 tokens; at most 9 leave room"):
-        engine.add_request("a", PROMPT, greedy())
-    engine.add_request("a", PROMPT[:9], greedy())
+        engine.add_request(GenerateRequest("a", PROMPT, greedy()))
+    engine.add_request(GenerateRequest("a", PROMPT[:9], greedy()))
 
 
 def test_a_prompt_larger_than_the_cache_is_refused_with_numbers(new_engine: NewEngine) -> None:
     engine = new_engine(num_blocks=2)
     with pytest.raises(PromptTooLongError, match=r"has 9 tokens; the KV cache holds 8 \(2 blocks of 4\)"):
-        engine.add_request("a", PROMPT[:9], greedy())
-    engine.add_request("a", PROMPT[:8], greedy(5))
+        engine.add_request(GenerateRequest("a", PROMPT[:9], greedy()))
+    engine.add_request(GenerateRequest("a", PROMPT[:8], greedy(5)))
     assert len(tokens_of(run(engine)["a"])) == 1
 
 
 def test_what_can_not_be_understood_is_refused(new_engine: NewEngine) -> None:
     engine = new_engine()
-    engine.add_request("a", PROMPT, greedy())
+    engine.add_request(GenerateRequest("a", PROMPT, greedy()))
     for request_id, prompt, params, message in (
         ("a", PROMPT, greedy(), "request_id = 'a': a live request has this id"),
         ("b", [], greedy(), "the prompt has no tokens"),
@@ -263,25 +263,25 @@ def test_what_can_not_be_understood_is_refused(new_engine: NewEngine) -> None:
         ("b", PROMPT, greedy(stop=("x",)), "stop: this engine has no tokenizer"),
     ):
         with pytest.raises(InvalidRequestError, match=message):
-            engine.add_request(request_id, prompt, params)
+            engine.add_request(GenerateRequest(request_id, prompt, params))
     assert list(run(engine)) == ["a"]
 
 
 def test_a_full_queue_says_when_to_come_back(new_engine: NewEngine) -> None:
     engine = new_engine(max_waiting_requests=2)
     for request_id in "ab":
-        engine.add_request(request_id, PROMPT, greedy())
+        engine.add_request(GenerateRequest(request_id, PROMPT, greedy()))
     with pytest.raises(QueueFullError, match="2 requests wait; at most 2 may") as refused:
-        engine.add_request("c", PROMPT, greedy())
+        engine.add_request(GenerateRequest("c", PROMPT, greedy()))
     assert refused.value.retry_after_s >= 1
     engine.step()
-    engine.add_request("c", PROMPT, greedy())
+    engine.add_request(GenerateRequest("c", PROMPT, greedy()))
     assert set(run(engine)) == {"a", "b", "c"}
 
 
 def test_load_follows_requests_from_waiting_to_gone(new_engine: NewEngine) -> None:
     engine = new_engine(max_batch_tokens=6, max_running_requests=5)
-    engine.add_request("a", PROMPT, greedy(2))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(2)))
     waiting = engine.load_stat(3)
     assert (waiting.dp_rank, waiting.num_running_reqs, waiting.num_waiting_reqs) == (3, 0, 1)
     assert (waiting.num_tokens, waiting.num_total_tokens, waiting.num_waiting_uncached_tokens) == (0, 10, 10)
@@ -300,7 +300,7 @@ def test_load_follows_requests_from_waiting_to_gone(new_engine: NewEngine) -> No
 
 def test_decoding_counts_as_no_prefill(new_engine: NewEngine) -> None:
     engine = new_engine()
-    engine.add_request("a", PROMPT, greedy(4))
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(4)))
     engine.step()
     before = engine.load_stat(0)
     run(engine)
@@ -317,19 +317,11 @@ def test_logits_that_are_not_finite_end_the_request_with_an_error(
     weights["model.norm.weight"][:] = float("nan")
     save_file(weights, model_dir / "model.safetensors")
     engine = new_engine(model_dir)
-    engine.add_request("a", PROMPT, greedy())
+    engine.add_request(GenerateRequest("a", PROMPT, greedy()))
     (output,) = run(engine)["a"]
     assert (output.new_token_ids, output.finish_reason) == ([], "error")
     assert output.error == "the model's logits are not finite"
     assert engine.num_free_blocks == engine.num_blocks
-
-
-@pytest.mark.parametrize("max_model_len", [1, 257])
-def test_a_context_beyond_the_models_is_refused(max_model_len: int, new_engine: NewEngine) -> None:
-    with pytest.raises(
-        ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"
-    ):
-        new_engine(max_model_len=max_model_len)
 
 
 def by_index(outputs: list[RequestOutput]) -> list[list[int]]:
@@ -341,7 +333,7 @@ def by_index(outputs: list[RequestOutput]) -> list[list[int]]:
 
 def test_samples_share_the_prompts_blocks_and_it_is_computed_once(new_engine: NewEngine) -> None:
     engine = new_engine()
-    engine.add_request("a", PROMPT, SamplingParams(6, seed=3, ignore_eos=True), n=4)
+    engine.add_request(GenerateRequest("a", PROMPT, SamplingParams(6, seed=3, ignore_eos=True), n=4))
     assert engine.load_stat(0).num_waiting_reqs == 4
     outputs = engine.step().outputs
     assert [output.index for output in outputs] == [0]
@@ -359,27 +351,29 @@ def test_samples_share_the_prompts_blocks_and_it_is_computed_once(new_engine: Ne
 def test_a_seed_gives_the_same_samples_and_the_first_is_as_if_alone(new_engine: NewEngine) -> None:
     params = SamplingParams(15, seed=7, top_p=0.9, ignore_eos=True)
     engine = new_engine()
-    engine.add_request("a", PROMPT, params, n=3)
+    engine.add_request(GenerateRequest("a", PROMPT, params, n=3))
     expected = by_index(run(engine)["a"])
     assert expected[0] == complete(new_engine(), PROMPT, params)
     for options in ({}, {"num_blocks": 8}, {"max_batch_tokens": 3}, {"max_running_requests": 2}):
         engine = new_engine(**options)
-        engine.add_request("other", [*PROMPT, 3], SamplingParams(15, ignore_eos=True))
-        engine.add_request("a", PROMPT, params, n=3)
+        engine.add_request(GenerateRequest("other", [*PROMPT, 3], SamplingParams(15, ignore_eos=True)))
+        engine.add_request(GenerateRequest("a", PROMPT, params, n=3))
         assert by_index(run(engine)["a"]) == expected
 
 
 def test_samples_end_one_by_one_and_the_id_is_free_after_the_last(new_engine: NewEngine) -> None:
     params = SamplingParams(12, seed=1, ignore_eos=True)
     engine = new_engine()
-    engine.add_request("a", PROMPT, params, n=2)
+    engine.add_request(GenerateRequest("a", PROMPT, params, n=2))
     first, second = by_index(run(engine)["a"])
     stop = next(token for token in first if token not in second)
-    engine.add_request("a", PROMPT, SamplingParams(12, seed=1, ignore_eos=True, stop_token_ids=(stop,)), n=2)
+    engine.add_request(
+        GenerateRequest("a", PROMPT, SamplingParams(12, seed=1, ignore_eos=True, stop_token_ids=(stop,)), n=2)
+    )
     ended = {}
     while engine.has_work():
         with pytest.raises(InvalidRequestError, match="a live request has this id"):
-            engine.add_request("a", PROMPT, params)
+            engine.add_request(GenerateRequest("a", PROMPT, params))
         for output in engine.step().outputs:
             if output.finish_reason is not None:
                 ended[output.index] = output.finish_reason
@@ -392,7 +386,7 @@ def test_samples_end_one_by_one_and_the_id_is_free_after_the_last(new_engine: Ne
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 4])
 def test_abort_ends_all_samples(num_steps: int, new_engine: NewEngine) -> None:
     engine = new_engine(max_batch_tokens=8, max_running_requests=3)
-    engine.add_request("a", PROMPT, greedy(), n=5)
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(), n=5))
     for _ in range(num_steps):
         engine.step()
     assert engine.abort("a")
@@ -406,33 +400,33 @@ def test_every_sample_needs_a_place_in_the_queue(new_engine: NewEngine) -> None:
     engine = new_engine(max_waiting_requests=4)
     for n in (0, 5):
         with pytest.raises(InvalidRequestError, match=f"n = {n}; allowed: 1 to 4") as wrong:
-            engine.add_request("a", PROMPT, greedy(), n=n)
+            engine.add_request(GenerateRequest("a", PROMPT, greedy(), n=n))
         assert wrong.value.param == "n"
-    engine.add_request("a", PROMPT, greedy(), n=3)
+    engine.add_request(GenerateRequest("a", PROMPT, greedy(), n=3))
     with pytest.raises(QueueFullError, match="3 requests wait; at most 4 may"):
-        engine.add_request("b", PROMPT, greedy(), n=2)
-    engine.add_request("b", PROMPT, greedy())
+        engine.add_request(GenerateRequest("b", PROMPT, greedy(), n=2))
+    engine.add_request(GenerateRequest("b", PROMPT, greedy()))
     assert set(run(engine)) == {"a", "b"}
 
 
 def test_each_sample_has_its_own_text(new_engine: NewEngine) -> None:
     engine = new_engine()
     params = SamplingParams(12, seed=1, ignore_eos=True)
-    engine.add_request("a", PROMPT, params, n=2)
+    engine.add_request(GenerateRequest("a", PROMPT, params, n=2))
     first, second = by_index(run(engine)["a"])
     # Only the two together would spell this.
     stop = f"{first[0]} {second[0]}"
     assert stop not in " ".join(map(str, first)) + " | " + " ".join(map(str, second))
     engine = new_engine(new_text_stream=Spelling)
     params = SamplingParams(12, seed=1, ignore_eos=True, stop=(stop, f"{second[1]} {second[2]} "))
-    engine.add_request("a", PROMPT, params, n=2)
+    engine.add_request(GenerateRequest("a", PROMPT, params, n=2))
     assert by_index(run(engine)["a"]) == [first, second[:3]]
 
 
 def test_a_lower_priority_number_is_answered_first(new_engine: NewEngine) -> None:
     engine = new_engine(max_running_requests=1)
     for request_id, priority in (("a", 5), ("b", 0), ("c", -2), ("d", 0)):
-        engine.add_request(request_id, PROMPT, greedy(2), priority=priority)
+        engine.add_request(GenerateRequest(request_id, PROMPT, greedy(2), priority=priority))
     assert list(run(engine)) == ["c", "b", "d", "a"]
 
 
@@ -440,7 +434,7 @@ def test_two_requests_that_compute_the_same_blocks_at_once_end_with_one_copy(new
     """Both say the same, so both fill the same blocks with their answers, step by step."""
     engine = new_engine()
     for request_id in "ab":
-        engine.add_request(request_id, PROMPT[:8], greedy(9))
+        engine.add_request(GenerateRequest(request_id, PROMPT[:8], greedy(9)))
     for _ in range(8):
         engine.step()
     engine.check_integrity()

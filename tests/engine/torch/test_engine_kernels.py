@@ -8,7 +8,7 @@ import torch
 
 from app.config import Device, EngineConfig
 from app.engine.torch.engine import Engine
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from tests.kernels.harness import run_uninterpreted
 
 PROMPTS = [list(range(10, 47)), list(range(100, 103)), [7]]
@@ -20,7 +20,7 @@ def greedy_tokens(model_dir: Path, kernels: str, device: Device) -> dict[str, li
     engine = Engine.load(model_dir, config, device=device, dtype="float32")
     params = SamplingParams(6, temperature=0.0, ignore_eos=True)
     for index, prompt in enumerate(PROMPTS):
-        engine.add_request(str(index), prompt, params)
+        engine.add_request(GenerateRequest(str(index), prompt, params))
     tokens: dict[str, list[int]] = {str(index): [] for index in range(len(PROMPTS))}
     while engine.has_work():
         for output in engine.step().outputs:

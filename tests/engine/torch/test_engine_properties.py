@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from app.config import EngineConfig
-from app.engine.torch.engine import Engine, RequestOutput
+from app.engine.torch.engine import Engine
 from app.engine.torch.memory import kv_cache
 from app.engine.torch.model.architecture import read_architecture
 from app.engine.torch.model.decoder import Decoder
 from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
+from app.engine.torch.outputs import RequestOutput
 from app.events.schema import CacheEvent
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from kernels import load_kernels
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples
@@ -82,7 +83,7 @@ class Run:
         self.num_added += 1
         params = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
         request_id, tokens = str(self.num_added), PROMPTS[prompt]
-        self.engine.add_request(request_id, tokens, params, salt, n=n, priority=priority)
+        self.engine.add_request(GenerateRequest(request_id, tokens, params, salt, n=n, priority=priority))
         room = self.engine.num_blocks * BLOCK + 1 - len(tokens)
         self.live[request_id] = Live(
             prompt, min(max_tokens, room), [[] for _ in range(n)], unfinished=set(range(n))

@@ -22,7 +22,7 @@ from app.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 
 MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
 QWEN: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}
@@ -35,7 +35,7 @@ def load(model_dir: Path, **cache: Any) -> Engine:
 
 
 def tokens(engine: Engine) -> list[int]:
-    engine.add_request("a", [1, 5, 9], SamplingParams(6, temperature=0.0, ignore_eos=True))
+    engine.add_request(GenerateRequest("a", [1, 5, 9], SamplingParams(6, temperature=0.0, ignore_eos=True)))
     out: list[int] = []
     while engine.has_work():
         out += engine.step().outputs[0].new_token_ids
@@ -90,13 +90,6 @@ def test_tensors_that_nothing_reads_are_refused(new_tiny_llama: NewLlama) -> Non
     change_weights(folder, {f"{prefix}.q_proj.bias": np.ones(64, np.float32)})
     with pytest.raises(UnsupportedModelError, match=r"1 tensors belong to nothing .*q_proj\.bias"):
         load(folder)
-
-
-def test_dynamic_rope_ends_with_the_original_context(new_tiny_llama: NewLlama) -> None:
-    folder = new_tiny_llama(rope_scaling={"type": "dynamic", "factor": 2.0})
-    assert load(folder).max_model_len == 256
-    with pytest.raises(ConfigError, match="max_model_len = 257: the model allows 2 to 256"):
-        Engine.load(folder, EngineConfig(), device="cpu", dtype="float32", max_model_len=257)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from app.config import SchedulerConfig
 from app.engine.cache.prefix_cache import PrefixCache
-from app.engine.torch.request import Request
+from app.engine.torch.request import Request, Status
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.generation import SamplingParams
@@ -218,12 +218,12 @@ def test_the_latest_arrived_is_preempted_and_comes_back_first_with_its_cached_bl
     late = add(scheduler, "b", 7)
     step(scheduler)
     add(scheduler, "c", 10)
-    schedules = [step(scheduler) for _ in range(5)]
     # Both hold 3 blocks after 8 tokens; both need a fourth for their 13th token.
-    assert [schedule.num_preempted for schedule, _ in schedules] == [0, 0, 0, 0, 0]
-    schedule, tokens = step(scheduler)
-    assert schedule.num_preempted == 1
-    assert tokens == {"a": 1}
+    for _ in range(5):
+        step(scheduler)
+        assert (early.status, late.status) == (Status.RUNNING, Status.RUNNING)
+    assert step(scheduler)[1] == {"a": 1}
+    assert (early.status, late.status) == (Status.RUNNING, Status.WAITING)
     assert (late.num_computed_tokens, late.table.block_ids) == (0, [])
     assert scheduler.num_waiting == 2
     scheduler.remove(early)
@@ -234,12 +234,11 @@ def test_the_latest_arrived_is_preempted_and_comes_back_first_with_its_cached_bl
 
 def test_a_request_preempts_itself_when_it_is_the_latest() -> None:
     scheduler = new_scheduler(num_blocks=5)
-    add(scheduler, "a", 8)
-    add(scheduler, "b", 8)
+    first = add(scheduler, "a", 8)
+    second = add(scheduler, "b", 8)
     step(scheduler)
-    schedule, tokens = step(scheduler)
-    assert schedule.num_preempted == 1
-    assert tokens == {"a": 1}
+    assert step(scheduler)[1] == {"a": 1}
+    assert (first.status, second.status) == (Status.RUNNING, Status.WAITING)
 
 
 def test_removing_frees_at_once_wherever_the_request_is() -> None:
@@ -250,6 +249,7 @@ def test_removing_frees_at_once_wherever_the_request_is() -> None:
     scheduler.remove(waiting)
     scheduler.check_integrity()
     assert (scheduler.num_running, scheduler.num_waiting) == (0, 0)
+    assert (running.status, waiting.status) == (Status.ENDED, Status.ENDED)
 
 
 def test_pending_prefill_leaves_out_what_the_cache_has() -> None:

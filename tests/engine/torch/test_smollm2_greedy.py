@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from app.text.tokenizer import Tokenizer
 
 NUM_TOKENS = 60
@@ -64,7 +64,7 @@ def answer_all(engine: Engine, prompts: dict[str, list[int]]) -> Run:
     run = Run({question: [] for question in prompts}, {})
     for question, prompt in prompts.items():
         params = SamplingParams(NUM_TOKENS, temperature=0.0, ignore_eos=True)
-        engine.add_request(question, prompt, params)
+        engine.add_request(GenerateRequest(question, prompt, params))
     while engine.has_work():
         num_waiting = engine.load_stat(0).num_waiting_reqs
         for output in engine.step().outputs:

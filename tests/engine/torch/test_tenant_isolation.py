@@ -9,9 +9,10 @@ import pytest
 
 from app import hashing
 from app.config import EngineConfig
-from app.engine.torch.engine import Engine, RequestOutput
+from app.engine.torch.engine import Engine
+from app.engine.torch.outputs import RequestOutput
 from app.events.schema import BlockRemoved, BlockStored
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from app.routing.index.prefix_index import PrefixIndex
 from tests.support.depths import depth_by_rank
 from tests.support.engine.runs import run
@@ -38,7 +39,7 @@ def new_engine(tiny_llama_dir: Path) -> NewEngine:
 def ask(engine: Engine, tenant: str, cache_salt: str | None = None, *, n: int = 1) -> list[RequestOutput]:
     """Everything that `engine` says to a tenant that sends the prompt."""
     params = SamplingParams(6, seed=3, ignore_eos=True, logprobs=5)
-    engine.add_request("id", PROMPT, params, hashing.tenant_salt(tenant, cache_salt), n=n)
+    engine.add_request(GenerateRequest("id", PROMPT, params, hashing.tenant_salt(tenant, cache_salt), n=n))
     return run(engine)["id"]
 
 
@@ -49,7 +50,7 @@ def num_cached(outputs: list[RequestOutput]) -> int:
 
 def num_steps(engine: Engine, tenant: str) -> int:
     """Steps until the tenant's first token: what a clock would show of the cache."""
-    engine.add_request("id", PROMPT, SamplingParams(1), hashing.tenant_salt(tenant, None))
+    engine.add_request(GenerateRequest("id", PROMPT, SamplingParams(1), hashing.tenant_salt(tenant, None)))
     steps = 1
     while not engine.step().outputs:
         steps += 1
@@ -95,7 +96,7 @@ def test_tenants_that_send_the_same_prompt_at_once_compute_it_each(new_engine: N
     engine = new_engine()
     for tenant in ("a", "b"):
         salt = hashing.tenant_salt(tenant, None)
-        engine.add_request(tenant, PROMPT, SamplingParams(1, ignore_eos=True), salt)
+        engine.add_request(GenerateRequest(tenant, PROMPT, SamplingParams(1, ignore_eos=True), salt))
     assert {name: num_cached(outputs) for name, outputs in run(engine).items()} == {"a": 0, "b": 0}
     assert engine.num_cached_blocks == 2 * len(PROMPT) // BLOCK
 
@@ -103,7 +104,7 @@ def test_tenants_that_send_the_same_prompt_at_once_compute_it_each(new_engine: N
 def test_a_routers_index_knows_a_prompt_by_its_tenant_only(new_engine: NewEngine) -> None:
     """The hashes that an ingress looks for are those that the engine publishes, for one tenant."""
     engine, index = new_engine(), PrefixIndex()
-    engine.add_request("id", PROMPT, SamplingParams(1), hashing.tenant_salt("a", "b"))
+    engine.add_request(GenerateRequest("id", PROMPT, SamplingParams(1), hashing.tenant_salt("a", "b")))
     while engine.has_work():
         for event in engine.step().events:
             assert isinstance(event, BlockStored | BlockRemoved)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from app.engine.torch.engine import Engine, RequestOutput
+from app.engine.torch.engine import Engine
+from app.engine.torch.outputs import RequestOutput
 
 
 def run(engine: Engine) -> dict[str, list[RequestOutput]]:

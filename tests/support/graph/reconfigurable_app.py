@@ -26,13 +26,15 @@ class ReconfigurableRank(DPRank):
     """Constructed by `reconfigure`, which Serve calls before the first request too."""
 
     def __init__(self) -> None:
-        pass
+        self._is_constructed = False
 
     async def reconfigure(self, args: Mapping[str, Any]) -> None:
         """End what runs and start as a new replica with these settings would."""
-        self.__del__()
+        if self._is_constructed:
+            self.stop()
         config = load_config(args)
-        await super().__init__(config, parse_kv_events(config))
+        super().__init__(config, parse_kv_events(config))
+        self._is_constructed = True
 
 
 class ReconfigurableIngress(Ingress):

@@ -25,8 +25,6 @@ from app.generation import SamplingParams, TokenLogprobs
 
 # Most nuclei (top_p) are small: looking among this many first spares sorting the vocabulary.
 FIRST_CANDIDATES = 512
-# Numbers below 1 with this many bits stay below 1 when multiplied and rounded in float64.
-DRAW_BITS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,6 @@ def _nucleus(scaled: Tensor, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
 
 def _draw(distribution: Tensor, request: Request) -> int:
     cumulated = distribution.cumsum(0)
-    target = cumulated[-1] * (request.random.getrandbits(DRAW_BITS) / 2**DRAW_BITS)
+    target = cumulated[-1] * request.draw()
     # The first token whose cumulated probability exceeds the target: never one of probability 0.
     return int(torch.searchsorted(cumulated, target, right=True))

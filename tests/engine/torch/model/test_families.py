@@ -30,7 +30,7 @@ from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
 from app.engine.torch.request import Request
 from app.engine.torch.scheduler import Scheduler
-from app.generation import SamplingParams
+from app.generation import GenerateRequest, SamplingParams
 from kernels import load_kernels
 from kernels.backends import BACKENDS
 
@@ -222,7 +222,9 @@ def test_greedy_tokens_are_those_of_transformers(name: str, new_model: Callable[
 def generate(engine: Engine, prompts: list[list[int]], num_new: int) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
     for index, prompt in enumerate(prompts):
-        engine.add_request(str(index), prompt, SamplingParams(num_new, temperature=0.0, ignore_eos=True))
+        engine.add_request(
+            GenerateRequest(str(index), prompt, SamplingParams(num_new, temperature=0.0, ignore_eos=True))
+        )
     while engine.has_work():
         for output in engine.step().outputs:
             answers[int(output.request_id)] += output.new_token_ids

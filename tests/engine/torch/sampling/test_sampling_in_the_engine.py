@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from app.config import EngineConfig
-from app.engine.torch.engine import Engine, RequestOutput
+from app.engine.torch.engine import Engine
+from app.engine.torch.outputs import RequestOutput
 from app.errors import InvalidRequestError
-from app.generation import SamplingParams, StructuredOutput
+from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.text_stream import TextStream
 from tests.support.engine.runs import run, tokens_of
 
@@ -68,7 +69,9 @@ def new_engine(tiny_llama_dir: Path) -> NewEngine:
 
 
 def answer(engine: Engine, **params: Any) -> list[RequestOutput]:
-    engine.add_request("r", PROMPT, SamplingParams(**({"max_tokens": 20, "temperature": 0.0} | params)))
+    engine.add_request(
+        GenerateRequest("r", PROMPT, SamplingParams(**({"max_tokens": 20, "temperature": 0.0} | params)))
+    )
     return run(engine)["r"]
 
 
@@ -102,14 +105,14 @@ def test_a_seed_gives_the_same_with_every_feature_on_in_any_company(
         SamplingParams(20, min_p=0.2, structured_output=ANYTHING),
     ]
     alone = new_engine()
-    alone.add_request("seeded", PROMPT, params)
+    alone.add_request(GenerateRequest("seeded", PROMPT, params))
     expected = run(alone)["seeded"]
     num_preempted = 0
     for options in ({}, {"num_blocks": 15}, {"max_batch_tokens": 6}):
         engine = new_engine(**options)
         for index, other in enumerate(company):
-            engine.add_request(str(index), [*PROMPT, index], other)
-        engine.add_request("seeded", PROMPT, params)
+            engine.add_request(GenerateRequest(str(index), [*PROMPT, index], other))
+        engine.add_request(GenerateRequest("seeded", PROMPT, params))
         outputs: list[RequestOutput] = []
         num_waiting = 4
         while engine.has_work():
@@ -124,9 +127,13 @@ def test_a_seed_gives_the_same_with_every_feature_on_in_any_company(
 
 def test_logprobs_come_with_every_token_that_asks_for_them(new_engine: NewEngine) -> None:
     engine = new_engine()
-    engine.add_request("with", PROMPT, SamplingParams(6, temperature=0.0, ignore_eos=True, logprobs=3))
-    engine.add_request("own", PROMPT, SamplingParams(6, seed=1, ignore_eos=True, logprobs=0))
-    engine.add_request("without", PROMPT, SamplingParams(6, temperature=0.0, ignore_eos=True))
+    engine.add_request(
+        GenerateRequest("with", PROMPT, SamplingParams(6, temperature=0.0, ignore_eos=True, logprobs=3))
+    )
+    engine.add_request(GenerateRequest("own", PROMPT, SamplingParams(6, seed=1, ignore_eos=True, logprobs=0)))
+    engine.add_request(
+        GenerateRequest("without", PROMPT, SamplingParams(6, temperature=0.0, ignore_eos=True))
+    )
     outputs = run(engine)
     for output in outputs["with"]:
         (logprobs,) = output.logprobs or []
@@ -145,14 +152,14 @@ def test_min_tokens_put_off_every_kind_of_ending(new_engine: NewEngine) -> None:
     assert tokens_of(outputs)[:7] == free[:7]
     assert (tokens_of(outputs)[7:], outputs[-1].finish_reason) == ([EOS], "stop")
     outputs = answer(new_engine(), logit_bias={99: 30.0}, min_tokens=7, stop_token_ids=(99,))
-    assert (tokens_of(outputs)[7:], outputs[-1].stop_reason) == ([99], 99)
+    assert (tokens_of(outputs)[7:], outputs[-1].finish_reason) == ([99], "stop")
 
 
 def test_stop_strings_are_looked_for_behind_min_tokens_only(new_engine: NewEngine) -> None:
     outputs = answer(new_engine(), logit_bias={99: 50.0}, stop=("99 99",), ignore_eos=True)
     assert len(tokens_of(outputs)) == 2
     outputs = answer(new_engine(), logit_bias={99: 50.0}, stop=("99 99",), ignore_eos=True, min_tokens=5)
-    assert (len(tokens_of(outputs)), outputs[-1].stop_reason) == (7, "99 99")
+    assert (len(tokens_of(outputs)), outputs[-1].finish_reason) == (7, "stop")
 
 
 def test_a_repetition_penalty_counts_prompt_and_output_alike(new_engine: NewEngine) -> None:
@@ -161,7 +168,7 @@ def test_a_repetition_penalty_counts_prompt_and_output_alike(new_engine: NewEngi
     tokens = tokens_of(answer(engine, **fields))
     assert tokens != tokens_of(answer(engine, ignore_eos=True))
     for index, token in enumerate(tokens):
-        engine.add_request("r", [*PROMPT, *tokens[:index]], SamplingParams(1, **fields))
+        engine.add_request(GenerateRequest("r", [*PROMPT, *tokens[:index]], SamplingParams(1, **fields)))
         assert tokens_of(run(engine)["r"]) == [token]
 
 
@@ -169,7 +176,7 @@ def test_a_structured_output_ends_when_nothing_can_follow(new_engine: NewEngine)
     outputs = answer(new_engine(), structured_output=ANYTHING)
     tokens = tokens_of(outputs)
     assert [token % 2 for token in tokens] == [1, 0] * 6
-    assert (outputs[-1].finish_reason, outputs[-1].stop_reason) == ("stop", None)
+    assert outputs[-1].finish_reason == "stop"
     assert answer(new_engine(), structured_output=ANYTHING, max_tokens=5)[-1].finish_reason == "length"
     # min_tokens can't ask for more than there is.
     assert len(tokens_of(answer(new_engine(), structured_output=ANYTHING, min_tokens=15))) == 12
@@ -181,8 +188,8 @@ def test_a_request_that_can_not_go_on_ends_alone_and_frees_its_blocks(new_engine
     stuck = SamplingParams(
         20, temperature=0.0, structured_output=ANYTHING, min_tokens=5, stop_token_ids=only_odd
     )
-    engine.add_request("stuck", PROMPT, stuck)
-    engine.add_request("other", PROMPT, SamplingParams(20, temperature=0.0, ignore_eos=True))
+    engine.add_request(GenerateRequest("stuck", PROMPT, stuck))
+    engine.add_request(GenerateRequest("other", PROMPT, SamplingParams(20, temperature=0.0, ignore_eos=True)))
     outputs = run(engine)
     assert outputs["stuck"][-1].finish_reason == "error"
     assert "after 1 output tokens no token may follow" in (outputs["stuck"][-1].error or "")
@@ -192,10 +199,15 @@ def test_a_request_that_can_not_go_on_ends_alone_and_frees_its_blocks(new_engine
 
 def test_what_the_engine_can_not_do_is_refused(new_engine: NewEngine, tiny_llama_dir: Path) -> None:
     with pytest.raises(InvalidRequestError, match=r"logit_bias has tokens from 5 to 512; allowed: 0 to 511"):
-        new_engine().add_request("r", PROMPT, SamplingParams(1, logit_bias={5: 1.0, 512: 1.0}))
+        new_engine().add_request(
+            GenerateRequest("r", PROMPT, SamplingParams(1, logit_bias={5: 1.0, 512: 1.0}))
+        )
     bare = Engine.load(tiny_llama_dir, EngineConfig(), device="cpu", dtype="float32")
     params = SamplingParams(1, structured_output=ANYTHING)
-    for refuse in (lambda: bare.prepare(params), lambda: bare.add_request("r", PROMPT, params)):
+    for refuse in (
+        lambda: bare.prepare(params),
+        lambda: bare.add_request(GenerateRequest("r", PROMPT, params)),
+    ):
         with pytest.raises(InvalidRequestError, match="no tokenizer") as refused:
             refuse()
         assert refused.value.param == "structured_outputs.grammar"

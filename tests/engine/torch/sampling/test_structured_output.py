@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
-from app.generation import SamplingParams, StructuredOutput
+from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def answers_and_waits(
 ) -> tuple[list[Answer], list[int]]:
     """Also how many requests waited after each step."""
     for index, params in enumerate(wanted):
-        engine.add_request(str(index), [5, 6, 7], params)
+        engine.add_request(GenerateRequest(str(index), [5, 6, 7], params))
     tokens: list[list[int]] = [[] for _ in wanted]
     reasons: list[str | None] = [None for _ in wanted]
     num_waiting = []

@@ -1,0 +1,126 @@
+"""What a rank needs of an engine, whichever engine it is.
+
+    prepare ─▶ admit ─▶ chunks … ─▶ the last sample ends, or abort
+                 │
+                 └─▶ cache events and load reports, in order ─▶ EngineListener
+
+An engine is asynchronous: its methods are called on one event loop, and none of them waits for a step. How it
+computes, on a thread or in another process, is its own business. It knows no deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from app.events.schema import CacheEvent, LoadStat
+from app.events.snapshot import CachedBlock
+from app.generation import GenerateRequest, SamplingParams, TokenChunk
+
+Result = TypeVar("Result")
+
+
+class EngineListener(Protocol):
+    """Receives what changes in an engine, in order.
+
+    All calls come from one thread, or one event loop: the one on which the engine's cache changes.
+    """
+
+    def publish(self, events: Sequence[CacheEvent], /) -> None:
+        """The cache changed like this since the last call. The events don't change any more."""
+        ...
+
+    def publish_load(self, stat: LoadStat, acknowledged: Sequence[str], /) -> None:
+        """The load now; it is the first that counts the requests with these ids."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """What stays the same of an engine.
+
+    Attributes:
+        max_model_len: tokens of prompt and output together at most.
+        max_prompt_tokens: tokens of a prompt at most.
+        num_blocks: blocks of its KV cache.
+        device, dtype: where the model runs, and the number format of weights and KV cache.
+        kernels: the name of what computes.
+    """
+
+    max_model_len: int
+    max_prompt_tokens: int
+    num_blocks: int
+    device: str
+    dtype: str
+    kernels: str
+
+
+class RankEngine(Protocol):
+    """The engine of one rank: token ids in, token ids and cache events out."""
+
+    @property
+    def description(self) -> EngineDescription:
+        """What stays the same."""
+        ...
+
+    @property
+    def load(self) -> LoadStat:
+        """The load, as last reported."""
+        ...
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that a new prompt could hit, as of the last load report."""
+        ...
+
+    def start(self, listener: EngineListener | None) -> None:
+        """Begin to work, on the running event loop; None publishes nothing."""
+        ...
+
+    def stop(self) -> None:
+        """End after the current step. Requests that are live fail; a second call does nothing."""
+        ...
+
+    def check_health(self) -> None:
+        """
+        Raises:
+            EngineFailedError: the engine has stopped, or is about to.
+        """
+        ...
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Do what `admit` may need long for, so that no step waits for it.
+
+        Raises:
+            InvalidRequestError: the structured output that `params` ask for doesn't compile.
+        """
+        ...
+
+    def admit(self, request: GenerateRequest) -> AsyncIterator[TokenChunk]:
+        """The output of the request's samples, a chunk for each that a step adds to; iterate it once.
+
+        It ends when every sample has ended. Leaving it early aborts nothing: `abort` does.
+
+        Raises (at once, or while iterating):
+            RequestError: the request is refused, can't be computed, or the engine has stopped.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, all of its samples, and free its blocks; an unknown id does nothing.
+
+        Its stream ends after the chunks that were computed already.
+        """
+        ...
+
+    async def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Result:
+        """What `read` makes of everything that a new prompt could hit, parents before children.
+
+        `read` is called where the listener is: after all events that led to this content were published, and
+        before any later one.
+
+        Raises:
+            EngineFailedError: the engine has stopped.
+        """
+        ...

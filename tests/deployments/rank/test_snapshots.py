@@ -1,0 +1,87 @@
+"""A rank's snapshots are what its published events amount to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import zmq
+import zmq.asyncio
+
+from app import hashing
+from app.events.batch_codec import decode_batch
+from app.events.following.recovery_client import RecoveryClient
+from app.events.schema import BlockRemoved, BlockStored, EventBatch
+from tests.support.engine.live_rank import LiveRank, answer
+from tests.support.snapshots import parents_in
+
+
+async def test_the_snapshot_is_what_the_replayed_events_amount_to(publishing_rank: LiveRank) -> None:
+    """64 blocks of 4 tokens, and prompts of 40 blocks: everything is evicted, again and again."""
+    rank = publishing_rank
+    work = [asyncio.create_task(answer(rank.generate(range(n, n + 160)))) for n in (10, 60, 110)]
+    during = [await rank.core.snapshot() for _ in range(20)]
+    await asyncio.gather(*work)
+    for n in (160, 210, 260):
+        await answer(rank.generate(range(n, n + 160)))
+    snapshots = [*during, await rank.core.snapshot()]
+    batches = await replayed(rank, snapshots[-1].seq)
+    states = states_after(batches)
+    assert any(isinstance(event, BlockRemoved) for batch in batches for event in batch.events)
+    assert len({snapshot.seq for snapshot in snapshots}) > 1
+    for snapshot in snapshots:
+        assert set(parents_in(snapshot)) == states[snapshot.seq]
+        assert snapshot.epoch == rank.publisher.epoch
+    assert len(parents_in(snapshots[-1])) == rank.thread.num_cached_blocks
+
+
+async def test_events_name_the_prompts_blocks(publishing_rank: LiveRank) -> None:
+    await answer(publishing_rank.generate([5, 6, 7, 8, 9], cache_salt="tenant"))
+    snapshot = await publishing_rank.core.snapshot()
+    (digest,) = hashing.chain([5, 6, 7, 8], 4, hashing.seed("tenant"))
+    assert hashing.wire_hash(digest) in parents_in(snapshot)
+
+
+async def test_a_reset_between_steps_is_published(publishing_rank: LiveRank) -> None:
+    rank = publishing_rank
+    await answer(rank.generate())
+    before = await rank.core.snapshot()
+    assert parents_in(before)
+    await rank.thread.call(lambda engine: engine.reset_cache())
+    after = await rank.core.snapshot()
+    assert after.seq == before.seq + 1
+    assert parents_in(after) == {}
+    *_, full, empty = states_after(await replayed(rank, after.seq))
+    assert full == set(parents_in(before))
+    assert empty == set()
+
+
+async def replayed(rank: LiveRank, last: int) -> list[EventBatch]:
+    """The batches up to `last`, once the publisher's own thread has put them into its buffer."""
+    async with asyncio.timeout(10):
+        while rank.publisher.counters.published_batches <= last:
+            await asyncio.sleep(0.005)
+    batches: list[EventBatch] = []
+    with zmq.asyncio.Context() as context:
+        client = RecoveryClient(context, f"tcp://127.0.0.1:{rank.port('replay_port')}")
+        await client.replay(0, lambda seq, payload: batches.append(decode_batch(payload)))
+        client.close()
+    return batches[: last + 1]
+
+
+def states_after(batches: Sequence[EventBatch]) -> list[set[int]]:
+    """The block set after each batch."""
+    states = []
+    blocks: set[int] = set()
+    for batch in batches:
+        for event in batch.events:
+            match event:
+                case BlockStored():
+                    blocks = blocks | set(event.block_hashes)
+                case BlockRemoved():
+                    assert set(event.block_hashes) <= blocks
+                    blocks = blocks - set(event.block_hashes)
+                case _:
+                    blocks = set()
+        states.append(blocks)
+    return states

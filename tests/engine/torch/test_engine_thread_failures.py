@@ -1,0 +1,157 @@
+"""An engine on its thread that breaks, or is stopped: no caller is left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from app.engine.torch.engine_thread import EngineThread
+from app.errors import EngineFailedError, RequestError, RequestFailedError
+from app.generation import SamplingParams, StructuredOutput, TokenChunk
+from tests.support.engine.live_engine import LONG, SHORT, LiveEngine, all_of, error_of, tokens
+from tests.support.engine.tiny_engine import tiny_engine
+
+CHOICE = StructuredOutput("choice", '["a"]', "structured_outputs.choice")
+NewEngine = Callable[..., LiveEngine]
+
+
+@pytest.fixture
+async def new_engine(tiny_llama_dir: Path) -> AsyncIterator[NewEngine]:
+    threads: list[EngineThread] = []
+
+    def make(model_dir: Path = tiny_llama_dir, **options: Any) -> LiveEngine:
+        scheduler = {"max_running_requests": 2, "max_waiting_requests": 3, "max_batch_tokens": 64}
+        thread = EngineThread(tiny_engine(model_dir, scheduler=scheduler, **options), dp_rank=0)
+        thread.start(None)
+        threads.append(thread)
+        return LiveEngine(thread)
+
+    yield make
+    for thread in threads:
+        thread.stop()
+
+
+@pytest.fixture
+async def live(new_engine: NewEngine) -> LiveEngine:
+    return new_engine()
+
+
+async def test_what_a_call_raises_is_the_callers(live: LiveEngine) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await live.thread.call(lambda engine: 1 // 0)
+    live.thread.check_health()
+    assert len(await all_of(live.admit())) == 3
+
+
+async def test_a_sample_that_fails_ends_the_request_and_its_other_samples(
+    new_tiny_llama: Callable[..., Path], new_engine: NewEngine
+) -> None:
+    model_dir = new_tiny_llama()
+    weights = load_file(model_dir / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, model_dir / "model.safetensors")
+    live = new_engine(model_dir)
+    assert "logits are not finite" in (await error_of(live.admit(params=LONG, n=3))).message
+    assert await live.load() == (0, 0, 0)
+
+
+class OneToken:
+    """A grammar that lets token 7 through and is finished."""
+
+    def __init__(self) -> None:
+        self.is_finished = False
+
+    def allowed_tokens(self) -> bytes:
+        return bytes(token_id == 7 for token_id in range(512))
+
+    def accept(self, token_id: int) -> None:
+        self.is_finished = True
+
+
+async def test_what_no_output_can_become_is_an_error_and_not_the_end_of_the_engine(
+    new_engine: NewEngine,
+) -> None:
+    live = new_engine(new_grammar=lambda wanted: OneToken())
+    params = SamplingParams(10, structured_output=CHOICE, min_tokens=1, stop_token_ids=(7,))
+    error = await error_of(live.admit(params=params))
+    assert isinstance(error, RequestFailedError)
+    assert "no token may follow" in error.message
+    assert len(tokens(await all_of(live.admit(params=SHORT)))) == 3
+
+
+class BrokenText:
+    """A detokeniser that fails on a request's second token."""
+
+    def __init__(self) -> None:
+        self.matched: str | None = None
+        self._num_tokens = 0
+
+    def push(self, token_id: int) -> str:
+        self._num_tokens += 1
+        if self._num_tokens == 2:
+            raise RuntimeError("no such character")
+        return ""
+
+
+async def test_an_engine_that_breaks_in_a_step_ends_every_stream_and_its_health(
+    new_engine: NewEngine,
+) -> None:
+    live = new_engine(new_text_stream=lambda stop, min_tokens: BrokenText())
+    innocent = live.admit(params=LONG)
+    await anext(innocent)
+    guilty = live.admit(params=SamplingParams(max_tokens=50, temperature=0, ignore_eos=True, stop=("x",)))
+    waiting = live.admit(params=LONG)
+    call = asyncio.create_task(never_ending_calls(live))
+    errors = await asyncio.gather(*map(error_at_last, [innocent, guilty, waiting]))
+    assert all("its log says why" in error.message for error in errors)
+    assert len(set(map(id, errors))) == 3, "each stream raises an error of its own"
+    with pytest.raises(EngineFailedError):
+        await call
+    check_it_has_stopped(live)
+
+
+async def test_stopping_leaves_no_caller_waiting(live: LiveEngine) -> None:
+    stream = live.admit(params=LONG)
+    await anext(stream)
+    call = asyncio.create_task(never_ending_calls(live))
+    await asyncio.sleep(0)  # the call is in the inbox
+    await asyncio.to_thread(live.thread.stop)
+    await error_at_last(stream)
+    with pytest.raises(EngineFailedError):
+        await call
+    check_it_has_stopped(live)
+
+
+async def test_stopping_twice(live: LiveEngine) -> None:
+    await all_of(live.admit())
+    live.thread.stop()
+    live.thread.stop()
+    check_it_has_stopped(live)
+    with pytest.raises(EngineFailedError):
+        await live.thread.content(len)
+
+
+def check_it_has_stopped(live: LiveEngine) -> None:
+    with pytest.raises(EngineFailedError):
+        live.thread.check_health()
+    with pytest.raises(EngineFailedError):
+        live.admit()
+
+
+async def error_at_last(stream: AsyncIterator[TokenChunk]) -> RequestError:
+    """The engine's failure, with which a stream ends after some chunks or none."""
+    async with asyncio.timeout(10):
+        with pytest.raises(EngineFailedError) as raised:
+            await all_of(stream)
+    return raised.value
+
+
+async def never_ending_calls(live: LiveEngine) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            await live.load()
