@@ -21,6 +21,7 @@ import zmq.asyncio
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.subscriber import RankSubscriber
 from app.events.schema import CacheEvent
+from tests.support.deadlines import comes_true
 from tests.support.events.blocks import Blocks, removed, stored
 from tests.support.events.faulty_link import (
     Fault,
@@ -32,7 +33,7 @@ from tests.support.events.faulty_link import (
     swap_neighbours,
 )
 from tests.support.events.ranks import MakeRank, Rank, publisher_info, with_address
-from tests.support.events.waiting import Follow, holds
+from tests.support.events.waiting import Follow
 from tests.support.free_ports import find_free_ports
 from tests.support.snapshots import parents_in
 
@@ -95,7 +96,7 @@ class Followed:
             self.change(1)
             return self.subscriber.status.state == "exact" and self.subscriber.status.applied_seq > 3
 
-        assert await holds(arrived), self.subscriber.status
+        assert await comes_true(arrived), self.subscriber.status
 
     def is_equal(self) -> bool:
         status = self.subscriber.status
@@ -298,14 +299,14 @@ async def test_a_publisher_killed_and_started_again(
         status = subscriber.status
         return status.state == "exact" and status.applied_seq > 50 and status.resyncs >= num_resyncs
 
-    assert await holds(lambda: is_exact(0)), subscriber.status
+    assert await comes_true(lambda: is_exact(0)), subscriber.status
     first.kill()
     second = start_process(port, replay_port, 2)
     started = time.monotonic()
-    assert await holds(lambda: is_exact(1)), subscriber.status
+    assert await comes_true(lambda: is_exact(1)), subscriber.status
     report_seconds(time.monotonic() - started, subscriber.status.reason)
     last_seq = second.settle()
-    assert await holds(lambda: subscriber.status.applied_seq == last_seq), subscriber.status
+    assert await comes_true(lambda: subscriber.status.applied_seq == last_seq), subscriber.status
     snapshot = await client.snapshot()
     assert snapshot.seq == last_seq
     assert sink.hashes == set(parents_in(snapshot))
@@ -325,7 +326,7 @@ async def test_a_link_that_stays_silent_at_first_is_a_slow_joiner(
         return []
 
     view = followed(fault, replay=True)
-    assert await holds(lambda: view.subscriber.status.state == "exact")
+    assert await comes_true(lambda: view.subscriber.status.state == "exact")
     view.change(3)
     report_seconds(await view.seconds_to_agree(polls=False))
     assert not passed

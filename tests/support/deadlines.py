@@ -60,8 +60,8 @@ async def until(condition: Callable[[], Any], what: str, timeout_s: float = DEAD
         await asyncio.sleep(INTERVAL_S)
 
 
-async def holds_within(timeout_s: float, condition: Callable[[], Any]) -> bool:
-    """Whether `condition` came true within `timeout_s`."""
+async def comes_true(condition: Callable[[], Any], timeout_s: float = 10.0) -> bool:
+    """Whether `condition`, as of `until`, was true within `timeout_s`: to assert with a message made then."""
     try:
         await until(condition, "", timeout_s)
     except DeadlineMissed:

@@ -15,11 +15,12 @@ from app.events.curve import (
 from app.events.following.connection import Connection
 from app.events.following.recovery_client import RecoveryClient
 from app.events.schema import LoadStat
+from tests.support.deadlines import comes_true
 from tests.support.events.bare_client import BareClient, MakeBareClient
 from tests.support.events.blocks import Blocks, stored
 from tests.support.events.curve_keys import Keys, curve_client
 from tests.support.events.ranks import STAT, MakeRank, Rank, with_address
-from tests.support.events.waiting import Follow, holds, is_exact
+from tests.support.events.waiting import Follow, is_exact
 from tests.support.free_ports import find_free_ports
 
 OTHER_SERVER = zmq.curve_keypair()[0]
@@ -36,7 +37,7 @@ async def publish_until_received(rank: Rank, witness: BareClient) -> None:
         rank.publisher.publish_load(STAT)
         return all(witness.received())
 
-    assert await holds(publish)
+    assert await comes_true(publish)
 
 
 async def replayed(recovery: RecoveryClient) -> list[int]:
@@ -53,7 +54,7 @@ async def test_with_the_right_keys_events_load_and_replay_come(
     loads: list[LoadStat] = []
     info = rank.info
     subscriber = follow(info, rank, sink, curve_keys=keys.router, on_load=loads.append)
-    assert await holds(lambda: is_exact(subscriber))
+    assert await comes_true(lambda: is_exact(subscriber))
     for number in range(20):
         rank.step(stored(number))
 
@@ -61,7 +62,7 @@ async def test_with_the_right_keys_events_load_and_replay_come(
         rank.publisher.publish_load(STAT)
         return loads
 
-    assert await holds(publish_load)
+    assert await comes_true(publish_load)
     assert loads[0] == STAT
     assert info.address.replay_endpoint is not None
     recovery = RecoveryClient(
@@ -71,7 +72,7 @@ async def test_with_the_right_keys_events_load_and_replay_come(
     assert (await recovery.snapshot()).seq == 20
     recovery.close()
     subscriber.observe(rank.epoch, rank.seq)
-    assert await holds(lambda: subscriber.status.applied_seq == rank.seq)
+    assert await comes_true(lambda: subscriber.status.applied_seq == rank.seq)
     assert sink.hashes == rank.truth.hashes
     assert rank.info.state.refused_clients == 0
 
@@ -114,7 +115,7 @@ async def test_a_client_that_lacks_a_key_gets_not_one_message_and_both_sides_say
         return bare_client(info, curve_client(info, ours) if info.address.curve_public_key else None)
 
     outsider = bare_client(info, curve)
-    assert await holds(outsider.was_refused)
+    assert await comes_true(outsider.was_refused)
     await publish_until_received(rank, new_witness())
     assert outsider.received() == [False, False, False]
 
@@ -122,7 +123,7 @@ async def test_a_client_that_lacks_a_key_gets_not_one_message_and_both_sides_say
     sink = Blocks()
     described = with_address(info, curve_public_key=believed and believed.decode())
     subscriber = follow(described, rank, sink, curve_keys=own_keys, on_load=loads.append)
-    assert await holds(lambda: subscriber.status.state == "stale")
+    assert await comes_true(lambda: subscriber.status.state == "stale")
     assert client_says in subscriber.status.reason
     await publish_until_received(rank, new_witness())
     assert (subscriber.status.state, sink.hashes, loads) == ("stale", set(), [])
@@ -132,7 +133,7 @@ async def test_a_client_that_lacks_a_key_gets_not_one_message_and_both_sides_say
     with pytest.raises(TimeoutError):
         await recovery.snapshot(timeout_s=0.1)
     if rank_says is not None:
-        assert await holds(lambda: rank.info.state.refused_clients >= 3)
+        assert await comes_true(lambda: rank.info.state.refused_clients >= 3)
         refusal = "client refused by rank 0 at tcp://127.0.0.1:"
         said = [message for message in caplog.messages if refusal in message]
         assert any(rank_says in each for each in said), said
@@ -143,7 +144,7 @@ async def test_a_router_without_a_key_file_dials_no_rank_that_encrypts(
 ) -> None:
     rank = encrypted_rank()
     subscriber = follow(rank.info, rank, Blocks())
-    assert await holds(lambda: subscriber.status.state == "stale")
+    assert await comes_true(lambda: subscriber.status.state == "stale")
     assert "the rank wants CURVE, but no router_key_file is set" in subscriber.status.reason
     assert rank.info.state.refused_clients == 0
 
@@ -173,7 +174,7 @@ async def test_a_refused_question_is_an_error_and_can_be_asked_again(
     keys.allow("other")
     keys.forbid("router")
     second = encrypted_rank(**ports, curve=keys.config | {"router_key_file": None})
-    assert await holds(lambda: second.info.state.refused_clients > 0)
+    assert await comes_true(lambda: second.info.state.refused_clients > 0)
     with pytest.raises(TimeoutError):
         await replayed(recovery)
     keys.allow("router")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from app.events.schema import LoadStat
+from tests.support.deadlines import comes_true
 from tests.support.events.blocks import Blocks
 from tests.support.events.ranks import STAT, MakeRank
-from tests.support.events.waiting import Follow, holds
+from tests.support.events.waiting import Follow
 
 
 async def test_load_reports_and_acknowledgements_arrive(make_rank: MakeRank, follow: Follow) -> None:
@@ -24,7 +25,7 @@ async def test_load_reports_and_acknowledgements_arrive(make_rank: MakeRank, fol
         rank.publisher.publish_load(STAT, ["r1", "r2"])
         return bool(loads and acknowledged)
 
-    assert await holds(arrived)
+    assert await comes_true(arrived)
     assert loads[0] == STAT
     assert acknowledged[:2] == ["r1", "r2"]
 
@@ -39,7 +40,7 @@ async def test_a_load_report_of_another_rank_is_a_bad_message(make_rank: MakeRan
         rank.publisher.publish_load(stray)
         return subscriber.status.bad_messages > 0
 
-    assert await holds(counted)
+    assert await comes_true(counted)
     assert loads == []
 
 
@@ -57,4 +58,4 @@ async def test_a_callback_that_fails_does_not_stop_the_reports(make_rank: MakeRa
         rank.publisher.publish_load(LoadStat(0, 0, 0, 0, 0, 0, 0, 0, 0, 0))
         return len(calls) > 1
 
-    assert await holds(called_twice)
+    assert await comes_true(called_twice)

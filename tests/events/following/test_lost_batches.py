@@ -8,9 +8,10 @@ import pytest
 import zmq.asyncio
 
 from app.events.schema import encode_seq
+from tests.support.deadlines import comes_true
 from tests.support.events.blocks import Blocks, removed, stored
 from tests.support.events.ranks import MakeLossyRank, MakeRank
-from tests.support.events.waiting import Follow, agree, holds, until_live
+from tests.support.events.waiting import Follow, agree, until_live
 from tests.support.free_ports import find_free_ports
 
 FAST_LOSS = {"delivery_timeout_s": 0.05}
@@ -117,7 +118,7 @@ async def test_a_replay_by_another_publisher_is_not_applied(
     while rank.seq < last + 3:
         rank.step(stored(100 + rank.seq), lost=True)
     rank.step(stored(7))
-    assert await holds(lambda: subscriber.status.resyncs > 0)
+    assert await comes_true(lambda: subscriber.status.resyncs > 0)
     assert "it has another batch" in subscriber.status.reason
     await agree(subscriber, rank, sink)
     assert 1 not in sink.hashes

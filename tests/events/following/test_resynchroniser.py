@@ -6,9 +6,10 @@ import asyncio
 
 from app.events.schema import AllBlocksCleared
 from app.events.snapshot import CacheSnapshot
+from tests.support.deadlines import comes_true
 from tests.support.events.blocks import Blocks, stored
 from tests.support.events.ranks import MakeLossyRank, MakeRank
-from tests.support.events.waiting import Follow, agree, holds, is_exact, until_live
+from tests.support.events.waiting import Follow, agree, is_exact, until_live
 from tests.support.free_ports import find_free_ports
 
 
@@ -29,7 +30,7 @@ async def test_a_publisher_restarted_on_the_same_port_is_followed_again(
     await agree(subscriber, old, sink)
 
     old.publisher.close()
-    assert await holds(lambda: subscriber.status.state == "stale")
+    assert await comes_true(lambda: subscriber.status.state == "stale")
     assert sink.hashes == set()
 
     ranks.append(make_rank(**keys))
@@ -53,7 +54,7 @@ async def test_a_sequence_that_goes_back_drops_the_blocks_at_once(
     rank.snapshot_error = RuntimeError("not yet")
     rank.step(AllBlocksCleared())
     rank.step(stored(7))
-    assert await holds(lambda: subscriber.status.state == "stale")
+    assert await comes_true(lambda: subscriber.status.state == "stale")
     assert sink.hashes == set()
     assert "restarted" in subscriber.status.reason
     rank.snapshot_error = None
@@ -68,11 +69,11 @@ async def test_a_restart_before_the_first_batch_after_the_snapshot_is_noticed(
     for number in range(10):
         rank.step(stored(number))
     subscriber = follow(rank.info(), rank, sink)
-    assert await holds(lambda: is_exact(subscriber))
+    assert await comes_true(lambda: is_exact(subscriber))
     rank.restart()
     while subscriber.status.resyncs == 0 and rank.seq < 8:
         rank.step(stored(100 + rank.seq))
-        await holds(lambda: subscriber.status.resyncs > 0, timeout_s=0.1)
+        await comes_true(lambda: subscriber.status.resyncs > 0, timeout_s=0.1)
     assert "restarted" in subscriber.status.reason
     await agree(subscriber, rank, sink)
     assert sink.hashes == rank.truth.hashes
@@ -103,7 +104,7 @@ async def test_a_failing_snapshot_makes_the_rank_stale_until_one_succeeds(
     rank.step(stored(1))
     rank.snapshot_error = RuntimeError("rank is busy")
     subscriber = follow(rank.info(), rank, sink)
-    assert await holds(lambda: rank.num_snapshots >= 3)
+    assert await comes_true(lambda: rank.num_snapshots >= 3)
     assert subscriber.status.state == "stale"
     assert "rank is busy" in subscriber.status.reason
     assert sink.hashes == set()
@@ -121,7 +122,7 @@ async def test_a_snapshot_that_never_comes_makes_the_rank_stale(
 
     rank = lossy_rank()
     subscriber = follow(rank.info(), rank, Blocks(), fetch_snapshot=never, snapshot_timeout_s=0.05)
-    assert await holds(lambda: subscriber.status.state == "stale")
+    assert await comes_true(lambda: subscriber.status.state == "stale")
     assert "TimeoutError" in subscriber.status.reason
 
 
@@ -130,7 +131,7 @@ async def test_a_publisher_that_cant_be_reached_makes_the_rank_stale(
 ) -> None:
     rank, port = lossy_rank(), find_free_ports(1)
     subscriber = follow(rank.info(event_port=port), rank, Blocks(), connect_timeout_s=0.05)
-    assert await holds(lambda: subscriber.status.state == "stale")
+    assert await comes_true(lambda: subscriber.status.state == "stale")
     assert f"no publisher at tcp://127.0.0.1:{port}" in subscriber.status.reason
     assert rank.num_snapshots == 0
 

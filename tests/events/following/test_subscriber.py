@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from app.events.following.subscriber import RankSubscriber
 from app.events.schema import AllBlocksCleared, CacheEvent, encode_seq
 from app.events.snapshot import CacheSnapshot
+from tests.support.deadlines import comes_true
 from tests.support.events.blocks import Blocks, removed, stored
 from tests.support.events.ranks import LossyRank, MakeLossyRank, MakeRank
-from tests.support.events.waiting import Follow, agree, holds, until_live
+from tests.support.events.waiting import Follow, agree, until_live
 
 FAST_LOSS = {"delivery_timeout_s": 0.05}
 """So that a lost batch is noticed soon."""
@@ -158,7 +159,7 @@ async def test_a_publisher_of_vllm_is_followed(
     for event in (stored, removed):
         rank.seq += 1
         rank.send([b"", encode_seq(rank.seq), msgspec.msgpack.encode([time.time(), [event], 0])])
-    assert await holds(lambda: subscriber.status.applied_seq == rank.seq), subscriber.status
+    assert await comes_true(lambda: subscriber.status.applied_seq == rank.seq), subscriber.status
     assert sink.hashes == left
     assert subscriber.status.bad_messages == 0
 

@@ -20,11 +20,12 @@ from app.events.curve import (
 from app.events.following.connection import Connection
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import LoadStat
+from tests.support.deadlines import comes_true
 from tests.support.events.bare_client import MakeBareClient
 from tests.support.events.blocks import Blocks, stored
 from tests.support.events.curve_keys import Keys, curve_client
 from tests.support.events.ranks import STAT, MakeRank
-from tests.support.events.waiting import Follow, holds, is_exact
+from tests.support.events.waiting import Follow, is_exact
 from tests.support.free_ports import find_free_ports
 
 REFUSED = "the publisher refused this client's key"
@@ -50,7 +51,7 @@ async def test_two_ranks_in_one_process_each_have_their_own_keys(
         options = {"dp_rank": number, "dp_size": 2}
         rank = make_rank(options, endpoint=f"tcp://127.0.0.1:{base}", curve=curve)
         subscriber = follow(rank.info, rank, Blocks(), curve_keys=keys.router)
-        assert await holds(partial(is_exact, subscriber))
+        assert await comes_true(partial(is_exact, subscriber))
 
 
 # ---- the list changes
@@ -63,15 +64,17 @@ async def test_a_client_that_is_added_gets_everything_without_a_restart(
     loads: list[LoadStat] = []
     added = load_router_keys(keys.curve_config(router_key_file=str(keys.make("added"))))
     subscriber = follow(rank.info, rank, Blocks(), curve_keys=added, on_load=loads.append)
-    assert await holds(lambda: subscriber.status.state == "stale" and REFUSED in subscriber.status.reason)
+    assert await comes_true(
+        lambda: subscriber.status.state == "stale" and REFUSED in subscriber.status.reason
+    )
     keys.allow("added")
-    assert await holds(lambda: is_exact(subscriber))
+    assert await comes_true(lambda: is_exact(subscriber))
 
     def publish_load() -> list[LoadStat]:
         rank.publisher.publish_load(STAT)
         return loads
 
-    assert await holds(publish_load)
+    assert await comes_true(publish_load)
 
 
 async def test_a_client_that_is_removed_does_not_get_in_any_more(
@@ -91,7 +94,7 @@ async def test_a_client_that_is_removed_does_not_get_in_any_more(
         rank.step(stored(1))
         return first.receive(1)
 
-    assert await holds(publish), "a connection that stands is not cut"
+    assert await comes_true(publish), "a connection that stands is not cut"
     for connection in (first, second):
         connection.close()
 

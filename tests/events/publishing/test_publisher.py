@@ -23,6 +23,7 @@ from app.events.schema import (
     encode_seq,
 )
 from app.events.snapshot import CachedBlock
+from tests.support.deadlines import wait_until
 from tests.support.events.blocks import Blocks, removed, stored
 from tests.support.events.ranks import STAT, MakeRank
 from tests.support.free_ports import find_free_ports
@@ -58,13 +59,13 @@ def subscribe(open_socket: OpenSocket, port: int, topic: bytes = b"") -> zmq.Soc
 
 
 def first_message(sub: zmq.Socket[bytes], publish: Callable[[], object]) -> list[bytes]:
-    """The first message that comes; published again and again, as a subscription takes its time."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+    """The first message that arrives; published again and again, as a subscription takes some time."""
+
+    def message() -> list[bytes]:
         publish()
-        if sub.poll(20):
-            return sub.recv_multipart()
-    raise AssertionError("nothing came")
+        return sub.recv_multipart() if sub.poll(20) else []
+
+    return wait_until(message, "a message", 10)
 
 
 def read_replay(open_socket: OpenSocket, port: int, start_seq: int) -> dict[int, list[CacheEvent]]:

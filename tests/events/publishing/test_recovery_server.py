@@ -15,6 +15,7 @@ from app.events.batch_codec import decode_batch
 from app.events.following.recovery_client import RecoveryClient
 from app.events.schema import AllBlocksCleared, BlockStored, encode_seq
 from app.events.snapshot import CacheContent
+from tests.support.deadlines import wait_until
 from tests.support.events.blocks import some_chains
 from tests.support.events.recovery import Serve, answered
 
@@ -91,10 +92,13 @@ def test_a_peer_that_does_not_read_holds_up_no_other_and_is_given_up(serve: Serv
         assert eager.recv_multipart()[2] == encode_seq(seq)
     assert eager.recv_multipart() == [b"", b"", END, b""]
     assert time.monotonic() - started < 5
-    deadline = time.monotonic() + 5
-    while server.server.abandoned == 0 and time.monotonic() < deadline:
+
+    def is_abandoned() -> bool:
         eager.send_multipart([b"", encode_seq(900)])
         eager.recv_multipart()
+        return server.server.abandoned > 0
+
+    wait_until(is_abandoned, "the peer that doesn't read given up", 5)
     assert server.server.abandoned == 1
 
 
@@ -112,9 +116,7 @@ def test_a_peer_that_asks_without_reading_takes_no_turn_of_another(serve: Serve)
     for _ in range(200):
         greedy.send_multipart([b"", encode_seq(0)])
     assert greedy.poll(5000)
-    deadline = time.monotonic() + 5
-    while server.server.refused == 0:
-        assert time.monotonic() < deadline, "nothing is refused"
+    wait_until(lambda: server.server.refused, "a refusal", 5)
     started = time.monotonic()
     assert len(read_until(server.dealer(b"", encode_seq(899)), [b"", b"", END, b""])) == 1
     assert time.monotonic() - started < 2
@@ -154,9 +156,7 @@ async def test_requests_while_the_engine_is_busy_share_its_answer_and_a_replay_d
 
     server.server.take_content = take
     waiting = [server.dealer(*SNAPSHOT_REQUEST) for _ in range(3)]
-    deadline = time.monotonic() + 10
-    while server.server.num_pending < 3:
-        assert time.monotonic() < deadline, "the requests have not arrived"
+    wait_until(lambda: server.server.num_pending >= 3, "the requests", 5)
     replay = server.dealer(b"", encode_seq(9))
     assert len(read_until(replay, [b"", b"", END, b""])) == 1
     assert not any(socket.poll(0) for socket in waiting)
@@ -164,8 +164,7 @@ async def test_requests_while_the_engine_is_busy_share_its_answer_and_a_replay_d
     for socket in waiting:
         assert len(read_until(socket, [b"", b"", END, b"an-epoch"])) == 1
     late = server.dealer(*SNAPSHOT_REQUEST)
-    while len(asked) < 2:
-        assert time.monotonic() < deadline, "the engine is not asked again"
+    wait_until(lambda: len(asked) >= 2, "a second call of the engine", 5)
     asked[1].set_result(CacheContent("an-epoch", 6, some_chains(2)))
     (reply,) = read_until(late, [b"", b"", END, b"an-epoch"])
     assert reply[2] == encode_seq(6)

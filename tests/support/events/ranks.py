@@ -19,6 +19,7 @@ from app.events.publishing.recovery_server import RecoveryServer
 from app.events.replay import Framing, ReplayBuffer
 from app.events.schema import CacheEvent, EventBatch, LoadStat, encode_seq
 from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
+from tests.support.deadlines import wait_until
 from tests.support.events.blocks import Blocks
 from tests.support.free_ports import find_free_ports
 
@@ -102,13 +103,15 @@ class LossyRank:
             return
         router = self._context.socket(zmq.ROUTER)
         RecoveryServer.prepare(router)
-        deadline = time.monotonic() + 5
-        while True:
+
+        def is_bound() -> bool:
             try:
                 router.bind(f"tcp://127.0.0.1:{self.replay_port}")
-                break
             except zmq.ZMQError:
-                assert time.monotonic() < deadline, "the last server's port is not given back"
+                return False
+            return True
+
+        wait_until(is_bound, "the last server's port given back", 5)
         self._server = RecoveryServer(router, self._buffer, Framing(b""), self._payloads)
         self._server.start()
 

@@ -1,13 +1,11 @@
-"""Waiting for a subscriber, and never longer than a deadline."""
+"""Waiting until a subscriber has what its rank has published."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable
 
 from app.events.following.subscriber import RankSubscriber
-from tests.support.deadlines import holds_within
+from tests.support.deadlines import comes_true
 from tests.support.events.blocks import Blocks
 from tests.support.events.ranks import LossyRank, Rank
 
@@ -15,28 +13,23 @@ Follow = Callable[..., RankSubscriber]
 """Starts a subscriber: what to dial, the rank that gives snapshots, the sink, and options."""
 
 
-async def holds(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
-    """Whether `condition` came true before the deadline."""
-    return await holds_within(timeout_s, condition)
-
-
 def is_exact(subscriber: RankSubscriber) -> bool:
     return subscriber.status.state == "exact"
 
 
 async def until_live(rank: LossyRank, subscriber: RankSubscriber) -> None:
-    """Return once live batches reach the subscriber: a subscription takes effect in its own time."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if is_exact(subscriber):
-            resyncs = subscriber.status.resyncs
-            rank.step()
-            arrived = await holds(lambda: subscriber.status.applied_seq == rank.seq, timeout_s=0.1)
-            # After a resync it may have come in a snapshot, over a connection that receives nothing yet.
-            if arrived and subscriber.status.resyncs == resyncs:
-                return
-        await asyncio.sleep(0.005)
-    raise AssertionError(subscriber.status)
+    """Return once live batches reach the subscriber: a subscription takes effect some time later."""
+
+    async def is_live() -> bool:
+        if not is_exact(subscriber):
+            return False
+        resyncs = subscriber.status.resyncs
+        rank.step()
+        arrived = await comes_true(lambda: subscriber.status.applied_seq == rank.seq, timeout_s=0.1)
+        # After a resync it may have come in a snapshot, over a connection that receives nothing yet.
+        return arrived and subscriber.status.resyncs == resyncs
+
+    assert await comes_true(is_live), subscriber.status
 
 
 async def agree(subscriber: RankSubscriber, rank: LossyRank | Rank, sink: Blocks) -> None:
@@ -46,5 +39,5 @@ async def agree(subscriber: RankSubscriber, rank: LossyRank | Rank, sink: Blocks
         subscriber.observe(rank.epoch, rank.seq)
         return is_exact(subscriber) and subscriber.status.applied_seq == rank.seq
 
-    assert await holds(is_there), subscriber.status
+    assert await comes_true(is_there), subscriber.status
     assert sink.hashes == rank.truth.hashes
