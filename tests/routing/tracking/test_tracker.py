@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from app.events.schema import BlockRemoved, LoadStat
 from app.routing.decisions.decision import Prompt
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import MAX_MISSED_POLLS
+from tests.support.deadlines import until
 from tests.support.depths import depth_by_rank
 from tests.support.routing.cores import load_stat
 from tests.support.routing.live_ranks import (
@@ -24,7 +24,6 @@ from tests.support.routing.live_ranks import (
     Follower,
     description,
     hashes,
-    until,
 )
 
 DISABLED = PublisherInfo(
@@ -68,7 +67,7 @@ async def test_load_comes_by_itself_and_acknowledges_reservations(world: Followe
         live.publisher.publish_load(load_stat(waiting_tokens=17), acknowledged=["a"])
         return len(world.core.reservations) == 0
 
-    await until(reported)
+    await until(reported, "the rank has acknowledged the request", DEADLINE_S)
     assert world.core.load.waiting_tokens(0) == 17
 
 
@@ -134,11 +133,12 @@ async def test_lost_last_batches_are_noticed_from_descriptions(world: Follower) 
     ahead = PublisherInfo(
         described.publisher.address, msgspec.structs.replace(state, last_seq=state.last_seq + 1)
     )
-    deadline = time.monotonic() + DEADLINE_S
-    while world.core.index.blocks_of(0) != set(live.held):
-        assert time.monotonic() < deadline, "not in time"
+
+    async def is_known() -> bool:
         await world.tracker.update([replace(described, publisher=ahead)])
-        await asyncio.sleep(0.05)
+        return world.core.index.blocks_of(0) == set(live.held)
+
+    await until(is_known, "the router has loaded the rank again", DEADLINE_S)
 
 
 async def test_blocks_in_other_media_are_not_credited(world: Follower) -> None:

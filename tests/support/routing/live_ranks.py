@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import time
-from collections.abc import Awaitable, Callable
 
 from app.events.config import KvEventsConfig
 from app.events.following.sync_status import SyncStatus
@@ -15,6 +12,7 @@ from app.events.snapshot import CachedBlock, CacheSnapshot
 from app.hashing import chain, wire_hash
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import Tracker
+from tests.support.deadlines import until
 from tests.support.free_ports import find_free_ports
 from tests.support.routing.cores import load_stat, new_core, set_routable
 
@@ -31,16 +29,6 @@ def hashes(first_token: int, num_blocks: int) -> list[int]:
 def description(rank: int, replica_id: str, load: LoadStat | None = None) -> RankDescription:
     """Of a rank that publishes nothing."""
     return RankDescription(rank, replica_id, None, load or load_stat(rank=rank), MAX_PROMPT)
-
-
-async def until(
-    condition: Callable[[], bool], between: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0)
-) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        await asyncio.sleep(0.005)
-        await between()
 
 
 class LiveRank:
@@ -125,13 +113,13 @@ class Follower:
 
         A batch published just after a subscriber has connected may not reach it: only polls show that.
         """
-        await until(
-            lambda: (
-                self.core.membership.routable.get(live.rank) == "exact"
-                and self.core.index.blocks_of(live.rank) == set(live.held)
-            ),
-            lambda: self.poll(*self.polled),
-        )
+
+        async def is_known() -> bool:
+            await self.poll(*self.polled)
+            is_exact = self.core.membership.routable.get(live.rank) == "exact"
+            return is_exact and self.core.index.blocks_of(live.rank) == set(live.held)
+
+        await until(is_known, f"the blocks of {live.replica_id} are known", DEADLINE_S)
 
     async def until_live(self, live: LiveRank) -> None:
         """Batches come as messages: what follows is in no snapshot."""
