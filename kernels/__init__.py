@@ -6,11 +6,12 @@ the choice. A backend that is asked for and can't run raises; only `auto` choose
 
 - `interface.py` says what each op computes, with its formula, shapes and layouts.
 - `reference.py` is the plain version that the others are tested against.
-- `cpu/` is C++, compiled and loaded by `cpu_library.py`.
-- `<backend>_<subject>.py` hold a backend's versions; `<backend>_backend.py` has them all as `KERNELS`.
+- `torch/` runs wherever torch does, `cpu/` is C++ that its `library.py` compiles and loads, `triton/` is for
+  GPUs. In each a file holds the ops of one subject, and `backend.py` has all of them as `KERNELS`.
+- `unfused_gated_linear.py` makes a gated linear layer out of two ops, for backends that have no fused one.
 
 To add a backend: write the ops that it does better, fill in the rest from another one with
-`dataclasses.replace(torch_backend.KERNELS, name=..., ...)`, add a `Backend` to `kernels.backends` that says
+`dataclasses.replace(torch.backend.KERNELS, name=..., ...)`, add a `Backend` to `kernels.backends` that says
 where it can't run and, if `auto` is to choose it, its place in `AUTO`; then add its name to `BACKENDS` in
 `tests/kernels/conftest.py`, which runs every test of every op on it. `KernelBackend` in `app/config.py`
 lets users choose it.

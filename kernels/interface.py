@@ -4,6 +4,10 @@ T tokens of a step, H query heads, K key/value heads (H a multiple of K), D head
 layer is two tensors [num_blocks, block_size, K, D]; a token's slot is `block * block_size + offset`. A whole
 KV cache is one tensor [layers, 2, num_blocks, block_size, K, D]. "float32 or better" is float32 for inputs
 of up to 32 bits and float64 for float64.
+
+Ops without a caller yet, each tested like the others: `MergeAttentionStates` and `PagedAttention.with_lse`
+wait for attention that splits a long sequence's keys over a GPU, `CopyBlocks` and `SwapBlocks` for a tier of
+the KV cache in the host's memory.
 """
 
 from __future__ import annotations
@@ -37,7 +41,10 @@ class PagedAttention(Protocol):
     def __call__(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> Tensor: ...
 
     def with_lse(self, query: Tensor, key_cache: Tensor, value_cache: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and log(sum(exp(scores))) [T, H] in float32 or better, for `MergeAttentionStates`."""
+        """The same, and log(sum(exp(scores))) [T, H] in float32 or better, for `MergeAttentionStates`.
+
+        Waits for a caller: split keys on a GPU.
+        """
         ...
 
 
@@ -72,6 +79,8 @@ class MergeAttentionStates(Protocol):
     Outputs [T, H, D] and log-sum-exps [T, H] as `PagedAttention.with_lse` gives them; returns (out, lse). A
     side whose log-sum-exp is -inf read nothing, and its output counts for nothing, even NaN; where both are,
     out is 0. Source: arXiv:2205.14135 (FlashAttention, section 3.1), FlashInfer's cascade inference.
+
+    Waits for a caller: split keys on a GPU.
     """
 
     def __call__(
@@ -82,7 +91,7 @@ class MergeAttentionStates(Protocol):
 class CopyBlocks(Protocol):
     """Copy blocks inside one whole KV cache, in all layers: pairs of (source, destination) block ids.
 
-    Destinations are distinct and none of them is a source.
+    Destinations are distinct and none of them is a source. Waits for a caller: a tier in the host's memory.
     """
 
     def __call__(self, kv_cache: Tensor, pairs: Sequence[tuple[int, int]]) -> None: ...
@@ -92,7 +101,8 @@ class SwapBlocks(Protocol):
     """Copy blocks between two whole KV caches on any two devices, in all layers.
 
     The caches may differ in `num_blocks` only. Pairs of (block id in source, block id in destination), the
-    latter distinct. Out and back in are two calls with the caches exchanged.
+    latter distinct. Out and back in are two calls with the caches exchanged. Waits for a caller: a tier in
+    the host's memory.
     """
 
     def __call__(self, source: Tensor, destination: Tensor, pairs: Sequence[tuple[int, int]]) -> None: ...

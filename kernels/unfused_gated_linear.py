@@ -10,7 +10,7 @@ from kernels.interface import Linear, PackGatedLinear, PackLinear, SiluAndMul
 
 
 @dataclass(frozen=True, slots=True)
-class GatedByParts:
+class UnfusedGatedLinear:
     """The linear layer, then the activation."""
 
     linear: Linear
@@ -24,7 +24,7 @@ class GatedByParts:
 def unfused_gated_linear(pack_linear: PackLinear, silu_and_mul: SiluAndMul) -> PackGatedLinear:
     """A `PackGatedLinear` made of a backend's own ops."""
 
-    def pack_gated_linear(weight: Tensor, bias: Tensor | None = None) -> GatedByParts:
-        return GatedByParts(pack_linear(weight, bias), silu_and_mul)
+    def pack_gated_linear(weight: Tensor, bias: Tensor | None = None) -> UnfusedGatedLinear:
+        return UnfusedGatedLinear(pack_linear(weight, bias), silu_and_mul)
 
     return pack_gated_linear

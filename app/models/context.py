@@ -1,4 +1,4 @@
-"""How many tokens a model reads and writes at most, of whatever family it is."""
+"""How many tokens a model reads and writes at most, of any family."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 // What the cpu kernels share: bfloat16 rows in registers of 16 float32 lanes, and dot products of bfloat16 pairs.
-// Needs AVX-512 with BF16 (`kernels/cpu_library.py` looks for it before anything is compiled).
+// Needs AVX-512 with BF16 (`kernels/cpu/library.py` looks for it before anything is compiled).
 #pragma once
 
 #include <immintrin.h>
@@ -65,10 +65,10 @@ static inline __m512 silu(__m512 x) {
 
 // sum[m][half] += rows[m] · tile for M rows of `num_pairs` pairs and a tile of 32 outputs, laid out
 // [num_pairs][32][2]: the pair of inputs 2k, 2k+1 of every output side by side, as the instruction wants it.
-// Each sum adds its pairs one after another whatever M is: a row's result never depends on its neighbours.
+// Each sum adds its pairs one after another for every M: a row's result never depends on its neighbours.
 template <int M>
 static inline void dot(__m512 (&sum)[M][2], const bf16* const (&rows)[M], const bf16* tile, int64_t num_pairs) {
-    __m512 own[M][2];  // a copy that nobody else can see stays in registers
+    __m512 own[M][2];  // a copy that no other code can see stays in registers
     for (int m = 0; m < M; m++) own[m][0] = sum[m][0], own[m][1] = sum[m][1];
     for (int64_t k = 0; k < num_pairs; k++) {
         const bf16* pairs = tile + k * TILE * 2;

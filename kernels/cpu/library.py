@@ -1,7 +1,7 @@
 """Compiles `kernels/cpu/*.cpp` once per machine and loads it: the C functions behind the `cpu` backend.
 
 The library is kept in the user's cache folder under a name made from the sources, the flags and the cpu, so
-whatever of these changes makes a new one, and a second start finds it there, compiler or not.
+a change of any of these makes a new one, and a second start finds it there, compiler or not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The small ops of the `torch` backend: few calls and few temporaries.
 
 At the size of a prefill chunk a fresh temporary costs more than the arithmetic on it (its pages are mapped
-anew), so results are built in place.
+again), so results are built in place.
 """
 
 from __future__ import annotations

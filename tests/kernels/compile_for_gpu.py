@@ -52,7 +52,7 @@ def main() -> None:
         heads = torch.zeros(3, 6, 80, dtype=dtype)
         KERNELS.rotary_embedding(heads, angles, angles)
         caches = torch.zeros(2, 4, 16, 2, 80, dtype=dtype)
-        KERNELS.store_kv(heads[:, :2], heads[:, 2:4], *caches, torch.arange(3))
+        KERNELS.store_kv(heads[:, :2], heads[:, 2:4], caches[0], caches[1], torch.arange(3))
     attend(torch.bfloat16, 1, 128, 8, None)
     attend(torch.bfloat16, 3, 80, 3, 7)
     attend(torch.float32, 3, 256, 8, None)

@@ -57,7 +57,7 @@ def assert_exact(fast: Tensor, plain: Tensor, exact: Tensor) -> None:
     Its error may be twice the plain one's, as a root mean square. The largest error of a few thousand numbers
     is a matter of luck, and differs by more between two orders of adding up the same numbers: four times the
     plain one's is what an element that is wrong exceeds. Both results are rounded to their dtype, so half a
-    unit in the last place is nobody's fault and counts as the plain version's error at least.
+    unit in the last place is no version's fault and counts as the plain version's error at least.
     """
     assert fast.shape == exact.shape
     assert fast.dtype == plain.dtype
@@ -109,7 +109,7 @@ def covering(*dimensions: Sequence[Any]) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _pairs(row: Sequence[int]) -> list[tuple[tuple[int, int], ...]]:
+def _pairs(row: Sequence[int]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     return list(itertools.combinations(enumerate(row), 2))
 
 

@@ -27,6 +27,19 @@ def test_it_keeps_exactly_what_the_plain_version_keeps(vocab: int, spread: float
     assert torch.equal(kept, PLAIN.top_k_top_p(logits, top_k, top_p))
 
 
+def test_large_nuclei_are_kept_exactly_and_the_input_stays_as_it_is(backend: Backend) -> None:
+    """In float64, in which the engine asks, and in numbers for which no few candidates are enough."""
+    torch.manual_seed(1)
+    logits = torch.cat([torch.randn(20, 3000), 9 * torch.randn(20, 3000)]).double()
+    logits[:, 100:200] = NEVER
+    top_k = torch.tensor([3000, 3000, 3000, 700, 129]).repeat(8)
+    top_p = torch.tensor([0.5, 0.9, 0.999, 0.8, 1.0], dtype=torch.float64).repeat(8)
+    before = logits.clone()
+    kept = backend.run("top_k_top_p", logits, top_k, top_p)
+    assert torch.equal(kept, PLAIN.top_k_top_p(logits, top_k, top_p))
+    assert torch.equal(logits, before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_of_equal_logits_any_may_remain(dtype: torch.dtype, backend: Backend) -> None:
     """Many are equal in 16 bits: as many of each value remain as in the plain version."""

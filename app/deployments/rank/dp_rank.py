@@ -83,7 +83,7 @@ class DPRank:
         self.stop()
 
     async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed:
-        """The rank as it is now. Answers at once, whatever the engine is doing.
+        """The rank as it is now. Answers at once, also while the engine computes a long step.
 
         Args:
             replica_id: the replica that is meant, None for any; another one answers `NotAddressed`.

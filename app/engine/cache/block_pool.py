@@ -1,4 +1,4 @@
-"""A fixed number of cache blocks: who holds each, and in which order free ones are taken.
+"""A fixed number of cache blocks: how many holders each has, and in which order free ones are taken.
 
 Knows nothing of contents. Every operation is O(1).
 """
@@ -27,11 +27,11 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks without a holder."""
         return len(self._free)
 
     def is_free(self, block: int) -> bool:
-        """Whether nobody holds `block`."""
+        """Whether `block` has no holder."""
         return self._ref_counts[block] == 0
 
     def take(self) -> int:

@@ -2,7 +2,7 @@
 
 A full block is found by the chained digest of all tokens up to its end (`app.hashing`), so equal digests
 mean equal prefixes. The set of cached digests is closed under parents: a block's parent is evicted after
-it. That holds because whoever holds a block holds its parent too, releases it later, and the free list is
+it. That holds because a holder of a block holds its parent too, releases it later, and the free list is
 taken in order of release; a request that computed a block which another one has cached meanwhile goes over
 to the cached copy for the same reason. So the longest cached prefix can be found by bisection, and no event
 names a parent that consumers don't know.
@@ -108,7 +108,7 @@ class PrefixCache:
         needed = num_blocks - num_hits
         if needed > self._pool.num_free:
             return False
-        # Whoever holds a block holds those before it, so the hits that nobody holds are the last ones.
+        # A holder of a block holds those before it, so the hits without a holder are the last ones.
         held = bisect_left(
             table.digests, True, hi=num_hits, key=lambda digest: self._pool.is_free(self._block_of[digest])
         )
@@ -134,7 +134,7 @@ class PrefixCache:
             removed += self._forget(block)
             table.block_ids.append(block)
         if removed:
-            self._note_removed(removed)
+            self._record_removed(removed)
         return True
 
     def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
@@ -206,7 +206,7 @@ class PrefixCache:
         stored = list(token_ids[start * self.block_size : stop * self.block_size])
         self._events.append(BlockStored(names, parent, stored, self.block_size, medium=MEDIUM))
 
-    def _note_removed(self, names: list[int]) -> None:
+    def _record_removed(self, names: list[int]) -> None:
         """One event for all that is evicted with nothing in between, as in most steps of a full cache."""
         last = self._events[-1] if self._events else None
         if isinstance(last, BlockRemoved) and len(last.block_hashes) + len(names) <= MAX_HASHES_PER_EVENT:

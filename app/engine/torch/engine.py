@@ -25,7 +25,7 @@ from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput, StepOutput
 from app.engine.torch.request import NewGrammar, NewTextStream, Request
-from app.engine.torch.sampling.sampler import Sampled, sample
+from app.engine.torch.sampling.sampler import Sampled, Sampler
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.engine.torch.stopping import append
@@ -58,6 +58,7 @@ class Engine:
         """Tokens with which the model ends its output."""
         self._config = config
         self._runner = runner
+        self._sampler = Sampler(runner.kernels.top_k_top_p, self.eos_token_ids)
         self._limits = Limits(max_model_len, num_blocks, config.cache.block_size, architecture.vocab_size)
         self._admission = Admission(self._limits, self.eos_token_ids, new_text_stream, new_grammar)
         self._cache = PrefixCache(num_blocks, config.cache.block_size)
@@ -143,7 +144,7 @@ class Engine:
     @property
     def kernels_name(self) -> str:
         """The kernels' backend."""
-        return self._runner.kernels_name
+        return self._runner.kernels.name
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,7 +213,7 @@ class Engine:
         if schedule.scheduled:
             logits = self._runner.run(schedule.scheduled)
             self._scheduler.complete(schedule)
-            sampled = sample(logits, schedule.sampled, self.eos_token_ids)
+            sampled = self._sampler.sample(logits, schedule.sampled)
             outputs = [self._advance(*pair) for pair in zip(schedule.sampled, sampled, strict=True)]
             self._account(schedule, time.perf_counter() - started)
         return StepOutput(outputs, self.drain_events())

@@ -1,4 +1,4 @@
-"""The outputs of live requests on their way to those who iterate them. All on the event loop."""
+"""The outputs of live requests on their way to their consumers. All of it on the event loop."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class Request:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Who is served first: lower priority, then earlier arrival."""
+        """The place in the order of service: lower priority first, then earlier arrival."""
         return self.priority, self.arrival
 
     @property

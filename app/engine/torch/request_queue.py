@@ -33,7 +33,7 @@ class RequestQueue:
 
     @property
     def last(self) -> Request:
-        """The one that everybody else goes before. There must be one."""
+        """The one that all others go before. There must be one."""
         return self._requests[-1]
 
     def add(self, request: Request) -> None:

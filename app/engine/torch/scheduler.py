@@ -15,13 +15,13 @@ the first of the waiting only if that one has the same priority and was overtake
 `max_running_requests` times.
 
 So, within a priority, a short prompt doesn't wait until a long one is computed; and a long one, once it is
-the first, gets half of all that decoding leaves, however many short ones come. Everyone ends in a bounded
-number of steps once no more are added ahead of it, by two facts. The first in order of the running gets on in
-every step: the last is preempted, a lone one can have all blocks, and the budget has a token for everyone
-that runs. And the first in order of the waiting is overtaken a bounded number of times; then nobody is
-admitted before it, and when nobody runs any more it has room.
+the first, gets half of all that decoding leaves, however many short ones come. Every request ends in a
+bounded number of steps once no more are added ahead of it, by two facts. The first in order of the running
+gets on in every step: the last is preempted, a lone one can have all blocks, and the budget has a token for
+each that runs. And the first in order of the waiting is overtaken a bounded number of times; then none is
+admitted before it, and when none runs any more it has room.
 
-Nobody computes a block that another one computes in the same step: it waits for that step, and finds the
+No request computes a block that another one computes in the same step: it waits for that step, and finds the
 block in the cache at the next. This is how the samples of one prompt come to share it.
 """
 

@@ -1,1 +1,1 @@
-"""What `benchmarks.engine` compares: one process per engine, each told what to do over its standard input."""
+"""What `benchmarks.engine` compares: one process per engine, which gets its work over its standard input."""

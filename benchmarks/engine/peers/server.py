@@ -3,7 +3,7 @@
     {"prompts": [[token ids], …], "max_tokens": n}  →  {"seconds": s}
 
 The parent keeps every peer's process from the first round to the last, so that loading is not timed, and
-lets one of them work at a time. Whatever a peer prints goes to standard error; the answers have a pipe of
+lets one of them work at a time. What a peer prints goes to standard error; the answers have a pipe of
 their own.
 """
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -16,7 +17,7 @@ from tests.support.examples import examples
 BLOCK = 4
 
 
-def names(tokens: list[int], salt: str | None = None) -> list[int]:
+def names(tokens: Sequence[int], salt: str | None = None) -> list[int]:
     """Wire hashes of the full blocks of `tokens`."""
     return [hashing.wire_hash(digest) for digest in hashing.chain(tokens, BLOCK, hashing.seed(salt))]
 
@@ -286,7 +287,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
             assert len(sequence.table.block_ids) == len(sequence.naive)
 
     @invariant()
-    def who_waits_is_told_the_truth(self) -> None:
+    def what_waits_is_answered_truly(self) -> None:
         for sequence in self.waiting:
             table, salt, tokens = sequence.table, sequence.salt, sequence.tokens
             hits = self.naive.count_hits(salt, tokens)
@@ -297,8 +298,8 @@ class PrefixCacheMachine(RuleBasedStateMachine):
                 expected = self.naive.fits(salt, tokens, hits, needed)
                 assert self.cache.fits(table, hits, needed) == expected
 
-    def name_of(self, prefix: tuple[object, ...]) -> int:
-        salt, *tokens = prefix
+    def name_of(self, prefix: naive_cache.Prefix) -> int:
+        salt, tokens = prefix
         return names(tokens, salt)[-1]
 
 

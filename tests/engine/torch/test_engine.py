@@ -273,6 +273,7 @@ def test_a_full_queue_says_when_to_come_back(new_engine: NewEngine) -> None:
         engine.add_request(GenerateRequest(request_id, PROMPT, greedy()))
     with pytest.raises(QueueFullError, match="2 requests wait; at most 2 may") as refused:
         engine.add_request(GenerateRequest("c", PROMPT, greedy()))
+    assert refused.value.retry_after_s is not None
     assert refused.value.retry_after_s >= 1
     engine.step()
     engine.add_request(GenerateRequest("c", PROMPT, greedy()))

@@ -21,7 +21,7 @@ def new_scheduler(num_blocks: int = 100, **config: int) -> Scheduler:
 def add(
     scheduler: Scheduler, request_id: str, num_tokens: int, first_token: int | None = None, priority: int = 0
 ) -> Request:
-    """A request whose prompt nobody else has, unless they have the same `first_token`."""
+    """A request whose prompt no other has, unless they have the same `first_token`."""
     start = 1000 * ord(request_id) if first_token is None else first_token
     prompt = range(start, start + num_tokens)
     params = SamplingParams(100)
@@ -81,7 +81,7 @@ def test_a_flood_of_short_prompts_leaves_half_to_a_long_one() -> None:
     assert long.num_computed_tokens == 20 * 5
 
 
-def test_a_lower_priority_number_is_served_first_whatever_came_before() -> None:
+def test_a_lower_priority_number_is_served_first_in_any_order_of_arrival() -> None:
     scheduler = new_scheduler(max_batch_tokens=10)
     add(scheduler, "a", 30)
     add(scheduler, "b", 3, priority=1)
@@ -296,7 +296,7 @@ JOBS = st.lists(
     max_running_requests=st.integers(1, 6),
     reset_at=st.integers(0, 40),
 )
-def test_everyone_ends_and_the_first_of_the_running_gets_on_in_every_step(
+def test_every_request_ends_and_the_first_of_the_running_gets_on_in_every_step(
     jobs: list[tuple[int, int, int, int, int]],
     num_blocks: int,
     max_batch_tokens: int,
@@ -327,5 +327,5 @@ def test_everyone_ends_and_the_first_of_the_running_gets_on_in_every_step(
                 scheduler.remove(request)
                 del outputs[request]
         num_steps += 1
-        assert num_steps <= 2 * num_work, "somebody waits for ever"
+        assert num_steps <= 2 * num_work, "a request waits for ever"
     assert cache.num_free_blocks == num_blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def prompts(smollm2_dir: Path) -> dict[str, list[int]]:
 
 @pytest.fixture(scope="session")
 def expected(smollm2_dir: Path, prompts: dict[str, list[int]]) -> Answers:
-    model = LlamaForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
+    model: Any = LlamaForCausalLM.from_pretrained(smollm2_dir, dtype=torch.float32)
     # Answers that end early would compare less than they could.
     model.generation_config.eos_token_id = None
     answers = {}
@@ -70,7 +71,7 @@ def answer_all(engine: Engine, prompts: dict[str, list[int]]) -> Run:
         for output in engine.step().outputs:
             run.answers[output.request_id] += output.new_token_ids
             run.cached_tokens[output.request_id] = output.num_cached_tokens
-        # Nobody new asks, so whoever waits again was preempted.
+        # No new request comes, so one that waits again was preempted.
         run.num_preempted += max(0, engine.load_stat(0).num_waiting_reqs - num_waiting)
         engine.check_integrity()
     return run

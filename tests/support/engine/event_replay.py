@@ -11,7 +11,7 @@ from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, Cache
 
 @dataclass
 class EventReplay:
-    """Each block's parent by their names, and digests made anew from nothing but the events' tokens.
+    """Each block's parent by their names, and digests made again from nothing but the events' tokens.
 
     Fails where an event names a parent that the reader doesn't know, stores what is stored already, or
     removes what isn't stored or still has children.

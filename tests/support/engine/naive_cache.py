@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+Prefix = tuple[str | None, tuple[int, ...]]
+"""A salt, and every token up to a block's end."""
+
 
 @dataclass(eq=False)
 class Block:
     """`prefix` is the salt and every token up to the block's end, once all are computed and can be found."""
 
-    prefix: tuple[object, ...] | None = None
+    prefix: Prefix | None = None
 
 
 Table = list[Block]
 
 
 class NaiveCache:
-    """Blocks found by comparing whole prefixes, everything counted anew at every question."""
+    """Blocks found by comparing whole prefixes, everything counted again at every question."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.block_size = block_size
@@ -29,18 +32,18 @@ class NaiveCache:
         self.free = list(self.blocks)
         self.tables: list[Table] = []
         self.unseen: list[Table] = []  # opened before the last reset: what they fill isn't found
-        self.evicted: list[tuple[object, ...]] = []
+        self.evicted: list[Prefix] = []
 
     @property
-    def cached(self) -> set[tuple[object, ...]]:
+    def cached(self) -> set[Prefix]:
         return {block.prefix for block in self.blocks if block.prefix is not None}
 
-    def find(self, prefix: tuple[object, ...]) -> Block | None:
+    def find(self, prefix: Prefix) -> Block | None:
         return next((block for block in self.blocks if block.prefix == prefix), None)
 
-    def prefixes(self, salt: str | None, tokens: Sequence[int]) -> list[tuple[object, ...]]:
+    def prefixes(self, salt: str | None, tokens: Sequence[int]) -> list[Prefix]:
         ends = range(self.block_size, len(tokens) + 1, self.block_size)
-        return [(salt, *tokens[:end]) for end in ends]
+        return [(salt, tuple(tokens[:end])) for end in ends]
 
     def count_hits(self, salt: str | None, tokens: Sequence[int]) -> int:
         hits = [self.find(prefix) is not None for prefix in self.prefixes(salt, tokens)]

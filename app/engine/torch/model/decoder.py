@@ -91,7 +91,7 @@ class Decoder:
             kernels.store_kv(key, value, key_cache, value_cache, batch.slots)
             attended = batch.attention[window](query, key_cache, value_cache).flatten(1)
             if layer is layers[-1]:
-                # Behind the last attention nobody looks at other tokens than those whose logits are wanted.
+                # After the last attention only the tokens whose logits are wanted are needed.
                 attended, residual = attended[batch.sampled_rows], residual[batch.sampled_rows]
             x, residual = kernels.fused_add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
             x = layer.down(layer.gated(x))

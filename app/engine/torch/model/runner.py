@@ -18,11 +18,10 @@ class ModelRunner:
 
     def __init__(self, model: Decoder, kernels: Kernels, kv_cache: Tensor) -> None:
         self._model = model
-        self._kernels = kernels
+        self.kernels = kernels
         self._kv_cache = kv_cache_pairs(kv_cache)
         self._block_size = kv_cache.shape[3]
         self._scale = kv_cache.shape[-1] ** -0.5
-        self.kernels_name = kernels.name
         self.device = kv_cache.device
         self.dtype = kv_cache.dtype
 
@@ -55,7 +54,7 @@ class ModelRunner:
             positions,
             blocks * self._block_size + positions % self._block_size,
             {
-                window: self._kernels.plan_attention(
+                window: self.kernels.plan_attention(
                     query_lens, ends, block_tables, self._block_size, self._scale, sliding_window=window
                 )
                 for window in self._model.sliding_windows

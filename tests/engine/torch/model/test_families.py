@@ -15,7 +15,6 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
@@ -109,7 +108,8 @@ def new_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         if name not in folders:
             new_config, changes = MODELS[name]
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(new_config(**(SHAPE | changes)))
+            models: Any = AutoModelForCausalLM
+            model = models.from_config(new_config(**(SHAPE | changes)))
             for parameter in model.parameters():
                 # Wide enough that attention is not uniform and no two tokens are nearly as likely.
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -120,7 +120,8 @@ def new_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return make
 
 
-def load_plain(model_dir: Path) -> PreTrainedModel:
+def load_plain(model_dir: Path) -> Any:
+    """The model as transformers computes it."""
     return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="eager")
 
 

@@ -11,12 +11,14 @@ import torch
 from app.engine.torch.request import Request
 from app.engine.torch.sampling.logit_changes import changed_logits
 from app.engine.torch.sampling.logprobs import token_logprobs
-from app.engine.torch.sampling.sampler import sample
+from app.engine.torch.sampling.sampler import Sampler
 from app.errors import RequestFailedError
 from app.generation import SamplingParams
+from kernels import load_kernels
 
 VOCAB = 50
 EOS = (2, 4)
+SAMPLER = Sampler(load_kernels("torch").top_k_top_p, EOS)
 PROMPT = [1, 5, 5, 9, 30]
 OUTPUT = [7, 5, 7, 7, 40, 12]
 LOGITS = 4 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(3))
@@ -114,9 +116,9 @@ def test_a_grammar_leaves_what_it_allows_and_the_model_knows(length: int) -> Non
 
 def test_a_bias_does_not_bring_back_what_the_grammar_forbids() -> None:
     wanted = request(grammar=OnlyThese({3, 4}), logit_bias={9: 100.0}, temperature=0.0)
-    assert sample(LOGITS[None], [wanted], EOS)[0].token_id in (3, 4)
+    assert SAMPLER.sample(LOGITS[None], [wanted])[0].token_id in (3, 4)
     against = request(grammar=OnlyThese({3}), logit_bias={3: -100.0}, temperature=0.0)
-    assert sample(LOGITS[None], [against], EOS)[0].token_id == 3
+    assert SAMPLER.sample(LOGITS[None], [against])[0].token_id == 3
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_where_no_token_is_left_only_that_request_fails(grammar: OnlyThese, para
     with pytest.raises(RequestFailedError, match="no token may follow"):
         changed_logits(LOGITS, stuck, EOS)
     other = request(temperature=0.0)
-    first, second = sample(LOGITS.expand(2, -1), [stuck, other], EOS)
+    first, second = SAMPLER.sample(LOGITS.expand(2, -1), [stuck, other])
     assert (first.token_id, second.token_id) == (None, int(LOGITS.argmax()))
     assert first.error is not None
     assert "after 6 output tokens no token may follow" in first.error
@@ -136,7 +138,7 @@ def test_where_no_token_is_left_only_that_request_fails(grammar: OnlyThese, para
 
 def test_a_greedy_choice_is_the_likeliest_after_the_changes() -> None:
     best = int(LOGITS.argmax())
-    chosen = sample(LOGITS[None], [request(temperature=0.0, logit_bias={best: -50.0})], EOS)[0].token_id
+    chosen = SAMPLER.sample(LOGITS[None], [request(temperature=0.0, logit_bias={best: -50.0})])[0].token_id
     assert chosen == int(LOGITS.topk(2).indices[1])
 
 
@@ -154,7 +156,7 @@ def test_logprobs_are_those_of_the_models_own_distribution() -> None:
 
 def test_what_changes_the_choice_does_not_change_the_logprobs() -> None:
     shaped = request(temperature=0.3, seed=1, logprobs=3, logit_bias={13: 100.0}, repetition_penalty=2.0)
-    sampled = sample(LOGITS[None], [shaped], EOS)[0]
+    sampled = SAMPLER.sample(LOGITS[None], [shaped])[0]
     assert sampled.token_id == 13
     assert sampled.logprobs == token_logprobs(LOGITS, 13, 3)
-    assert sample(LOGITS[None], [request(temperature=0.0)], EOS)[0].logprobs is None
+    assert SAMPLER.sample(LOGITS[None], [request(temperature=0.0)])[0].logprobs is None

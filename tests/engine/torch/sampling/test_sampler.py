@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from app.engine.torch.request import Request
-from app.engine.torch.sampling.sampler import Sampled, probabilities, sample
+from app.engine.torch.sampling.sampler import Sampled, Sampler, token_weights
 from app.generation import SamplingParams
+from kernels import load_kernels
 
-EOS = (2,)
+TOP_K_TOP_P = load_kernels("torch").top_k_top_p
+SAMPLER = Sampler(TOP_K_TOP_P, eos_token_ids=(2,))
 
 
 def request(**params: Any) -> Request:
@@ -19,7 +21,13 @@ def request(**params: Any) -> Request:
 
 
 def next_tokens(logits: Tensor, requests: list[Request]) -> list[int | None]:
-    return [each.token_id for each in sample(logits, requests, EOS)]
+    return [each.token_id for each in SAMPLER.sample(logits, requests)]
+
+
+def probabilities(logits: Tensor, *params: SamplingParams) -> Tensor:
+    """The distributions that the sampler draws from, for the same logits [vocab]: [params, vocab]."""
+    weights = token_weights(logits.double().repeat(len(params), 1), params, TOP_K_TOP_P)
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def naive(
@@ -42,42 +50,61 @@ def naive(
     return [weights[token] / total if token in nucleus else 0.0 for token in range(len(weights))]
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {},
-        {"temperature": 0.3},
-        {"temperature": 5.0},
-        {"top_k": 3},
-        {"top_k": 5000},
-        {"top_p": 0.4},
-        {"top_p": 1e-9},
-        {"temperature": 2.0, "top_k": 40, "top_p": 0.9},
-        {"temperature": 20.0, "top_p": 0.95},
-        {"temperature": 20.0, "top_k": 1500, "top_p": 0.95},
-        {"min_p": 0.05},
-        {"min_p": 1.0},
-        {"min_p": 0.3, "temperature": 4.0, "top_k": 900, "top_p": 0.8},
-        {"min_p": 0.001, "temperature": 0.7, "top_k": 5},
-    ],
-)
-def test_probabilities_are_those_of_the_definition(params: dict[str, float]) -> None:
-    logits = 3 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
-    got = probabilities(logits, SamplingParams(max_tokens=1, **params))
-    expected = torch.tensor(naive(logits, **params), dtype=torch.float64)
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 5.0},
+    {"top_k": 3},
+    {"top_k": 5000},
+    {"top_p": 0.4},
+    {"top_p": 1e-9},
+    {"temperature": 2.0, "top_k": 40, "top_p": 0.9},
+    {"temperature": 20.0, "top_p": 0.95},
+    {"temperature": 20.0, "top_k": 1500, "top_p": 0.95},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"min_p": 0.3, "temperature": 4.0, "top_k": 900, "top_p": 0.8},
+    {"min_p": 0.001, "temperature": 0.7, "top_k": 5},
+]
+LOGITS = 3 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("params", WAYS)
+def test_probabilities_are_those_of_the_definition(params: dict[str, Any]) -> None:
+    (got,) = probabilities(LOGITS, SamplingParams(max_tokens=1, **params))
+    expected = torch.tensor(naive(LOGITS, **params), dtype=torch.float64)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_rows_of_every_way_in_one_batch_are_as_if_each_were_alone() -> None:
+    every = [SamplingParams(max_tokens=1, **params) for params in WAYS]
+    together = probabilities(LOGITS, *every)
+    for got, params in zip(together, WAYS, strict=True):
+        expected = torch.tensor(naive(LOGITS, **params), dtype=torch.float64)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_drawn_tokens_are_the_same_in_a_batch_of_every_way() -> None:
+    """The batch is larger than what is worked at in one go."""
+    logits = 3 * torch.randn(5 * len(WAYS), 20_000, generator=torch.Generator().manual_seed(1))
+    params = [way | {"seed": index} for index, way in enumerate(5 * WAYS)]
+    alone, together = ([request(**each) for each in params] for _ in range(2))
+    for _ in range(2):
+        expected = [next_tokens(row.unsqueeze(0), [one])[0] for row, one in zip(logits, alone, strict=True)]
+        assert next_tokens(logits, together) == expected
 
 
 def test_a_tiny_temperature_does_not_overflow() -> None:
     logits = torch.tensor([1e4, 3e4, -1e4])
-    assert probabilities(logits, SamplingParams(max_tokens=1, temperature=2e-5)).tolist() == [0, 1, 0]
+    (distribution,) = probabilities(logits, SamplingParams(max_tokens=1, temperature=2e-5))
+    assert distribution.tolist() == [0, 1, 0]
 
 
 def test_drawn_tokens_follow_the_cumulated_probabilities() -> None:
-    """Whatever number is drawn, the token is the one whose interval holds it."""
+    """For every number that is drawn, the token is the one whose interval holds it."""
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
     drawn, mirror = request(seed=5, top_k=3), request(seed=5, top_k=3)
-    borders = probabilities(logits, drawn.params).cumsum(0).tolist()
+    borders = probabilities(logits, drawn.params)[0].cumsum(0).tolist()
     for _ in range(200):
         (token,) = next_tokens(logits.unsqueeze(0), [drawn])
         place = mirror.random.getrandbits(48) / 2**48
@@ -116,6 +143,6 @@ def test_greedy_takes_the_likeliest_and_of_equals_the_first(params: dict[str, fl
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_row_that_is_not_finite_gives_no_token_and_leaves_others_alone(bad: float) -> None:
     logits = torch.tensor([[0.0, bad], [0.0, 1.0]])
-    bad_row, good_row = sample(logits, [request(), request(temperature=0.0)], EOS)
+    bad_row, good_row = SAMPLER.sample(logits, [request(), request(temperature=0.0)])
     assert bad_row == Sampled(None, error="the model's logits are not finite")
     assert good_row == Sampled(1)

@@ -204,10 +204,11 @@ def test_what_the_engine_can_not_do_is_refused(new_engine: NewEngine, tiny_llama
         )
     bare = Engine.load(tiny_llama_dir, EngineConfig(), device="cpu", dtype="float32")
     params = SamplingParams(1, structured_output=ANYTHING)
-    for refuse in (
+    refusals: list[Callable[[], None]] = [
         lambda: bare.prepare(params),
         lambda: bare.add_request(GenerateRequest("r", PROMPT, params)),
-    ):
+    ]
+    for refuse in refusals:
         with pytest.raises(InvalidRequestError, match="no tokenizer") as refused:
             refuse()
         assert refused.value.param == "structured_outputs.grammar"

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from app.config import EngineConfig
 from app.engine.torch.engine import Engine
+from app.errors import InvalidRequestError
 from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer
+from tests.support.engine.runs import run, tokens_of
 
 Json = dict[str, Any]
 Answer = tuple[str, str | None]
@@ -86,7 +88,8 @@ def answers_and_waits(
 
 def params(kind: Any, source: str, max_tokens: int = 300, **changes: Any) -> SamplingParams:
     wanted = StructuredOutput(kind, source, "structured_outputs")
-    return SamplingParams(max_tokens, **({"seed": 1, "structured_output": wanted} | changes))
+    fields: dict[str, Any] = {"seed": 1, "structured_output": wanted}
+    return SamplingParams(max_tokens, **(fields | changes))
 
 
 CITY = {
@@ -158,6 +161,21 @@ def test_the_end_comes_where_it_may(engine: Engine, tokenizer: Tokenizer, change
     assert reason == ("stop" if text == "b" or "logit_bias" in changes else reason)
 
 
+def test_earlier_output_goes_on_where_the_grammar_is_and_is_refused_where_it_forbids_it(
+    engine: Engine, tokenizer: Tokenizer
+) -> None:
+    wanted = params("json_schema", json.dumps(CITY), 60)
+    engine.add_request(GenerateRequest("whole", [5, 6, 7], wanted))
+    whole = tokens_of(run(engine)["whole"])
+    for num_earlier in range(0, len(whole), 7):
+        earlier = {0: whole[:num_earlier]}
+        engine.add_request(GenerateRequest("rest", [5, 6, 7], wanted, earlier_outputs=earlier))
+        assert tokens_of(run(engine)["rest"]) == whole[num_earlier:]
+    forbidden = {0: [*whole[:8], *tokenizer.encode("}]")]}
+    with pytest.raises(InvalidRequestError, match=r"earlier_outputs\.0: structured output: .*grammar"):
+        engine.add_request(GenerateRequest("wrong", [5, 6, 7], wanted, earlier_outputs=forbidden))
+
+
 def test_preemption_loses_nothing(new_engine: Callable[..., Engine], tokenizer: Tokenizer) -> None:
     wanted = [params("json_schema", json.dumps(CITY), 150, seed=seed) for seed in range(4)]
     roomy = answers(new_engine(), tokenizer, wanted)
@@ -170,7 +188,7 @@ def test_preemption_loses_nothing(new_engine: Callable[..., Engine], tokenizer: 
 def schemas() -> st.SearchStrategy[Json]:
     names = st.sampled_from(["a", "b", "long name", "ü", 'q"uote'])
     constants = st.none() | st.booleans() | st.integers(-50, 50) | names
-    leaves = st.sampled_from(
+    typed: st.SearchStrategy[Json] = st.sampled_from(
         [
             {"type": "boolean"},
             {"type": "null"},
@@ -180,7 +198,8 @@ def schemas() -> st.SearchStrategy[Json]:
             {"type": "string", "maxLength": 4},
             {"type": "string", "pattern": "^[A-Z][a-z]{1,5}$"},
         ]
-    ) | constants.map(lambda value: {"const": value})
+    )
+    leaves = typed | constants.map(lambda value: {"const": value})
 
     def containers(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
         arrays = st.builds(
