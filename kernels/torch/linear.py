@@ -60,4 +60,5 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def _packs(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch._C._has_mkldnn
+    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_plain and torch.backends.mkldnn.is_available()

@@ -18,6 +18,7 @@ from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.torch.admission import Admission
 from app.engine.torch.limits import Limits
 from app.engine.torch.memory import kv_cache
+from app.engine.torch.memory.available import check_weights_fit
 from app.engine.torch.memory.placement import resolve_device, resolve_dtype, resolve_kernels
 from app.engine.torch.model.architecture import Architecture, read_architecture
 from app.engine.torch.model.decoder import Decoder
@@ -98,6 +99,7 @@ class Engine:
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = resolve_kernels(config.kernels, on)
+        check_weights_fit(model_dir, architecture, on, in_dtype)
         weights = load_weights(model_dir, architecture, kernels, on, in_dtype)
         num_blocks = kv_cache.count_blocks(config.cache, architecture, on, in_dtype)
         cache = kv_cache.allocate(architecture, num_blocks, config.cache.block_size, on, in_dtype)

@@ -210,7 +210,7 @@ def test_without_meminfo_the_whole_memory_counts_as_available(tmp_path: Path) ->
 
 
 def test_auto_dtype_without_onednn_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._C, "_has_mkldnn", False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(torch.ops, "mkldnn", None)  # asking it anything would raise
     assert resolve_dtype("auto", torch.device("cpu"), "bfloat16") == torch.float32
 

@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""How much memory a device has left, and whether a model's weights fit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import torch
+
+from app.engine.torch.model.architecture import Architecture
+from app.errors import InsufficientMemoryError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -20,6 +23,22 @@ def available_bytes(device: torch.device, meminfo: Path = MEMINFO, cgroup: Path 
         free, _ = torch.cuda.mem_get_info(device)
         return free
     return int(min(_machine_bytes(meminfo), _cgroup_bytes(cgroup)))
+
+
+def check_weights_fit(
+    model_dir: Path, architecture: Architecture, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Raise unless `device` has room for the weights of the model in `model_dir`.
+
+    Raises:
+        InsufficientMemoryError: it has not.
+    """
+    needed, available = architecture.num_weights * dtype.itemsize, available_bytes(device)
+    if needed > available:
+        raise InsufficientMemoryError(
+            f"{model_dir}: weights need {gib(needed)} in {dtype}, {device} has {gib(available)} free; "
+            "use a smaller model, a 16-bit model.dtype or another device"
+        )
 
 
 def gib(num_bytes: int) -> str:

@@ -40,7 +40,7 @@ def resolve_dtype(dtype: Dtype, device: torch.device, checkpoint_dtype: str | No
     if device.type == "cuda":
         return torch.float16 if checkpoint_dtype == "float16" else torch.bfloat16
     # Builds without oneDNN, Apple's for instance, don't even have the question.
-    has_bfloat16 = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    has_bfloat16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 

@@ -11,10 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from app.engine.torch.memory.available import available_bytes, gib
 from app.engine.torch.model.architecture import Architecture
 from app.engine.torch.model.decoder import DecoderWeights, LayerWeights
-from app.errors import InsufficientMemoryError, ModelNotFoundError, UnsupportedModelError
+from app.errors import ModelNotFoundError, UnsupportedModelError
 from kernels import Kernels
 from kernels.interface import Linear
 
@@ -32,9 +31,7 @@ def load_weights(
         ModelNotFoundError: no weights file, or not all shards.
         UnsupportedModelError: a tensor is missing, unreadable, of another shape than `config.json` says, or
             one that the model here has no use for.
-        InsufficientMemoryError: they don't fit the device.
     """
-    _check_memory(model_dir, architecture, device, dtype)
     with ExitStack() as stack:
         checkpoint = _Checkpoint(model_dir, device, dtype, stack)
         weights = _Loader(architecture, kernels, checkpoint).load()
@@ -153,12 +150,3 @@ def _weight_files(model_dir: Path) -> list[Path]:
     if missing := [path.name for path in paths if not path.exists()]:
         raise ModelNotFoundError(f"{model_dir}: {index.name} names {', '.join(missing)}, not there")
     return paths
-
-
-def _check_memory(model_dir: Path, arch: Architecture, device: torch.device, dtype: torch.dtype) -> None:
-    needed, available = arch.num_weights * dtype.itemsize, available_bytes(device)
-    if needed > available:
-        raise InsufficientMemoryError(
-            f"{model_dir}: weights need {gib(needed)} in {dtype}, {device} has {gib(available)} free; "
-            "use a smaller model, a 16-bit model.dtype or another device"
-        )

@@ -10,8 +10,8 @@ import pytest
 
 from app.errors import ConfigError
 from app.simulation.__main__ import main
+from app.simulation.plot import Plot
 from app.simulation.results.outcome import Figures
-from app.simulation.results.plot import Plot
 from app.simulation.what_if import WhatIf
 
 
