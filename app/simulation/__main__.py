@@ -18,10 +18,11 @@ from app.config import MAX_DP_SIZE
 from app.errors import KvbeaconError
 from app.routing.policies.registry import POLICIES
 from app.simulation.config import MOONCAKE, read_cluster
-from app.simulation.plot import Plot
+from app.simulation.results.plot import Plot
+from app.simulation.results.report import report
 from app.simulation.traces.request import speed_up
 from app.simulation.traces.trace import read_trace
-from app.simulation.what_if import find_ranks, report
+from app.simulation.what_if import find_ranks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

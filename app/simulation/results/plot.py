@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.errors import ConfigError
-from app.simulation.what_if import WhatIf
+from app.simulation.results.report import WhatIf
 
 FORMATS: Final = (".svg", ".png")
 BEYOND: Final = 10

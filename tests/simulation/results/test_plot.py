@@ -10,9 +10,9 @@ import pytest
 
 from app.errors import ConfigError
 from app.simulation.__main__ import main
-from app.simulation.plot import Plot
 from app.simulation.results.outcome import Figures
-from app.simulation.what_if import WhatIf
+from app.simulation.results.plot import Plot
+from app.simulation.results.report import WhatIf
 
 
 def figures(p50_s: float, p90_s: float, p99_s: float) -> Figures:
