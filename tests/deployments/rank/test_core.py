@@ -14,12 +14,12 @@ from safetensors.numpy import load_file, save_file
 from app.deployments.messages import Refusal
 from app.errors import EngineFailedError, InvalidRequestError, KvbeaconError
 from app.generation import SamplingParams, StructuredOutput, TokenChunk
+from tests.support.engine.doubles import CHOICE, OneToken
 from tests.support.engine.live_engine import LONG, SHORT, tokens
 from tests.support.engine.live_rank import LiveRank, answer, refusal
 from tests.support.engine.tiny_engine import tiny_engine
 
 SCHEDULER = {"max_running_requests": 2, "max_waiting_requests": 3, "max_batch_tokens": 64}
-CHOICE = StructuredOutput("choice", '["a"]', "structured_outputs.choice")
 NewRank = Callable[..., LiveRank]
 
 
@@ -111,19 +111,6 @@ async def test_a_sample_that_fails_is_a_refusal_that_ends_the_request(
     refused = await refusal(rank.generate(params=LONG, n=3))
     assert "logits are not finite" in refused.error.message
     assert await rank.load() == (0, 0, 0)
-
-
-class OneToken:
-    """A grammar that lets token 7 through and is finished."""
-
-    def __init__(self) -> None:
-        self.is_finished = False
-
-    def allowed_tokens(self) -> bytes:
-        return bytes(token_id == 7 for token_id in range(512))
-
-    def accept(self, token_id: int) -> None:
-        self.is_finished = True
 
 
 async def test_a_request_waits_for_its_grammar_to_compile_and_no_other_does(new_rank: NewRank) -> None:

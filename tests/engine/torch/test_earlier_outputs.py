@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import InvalidRequestError, QueueFullError
-from app.generation import GenerateRequest, SamplingParams, StructuredOutput
-from app.text.text_stream import TextStream
+from app.generation import GenerateRequest, SamplingParams
+from tests.support.engine.doubles import ANYTHING, OddThenEven, spelling
 from tests.support.engine.runs import run, tokens_of
 from tests.support.engine.tiny_engine import BLOCK, tiny_engine
 
@@ -20,34 +20,6 @@ PROMPT = list(range(10, 20))
 EOS = 2
 MAX_TOKENS = 14
 NewEngine = Callable[..., Engine]
-
-
-class OddThenEven:
-    """A grammar over 512 tokens: odd ones and even ones in turn, until 12 were taken."""
-
-    def __init__(self, wanted: StructuredOutput) -> None:
-        self._num_taken = 0
-
-    def allowed_tokens(self) -> bytes:
-        return bytes(token_id % 2 != self._num_taken % 2 for token_id in range(512))
-
-    def accept(self, token_id: int) -> None:
-        assert token_id % 2 != self._num_taken % 2
-        self._num_taken += 1
-
-    @property
-    def is_finished(self) -> bool:
-        return self._num_taken == 12
-
-
-ANYTHING = StructuredOutput("grammar", "odd then even", "structured_outputs.grammar")
-
-
-def spelling(stop: Sequence[str], min_tokens: int) -> TextStream:
-    """The text of token 12 is "12 "."""
-    return TextStream(
-        lambda token_ids: "".join(f"{each} " for each in token_ids), lambda token_id: False, stop, min_tokens
-    )
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from app import hashing
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import (
@@ -22,8 +21,8 @@ from app.errors import (
 from app.events.schema import AllBlocksCleared, BlockStored
 from app.generation import GenerateRequest, SamplingParams
 from tests.support.engine.runs import run, tokens_of
+from tests.support.engine.tiny_engine import BLOCK, tiny_engine
 
-BLOCK = 4
 PROMPT = list(range(10, 20))
 NewEngine = Callable[..., Engine]
 
@@ -46,9 +45,7 @@ class Spelling:
 def new_engine(tiny_llama_dir: Path) -> NewEngine:
     def make(model_dir: Path = tiny_llama_dir, *, num_blocks: int = 64, **options: Any) -> Engine:
         scheduler = {key: options.pop(key) for key in list(options) if key.startswith("max_") and key != LEN}
-        cache = {"block_size": BLOCK, "num_blocks": num_blocks}
-        config = EngineConfig.model_validate({"cache": cache, "scheduler": scheduler})
-        return Engine.load(model_dir, config, device="cpu", dtype="float32", **options)
+        return tiny_engine(model_dir, num_blocks=num_blocks, scheduler=scheduler, **options)
 
     return make
 

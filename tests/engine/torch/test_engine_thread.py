@@ -15,6 +15,7 @@ from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import AllBlocksCleared, CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import SamplingParams, StructuredOutput
+from tests.support.engine.doubles import CHOICE, OneToken
 from tests.support.engine.event_replay import EventReplay
 from tests.support.engine.live_engine import LONG, SHORT, LiveEngine, all_of, error_of, tokens
 from tests.support.engine.tiny_engine import BLOCK, tiny_engine
@@ -184,22 +185,6 @@ async def test_content_is_read_on_the_listeners_thread_after_all_events(tiny_lla
     assert recorder.threads == {"engine-0"}
     assert recorder.acknowledged == ["r1", "r2", "r3"]
     thread.stop()
-
-
-CHOICE = StructuredOutput("choice", '["a"]', "structured_outputs.choice")
-
-
-class OneToken:
-    """A grammar that lets token 7 through and is finished."""
-
-    def __init__(self) -> None:
-        self.is_finished = False
-
-    def allowed_tokens(self) -> bytes:
-        return bytes(token_id == 7 for token_id in range(512))
-
-    def accept(self, token_id: int) -> None:
-        self.is_finished = True
 
 
 async def test_no_step_waits_for_a_grammar_to_compile(tiny_llama_dir: Path) -> None:

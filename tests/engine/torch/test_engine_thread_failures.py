@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from app.engine.torch.engine_thread import EngineThread
 from app.errors import EngineFailedError, RequestError, RequestFailedError
-from app.generation import SamplingParams, StructuredOutput, TokenChunk
+from app.generation import SamplingParams, TokenChunk
+from tests.support.engine.doubles import CHOICE, OneToken
 from tests.support.engine.live_engine import LONG, SHORT, LiveEngine, all_of, error_of, tokens
 from tests.support.engine.tiny_engine import tiny_engine
 
-CHOICE = StructuredOutput("choice", '["a"]', "structured_outputs.choice")
 NewEngine = Callable[..., LiveEngine]
 
 
@@ -58,19 +58,6 @@ async def test_a_sample_that_fails_ends_the_request_and_its_other_samples(
     live = new_engine(model_dir)
     assert "logits are not finite" in (await error_of(live.admit(params=LONG, n=3))).message
     assert await live.load() == (0, 0, 0)
-
-
-class OneToken:
-    """A grammar that lets token 7 through and is finished."""
-
-    def __init__(self) -> None:
-        self.is_finished = False
-
-    def allowed_tokens(self) -> bytes:
-        return bytes(token_id == 7 for token_id in range(512))
-
-    def accept(self, token_id: int) -> None:
-        self.is_finished = True
 
 
 async def test_what_no_output_can_become_is_an_error_and_not_the_end_of_the_engine(

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from app import hashing
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.events.schema import BlockRemoved, BlockStored
@@ -16,8 +15,8 @@ from app.generation import GenerateRequest, SamplingParams
 from app.routing.index.prefix_index import PrefixIndex
 from tests.support.depths import depth_by_rank
 from tests.support.engine.runs import run
+from tests.support.engine.tiny_engine import BLOCK, tiny_engine
 
-BLOCK = 4
 PROMPT = list(range(10, 30))
 NUM_HITS = 16
 """Of the prompt's 20 tokens: the last block is computed, for there must be a token to go on from."""
@@ -29,9 +28,7 @@ NewEngine = Callable[[], Engine]
 @pytest.fixture
 def new_engine(tiny_llama_dir: Path) -> NewEngine:
     def make() -> Engine:
-        cache = {"block_size": BLOCK, "num_blocks": 64}
-        config = EngineConfig.model_validate({"cache": cache, "scheduler": {"max_batch_tokens": 8}})
-        return Engine.load(tiny_llama_dir, config, device="cpu", dtype="float32")
+        return tiny_engine(tiny_llama_dir, scheduler={"max_batch_tokens": 8})
 
     return make
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +13,21 @@ from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import InvalidRequestError
 from app.generation import GenerateRequest, SamplingParams, StructuredOutput
-from app.text.text_stream import TextStream
+from tests.support.engine.doubles import ANYTHING, OddThenEven, spelling
 from tests.support.engine.runs import run, tokens_of
+from tests.support.engine.tiny_engine import tiny_engine
 
 PROMPT = list(range(10, 20))
 EOS = 2
 NewEngine = Callable[..., Engine]
 
 
-class OddThenEven:
-    """A grammar over 512 tokens: odd ones and even ones in turn, until 12 were taken."""
-
-    def __init__(self, wanted: StructuredOutput) -> None:
-        self._num_taken = 0
-
-    def allowed_tokens(self) -> bytes:
-        return bytes(token_id % 2 != self._num_taken % 2 for token_id in range(512))
-
-    def accept(self, token_id: int) -> None:
-        assert token_id % 2 != self._num_taken % 2
-        self._num_taken += 1
-
-    @property
-    def is_finished(self) -> bool:
-        return self._num_taken == 12
-
-
-ANYTHING = StructuredOutput("grammar", "odd then even", "structured_outputs.grammar")
-
-
-def spelling(stop: Sequence[str], min_tokens: int) -> TextStream:
-    """The text of token 12 is "12 "."""
-    return TextStream(
-        lambda token_ids: "".join(f"{each} " for each in token_ids), lambda token_id: False, stop, min_tokens
-    )
-
-
 @pytest.fixture
 def new_engine(tiny_llama_dir: Path) -> NewEngine:
     def make(num_blocks: int = 64, max_batch_tokens: int = 64, **options: Any) -> Engine:
-        cache = {"block_size": 4, "num_blocks": num_blocks}
         scheduler = {"max_batch_tokens": max_batch_tokens}
-        config = EngineConfig.model_validate({"cache": cache, "scheduler": scheduler})
-        return Engine.load(
-            tiny_llama_dir,
-            config,
-            device="cpu",
-            dtype="float32",
-            new_text_stream=spelling,
-            new_grammar=OddThenEven,
-            **options,
-        )
+        hooks: dict[str, Any] = {"new_text_stream": spelling, "new_grammar": OddThenEven}
+        return tiny_engine(tiny_llama_dir, num_blocks=num_blocks, scheduler=scheduler, **(hooks | options))
 
     return make
 
