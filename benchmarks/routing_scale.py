@@ -72,7 +72,7 @@ def measure(ranks: int, num_requests: int, num_traced: int, on_request: Callable
 def _router_bytes(config: ClusterConfig, requests: SharedPrefixes, on_request: Callable[[], object]) -> int:
     left, held = requests.num_requests, 0
 
-    def note() -> None:
+    def record() -> None:
         nonlocal left, held
         left -= 1
         on_request()
@@ -82,7 +82,7 @@ def _router_bytes(config: ClusterConfig, requests: SharedPrefixes, on_request: C
             held = sum(trace.size for trace in traces)
 
     tracemalloc.start()
-    simulate(config, requests.requests(), "predicted_ttft", note)
+    simulate(config, requests.requests(), "predicted_ttft", record)
     tracemalloc.stop()
     return held
 

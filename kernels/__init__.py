@@ -1,7 +1,7 @@
 """The ops that a transformer step is made of, behind one explicit choice of backend.
 
-`load_kernels(name, device)` gives a `Kernels`: every op of `kernels.interface` in that backend, which logs
-the choice. A backend that is asked for and can't run raises; only `auto` chooses, by the order in
+`backends.load_kernels(name, device)` gives a `Kernels`: every op of `kernels.interface` in that backend, and
+logs the choice. A backend that is asked for and can't run raises; only `auto` chooses, by the order in
 `kernels.backends`.
 
 - `interface.py` says what each op computes, with its formula, shapes and layouts.
@@ -16,10 +16,3 @@ where it can't run and, if `auto` is to choose it, its place in `AUTO`; then add
 `tests/kernels/conftest.py`, which runs every test of every op on it. `KernelBackend` in `app/config.py`
 lets users choose it.
 """
-
-from __future__ import annotations
-
-from kernels.backends import BackendError, load_kernels
-from kernels.interface import Kernels
-
-__all__ = ["BackendError", "Kernels", "load_kernels"]

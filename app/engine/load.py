@@ -5,8 +5,6 @@ So it is the only one of `app.engine` that knows `app.models` and `app.text`.
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from app.config import AppConfig
@@ -17,8 +15,6 @@ from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 def load_engine(config: AppConfig, dp_rank: int) -> RankEngine:

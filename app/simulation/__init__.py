@@ -1,1 +1,4 @@
-"""The real routing and block pool on a virtual clock: what a policy makes of a trace, without a GPU."""
+"""The real routing and prefix cache on a virtual clock: what a policy makes of a trace, without a GPU.
+
+`python -m app.simulation` and the benchmarks import it; nothing of the deployment does.
+"""

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import Kernels, load_kernels
+from kernels.backends import load_kernels
+from kernels.interface import Kernels
 
 ROOT = Path(__file__).parents[2]
 PLAIN = load_kernels("reference")

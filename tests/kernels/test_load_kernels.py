@@ -5,8 +5,7 @@ import logging
 import pytest
 import torch
 
-from kernels import BackendError, load_kernels
-from kernels.backends import BACKENDS, CPU
+from kernels.backends import BACKENDS, CPU, BackendError, load_kernels
 from tests.kernels.harness import Backend, run_uninterpreted
 
 
@@ -40,7 +39,7 @@ def test_an_unknown_backend_is_refused_with_what_is_allowed() -> None:
 
 
 LOAD_TRITON = """
-from kernels import BackendError, load_kernels
+from kernels.backends import BackendError, load_kernels
 try:
     load_kernels("triton")
 except BackendError as error:

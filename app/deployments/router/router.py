@@ -56,6 +56,8 @@ class Router:
         self, config: AppConfig, events: KvEvents, ranks: DeploymentHandle[Any]
     ) -> None:
         self._discovery: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        """Kept, as a task that nothing refers to may be collected before its end."""
         log_with_ray()
         routing = config.routing
         rank_client = RankClient(ranks)

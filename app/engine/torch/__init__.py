@@ -1,4 +1,4 @@
 """Our own engine in torch: continuous batching over a paged KV cache with prefix reuse.
 
-Only `app.engine` and tests of the engine's own mechanics import it.
+`app.engine` imports it, and so do tests and benchmarks of the engine's own mechanics. No deployment does.
 """

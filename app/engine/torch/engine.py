@@ -221,7 +221,7 @@ class Engine:
         return StepOutput(outputs, self.drain_events())
 
     def drain_events(self) -> list[CacheEvent]:
-        """Cache changes since the last step or call, in order: after `reset_cache`, say."""
+        """Cache changes since the last step or call, in order."""
         return self._cache.drain_events()
 
     def cached_blocks(self) -> list[CachedBlock]:
@@ -229,7 +229,10 @@ class Engine:
         return self._cache.cached_blocks()
 
     def reset_cache(self) -> None:
-        """Forget all cached contents. Running requests go on with their blocks, which no other finds."""
+        """Forget all cached contents. Running requests go on with their blocks, which no other finds.
+
+        Waiting for a caller: a rank has no way to be asked for this yet.
+        """
         self._cache.reset()
 
     def load_stat(self, dp_rank: int) -> LoadStat:

@@ -58,7 +58,8 @@ class RecoveryServer:
     ) -> None:
         self.take_content: TakeContent | None = None
         self.abandoned = 0
-        self._bad = BadMessages(logger, str(socket.getsockopt_string(zmq.LAST_ENDPOINT)), "refused at")
+        self._address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._bad = BadMessages(logger, self._address, "refused at")
         self._socket = socket
         self._buffer = buffer
         self._framing = framing
@@ -98,6 +99,10 @@ class RecoveryServer:
         """Stop serving and close the socket; answers under way are cut off."""
         self._stop.send(b"")
         self._thread.join()
+        if self.abandoned or self.refused:
+            logger.info(
+                "%s: %d answers given up, %d requests refused", self._address, self.abandoned, self.refused
+            )
         self._stop.close(linger=0)
 
     def _run(self) -> None:

@@ -56,11 +56,6 @@ class LoadBook:
         load = self._ranks.get(rank)
         return load.num_requests if load else 0
 
-    def assigned(self, rank: int) -> tuple[int, int]:
-        """Uncached tokens and requests ever sent to `rank` from here, on top of what `join` began with."""
-        load = self._ranks.get(rank)
-        return (load.assigned_tokens, load.assigned_requests) if load else (0, 0)
-
     def reserved(self) -> dict[int, tuple[int, int]]:
         """Uncached tokens and requests that are reserved, by rank, where there are any."""
         return {

@@ -134,7 +134,7 @@ class Tracker:
         followed = self._followed[rank]
         followed.missed_polls += 1
         if followed.missed_polls > MAX_MISSED_POLLS:
-            self._drop(rank, f"missing from {followed.missed_polls} looks")
+            self._drop(rank, f"missing from {followed.missed_polls} polls")
 
     def _update_rank(self, description: RankDescription) -> None:
         followed = self._followed.get(description.rank)

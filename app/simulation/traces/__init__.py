@@ -1,4 +1,4 @@
 """Requests to simulate: read from a trace, or made up.
 
-The simulator, its command and the benchmarks import it.
+All of the simulation and the benchmarks import it.
 """

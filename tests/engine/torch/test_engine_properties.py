@@ -23,7 +23,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput
 from app.events.schema import CacheEvent
 from app.generation import GenerateRequest, SamplingParams
-from kernels import load_kernels
+from kernels.backends import load_kernels
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples
 

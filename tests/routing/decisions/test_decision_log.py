@@ -7,7 +7,7 @@ import pytest
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
-from tests.support.routing.cores import load_stat, new_core, set_routable
+from tests.support.routing.cores import assigned, load_stat, new_core, set_routable
 
 BLOCK_SIZE = 4
 HASHES = list(range(100, 105))
@@ -43,7 +43,7 @@ def test_a_dry_run_decides_the_same_and_changes_nothing(router: Router) -> None:
     prompt = Prompt("a", HASHES, 20, BLOCK_SIZE)
     dry = router.core.consider(prompt, now=0.0)
     assert len(router.core.reservations) == 0
-    assert router.core.load.assigned(1) == (0, 0)
+    assert assigned(router.core, 1) == (0, 0)
     assert router.core.load.mean_uncached_tokens is None
     assert explanation(router.choose("a"), dp_size=4) == explanation(dry, dp_size=4)
 

@@ -9,7 +9,7 @@ from app.routing.decisions.decision import Decision, Prompt
 from app.routing.decisions.explanation import explanation
 from app.routing.decisions.reasons import reasons
 from app.routing.policies.registry import POLICIES
-from tests.support.routing.cores import load_stat, new_core, set_routable
+from tests.support.routing.cores import assigned, load_stat, new_core, set_routable
 
 HASHES = list(range(100, 105))
 DP_SIZE = 4
@@ -134,4 +134,4 @@ def test_a_dry_run_leaves_nothing_behind(policy: str, session_id: str | None) ->
         receipt = explanation(consider(core, session_id), DP_SIZE)
         assert receipt["ranks"][receipt["winner"]]["eligible"]
     assert len(core.reservations) == 0
-    assert [core.load.assigned(rank) for rank in range(DP_SIZE)] == [(0, 0)] * DP_SIZE
+    assert [assigned(core, rank) for rank in range(DP_SIZE)] == [(0, 0)] * DP_SIZE

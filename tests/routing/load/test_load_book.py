@@ -11,7 +11,7 @@ from app.routing.core import RoutingCore
 from app.routing.load.prefill_rates import RATE_NOISE
 from app.routing.membership import RoutableRanks
 from app.routing.rank_view import ROWS
-from tests.support.routing.cores import load_stat, new_core
+from tests.support.routing.cores import assigned, load_stat, new_core
 
 
 def prefill_rates(core: RoutingCore, ranks: Iterable[int]) -> dict[int, float]:
@@ -78,7 +78,7 @@ def test_a_new_rank_does_not_have_to_catch_up_with_history(core: RoutingCore) ->
     for turn in range(10):
         core.reservations.add(turn % 2, f"r{turn}", 100, now=0.0)
     core.join(0)
-    assert core.load.assigned(0) == core.load.assigned(1) == (500, 5)
+    assert assigned(core, 0) == assigned(core, 1) == (500, 5)
 
 
 def test_rates_are_the_initial_one_until_measured_then_the_typical_one(core: RoutingCore) -> None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.events.schema import LoadStat
 from app.routing.core import RoutingCore
 from app.routing.load.request_history import MAX_REMEMBERED
-from tests.support.routing.cores import TIMEOUT_S, new_core
+from tests.support.routing.cores import TIMEOUT_S, assigned, new_core
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_renewing_a_reservation_renews_its_deadline(core: RoutingCore) -> None:
 
 def test_what_another_router_reserved_waits_until_the_rank_has_it(core: RoutingCore) -> None:
     core.reservations.add_from_peer(0, "a", 40, now=0.0, choice_seq=0)
-    assert (core.load.waiting_tokens(0), core.load.num_requests(0), core.load.assigned(0)) == (40, 1, (0, 0))
+    assert (core.load.waiting_tokens(0), core.load.num_requests(0), assigned(core, 0)) == (40, 1, (0, 0))
     core.reservations.acknowledge(0, ["a"])
     assert (core.load.waiting_tokens(0), core.load.num_requests(0)) == (0, 0)
     core.reservations.add_from_peer(1, "b", 40, now=0.0, choice_seq=0)
@@ -65,7 +65,7 @@ def test_what_is_received_after_its_end_changes_nothing(core: RoutingCore, end: 
     else:
         core.reservations.release("a")
     core.reservations.add_from_peer(0, "a", 40, now=0.0, choice_seq=0)
-    assert (core.load.waiting_tokens(0), len(core.reservations), core.load.assigned(0)) == (0, 0, (0, 0))
+    assert (core.load.waiting_tokens(0), len(core.reservations), assigned(core, 0)) == (0, 0, (0, 0))
     assert (core.reservations.num_from_peers, core.reservations.num_late_from_peers) == (1, 1)
 
 

@@ -11,6 +11,8 @@ from app.events.schema import LoadStat
 from app.hashing import chain, wire_hashes
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Prompt
+from app.routing.membership import RoutableRanks
+from app.routing.rank_view import ROWS
 
 RATE = 1000.0
 """Tokens per second of every rank that hasn't reported another rate."""
@@ -65,3 +67,9 @@ def load_stat(
         total_prefill_uncached_tokens=prefilled,
         total_prefill_busy_us=busy_us,
     )
+
+
+def assigned(core: RoutingCore, rank: int) -> tuple[int, int]:
+    """Uncached tokens and requests sent to `rank` so far, as policies see them."""
+    counts, _ = core.load.columns(RoutableRanks({rank: "exact"}))
+    return counts[ROWS.assigned_tokens].astype(int).item(), counts[ROWS.assigned_requests].astype(int).item()

@@ -1,4 +1,4 @@
-"""Where a model runs, and how much memory its KV cache gets there.
+"""Where a model runs, and how much memory its weights and its KV cache get there.
 
-Only the torch engine imports it.
+The torch engine imports it, and so do benchmarks that build odd models.
 """

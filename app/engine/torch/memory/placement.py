@@ -6,7 +6,8 @@ import torch
 
 from app.config import Device, Dtype, KernelBackend
 from app.errors import ConfigError
-from kernels import BackendError, Kernels, load_kernels
+from kernels.backends import BackendError, load_kernels
+from kernels.interface import Kernels
 
 _DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,

@@ -1,4 +1,4 @@
 """The decoder: its architecture, its weights, and the run of one batch.
 
-Only the torch engine imports it.
+The torch engine imports it; `app.engine.check` reads architectures, and benchmarks build odd models.
 """

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from app.engine.torch.model.architecture import Architecture
 from app.engine.torch.model.rope import cos_sin
-from kernels import Kernels
-from kernels.interface import GatedLinear, Linear, PagedAttention
+from kernels.interface import GatedLinear, Kernels, Linear, PagedAttention
 
 
 @dataclass(frozen=True, slots=True)

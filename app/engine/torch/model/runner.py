@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.engine.torch.model.decoder import Batch, Decoder, kv_cache_pairs
 from app.engine.torch.schedule import ScheduledRequest
-from kernels import Kernels
+from kernels.interface import Kernels
 
 
 class ModelRunner:

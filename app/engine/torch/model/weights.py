@@ -14,8 +14,7 @@ from torch import Tensor
 from app.engine.torch.model.architecture import Architecture
 from app.engine.torch.model.decoder import DecoderWeights, LayerWeights
 from app.errors import ModelNotFoundError, UnsupportedModelError
-from kernels import Kernels
-from kernels.interface import Linear
+from kernels.interface import Kernels, Linear
 
 
 def load_weights(

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from app.engine.torch.request import Request
 from app.engine.torch.sampling.logit_changes import changed_logits
-from app.engine.torch.sampling.logprobs import token_logprobs
 from app.errors import RequestFailedError
 from app.generation import SamplingParams, TokenLogprobs
 from kernels.interface import TopKTopP
@@ -156,3 +155,14 @@ def _sampled(logits: Tensor, token_id: int, request: Request) -> Sampled:
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """[n, 1] in float64, on the device of `like`."""
     return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(1)
+
+
+def token_logprobs(logits: Tensor, token_id: int, num_likeliest: int) -> TokenLogprobs:
+    """Of the chosen `token_id` and the likeliest ones, from the model's `logits` [vocab] in float32.
+
+    As the model itself finds them: before biases, penalties, grammars, temperature and cuts.
+    """
+    logprobs = logits.log_softmax(-1)
+    values, token_ids = logprobs.topk(min(num_likeliest, len(logprobs)))
+    likeliest = zip(token_ids.tolist(), values.tolist(), strict=True)
+    return TokenLogprobs(logprobs[token_id].item(), tuple(likeliest))

@@ -30,8 +30,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.request import Request
 from app.engine.torch.scheduler import Scheduler
 from app.generation import GenerateRequest, SamplingParams
-from kernels import load_kernels
-from kernels.backends import BACKENDS
+from kernels.backends import BACKENDS, load_kernels
 
 CPU = torch.device("cpu")
 BLOCK = 8

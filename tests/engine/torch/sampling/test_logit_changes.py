@@ -10,11 +10,10 @@ import torch
 
 from app.engine.torch.request import Request
 from app.engine.torch.sampling.logit_changes import changed_logits
-from app.engine.torch.sampling.logprobs import token_logprobs
-from app.engine.torch.sampling.sampler import Sampler
+from app.engine.torch.sampling.sampler import Sampler, token_logprobs
 from app.errors import RequestFailedError
 from app.generation import SamplingParams
-from kernels import load_kernels
+from kernels.backends import load_kernels
 
 VOCAB = 50
 EOS = (2, 4)

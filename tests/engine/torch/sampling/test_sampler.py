@@ -10,7 +10,7 @@ from torch import Tensor
 from app.engine.torch.request import Request
 from app.engine.torch.sampling.sampler import Sampled, Sampler, token_weights
 from app.generation import SamplingParams
-from kernels import load_kernels
+from kernels.backends import load_kernels
 
 TOP_K_TOP_P = load_kernels("torch").top_k_top_p
 SAMPLER = Sampler(TOP_K_TOP_P, eos_token_ids=(2,))
