@@ -144,7 +144,8 @@ class TopKTopP(Protocol):
 
     Row i keeps its `top_k[i]` likeliest tokens (int64 [n], at least 1; vocab or more keeps all), then of
     these the fewest likeliest whose probabilities among them sum to `top_p[i]` or more (float [n], above 0;
-    1 keeps all). Probabilities are in float64. Of equal logits at the border, any may be those that remain.
+    1 keeps all). Probabilities are in float64. Of equal logits at the border, those of the
+    lowest token ids remain: so what a row keeps doesn't depend on the other rows.
     """
 
     def __call__(self, logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor: ...

@@ -124,7 +124,7 @@ def top_k_top_p(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """See `TopKTopP`. Sources: arXiv:1805.04833 (top-k), arXiv:1904.09751 (top-p)."""
     out = torch.full_like(logits, float("-inf"))
     for row, (k, p) in enumerate(zip(top_k.tolist(), top_p.tolist(), strict=True)):
-        likeliest = logits[row].argsort(descending=True)[:k]
+        likeliest = logits[row].argsort(descending=True, stable=True)[:k]
         mass = 0.0
         for token_id, share in zip(likeliest, torch.softmax(logits[row, likeliest].double(), 0), strict=True):
             if mass >= p and p < 1:

@@ -41,13 +41,24 @@ def test_large_nuclei_are_kept_exactly_and_the_input_stays_as_it_is(backend: Bac
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_of_equal_logits_any_may_remain(dtype: torch.dtype, backend: Backend) -> None:
-    """Many are equal in 16 bits: as many of each value remain as in the plain version."""
+def test_of_equal_logits_the_first_remain(dtype: torch.dtype, backend: Backend) -> None:
+    """Many are equal in 16 bits."""
     logits, top_k, top_p = rows_of_every_kind(900, 1.0)
     logits = logits.to(dtype)
     kept = backend.run("top_k_top_p", logits, top_k, top_p)
     assert ((kept == logits) | (kept == NEVER)).all()
-    assert torch.equal(kept.sort(1).values, PLAIN.top_k_top_p(logits, top_k, top_p).sort(1).values)
+    assert torch.equal(kept, PLAIN.top_k_top_p(logits, top_k, top_p))
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_what_a_row_keeps_depends_on_no_other_row(spread: float, backend: Backend) -> None:
+    """Not even which of many equal logits, in small nuclei and in large ones."""
+    logits, top_k, top_p = rows_of_every_kind(3000, spread)
+    logits = logits.bfloat16().float()
+    together = backend.run("top_k_top_p", logits, top_k, top_p)
+    for row in range(len(logits)):
+        alone = backend.run("top_k_top_p", *(each[row : row + 1] for each in (logits, top_k, top_p)))
+        assert torch.equal(alone[0], together[row]), (top_k[row], top_p[row])
 
 
 def test_the_fewest_likeliest_that_reach_top_p_among_the_top_k(backend: Backend) -> None:

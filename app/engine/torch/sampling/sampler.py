@@ -116,7 +116,8 @@ def token_weights(logits: Tensor, params: Sequence[SamplingParams], top_k_top_p:
         lowest = _column([math.log(each.min_p) if each.min_p > 0 else -math.inf for each in params], logits)
         logits.masked_fill_(logits < lowest, -math.inf)
     if any(each.top_k > 0 or each.top_p < 1 for each in params):
-        top_k = torch.tensor([each.top_k or logits.shape[1] for each in params], device=logits.device)
+        vocab = logits.shape[1]
+        top_k = torch.tensor([min(each.top_k or vocab, vocab) for each in params], device=logits.device)
         logits = top_k_top_p(logits, top_k, _column([each.top_p for each in params], logits).squeeze(1))
     # As exp(logits). That takes several times as long for a logit of -inf, this doesn't.
     return logits.mul_(LOG2_E).exp2_()

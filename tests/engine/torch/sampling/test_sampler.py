@@ -127,6 +127,29 @@ def test_a_seed_gives_the_same_tokens_in_any_company() -> None:
         assert next_tokens(logits[2:], [alone])[0] == next_tokens(rows, company)[1]
 
 
+def test_of_equal_logits_a_seed_gives_the_same_token_whatever_the_company_asks() -> None:
+    """Logits that were computed in 16 bits are equal by the dozen, and other requests look at more tokens."""
+    logits = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    ways: list[dict[str, Any]] = [
+        {"top_k": 20},
+        {"top_k": 100, "top_p": 0.9},
+        {"top_p": 0.9, "temperature": 2.0},
+    ]
+    mates: list[dict[str, Any]] = [{"top_k": 190}, {"top_k": 2000}, {"top_p": 0.99, "temperature": 1.5}]
+    for way in ways:
+        for mate in mates:
+            for seed in range(20):
+                (alone,) = next_tokens(logits[:1], [request(seed=seed, **way)])
+                both = next_tokens(logits, [request(seed=seed, **way), request(**mate)])
+                assert alone == both[0], (way, mate, seed)
+
+
+def test_a_top_k_beyond_every_vocabulary_is_off() -> None:
+    logits = torch.zeros(2, 50)
+    first, second = next_tokens(logits, [request(seed=1, top_k=2**70), request(seed=1)])
+    assert first == second
+
+
 def test_without_a_seed_two_requests_differ() -> None:
     logits = torch.zeros(2, 1000)
     first, second = request(), request()
