@@ -25,6 +25,7 @@ from app.build import CONTROL_CPUS, MAX_CONNECTIONS, QUIET
 from app.config import AppConfig, load_config
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, RankInfo, Unroutable
 from app.deployments.router.router import Router
+from app.deployments.router_client import RouterClient
 from app.events.endpoints import KvEvents, parse_kv_events
 from app.events.schema import LoadStat
 from benchmarks.arguments import list_of, positive
@@ -32,6 +33,8 @@ from benchmarks.graphs.graph import APP_NAME, running_ray
 
 BLOCKS, BLOCK_SIZE = 64, 16
 """A prompt of 1,024 tokens."""
+Timings = tuple[dict[str, float], dict[str, float], float]
+"""Of one router: when each request was chosen for there, and received from others; CPU seconds."""
 
 
 class SilentRank:
@@ -80,7 +83,7 @@ class TimedRouter(Router):
         if router != self._own_id:
             self._received |= {each.request_id: time.monotonic() for each in reservations}
 
-    async def timings(self) -> tuple[dict[str, float], dict[str, float], float]:
+    async def timings(self) -> Timings:
         """When each request was chosen for here, and received from others; CPU seconds of this process."""
         return self._chosen, self._received, time.process_time()
 
@@ -123,16 +126,17 @@ def _deploy(config: AppConfig, sends: bool) -> DeploymentHandle[Any]:
     return handle.options(_by_reference=False)
 
 
-async def _drive(router: DeploymentHandle[Any], rate: int, seconds: float) -> dict[str, float]:
+async def _drive(handle: DeploymentHandle[Any], rate: int, seconds: float) -> dict[str, float]:
     """Call at `rate`; every figure is of this run alone."""
+    router = RouterClient(handle)
     await _choose(router, f"{rate}-warm")
-    before = await router.broadcast("timings").results_async()
+    before = await _timings(handle)
     start, calls = time.monotonic(), []
     for number in range(int(rate * seconds)):
         await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
         calls.append(asyncio.create_task(_choose(router, f"{rate}-{number}")))
     answered = await asyncio.gather(*calls)
-    after = await router.broadcast("timings").results_async()
+    after = await _timings(handle)
     cpu_s = sum(timings[2] for timings in after) - sum(timings[2] for timings in before)
     chosen = {request_id: at for timings in after for request_id, at in timings[0].items()}
     ids = {f"{rate}-{number}" for number in range(len(calls))}
@@ -143,12 +147,16 @@ async def _drive(router: DeploymentHandle[Any], rate: int, seconds: float) -> di
     return {name: round(value, 3) for name, value in figures.items()}
 
 
-async def _choose(router: DeploymentHandle[Any], request_id: str) -> float:
+async def _timings(handle: DeploymentHandle[Any]) -> list[Timings]:
+    """Every router's timings."""
+    return await handle.broadcast(TimedRouter.timings.__name__).results_async()
+
+
+async def _choose(router: RouterClient, request_id: str) -> float:
     """Seconds until the router's answer."""
     started = time.monotonic()
     hashes = [hash((request_id, block)) for block in range(BLOCKS)]
-    answer = await router.choose.remote(ChooseRequest(request_id, hashes, BLOCKS * BLOCK_SIZE))
-    assert isinstance(answer, Assignment), answer
+    await router.choose(ChooseRequest(request_id, hashes, BLOCKS * BLOCK_SIZE))
     return time.monotonic() - started
 
 

@@ -83,6 +83,10 @@ class RouterClient:
         """
         return await self._call_one(RouterMethods.view)
 
+    async def views(self) -> list[list[Json]]:
+        """Every router's view. Raises as `_answers_of_all`."""
+        return await self._answers_of_all(ROUTER_TIMEOUT_S, RouterMethods.view)
+
     async def stats(self) -> list[Json]:
         """Every router's counters. Raises as `_answers_of_all`."""
         return await self._answers_of_all(ROUTER_TIMEOUT_S, RouterMethods.stats)

@@ -12,18 +12,21 @@ import random
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
+from typing import Concatenate, ParamSpec, TypeVar
 
 from app.events.config import KvEventsConfig
 from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
 from app.events.snapshot import CacheContent, CachedBlock
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 BLOCK_SIZE = 16
 CHAIN_LENGTH = 32
@@ -76,25 +79,30 @@ class RankProcess:
 
     def info(self) -> PublisherInfo:
         """What to dial."""
-        info: PublisherInfo = self._ask("info")
-        return info
+        return self._ask(_Rank.info)
 
     def prepare(self, work: Work) -> None:
         """Make the batches of `work`, for `publish`."""
-        self._ask("prepare", work)
+        self._ask(_Rank.prepare, work)
 
     def publish(self) -> Published:
         """Publish what was prepared; returns when all of it was handed to ZMQ."""
-        published: Published = self._ask("publish")
-        return published
+        return self._ask(_Rank.publish)
 
     def fill(self, num_blocks: int) -> None:
         """Hold `num_blocks` blocks in chains, without publishing them."""
-        self._ask("fill", num_blocks)
+        self._ask(_Rank.fill, num_blocks)
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
-        self._pipe.send((name, arguments))
-        return self._pipe.recv()
+    def _ask(
+        self,
+        method: Callable[Concatenate[_Rank, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        """Have the other side call a method of its rank; the method is pickled as its qualified name."""
+        self._pipe.send((method, args, kwargs))
+        result: Result = self._pipe.recv()
+        return result
 
 
 class _Rank:
@@ -201,8 +209,8 @@ def _serve(pipe: Connection, port: int, core: int, buffer_steps: int) -> None:
     os.sched_setaffinity(0, {core})
     rank = _Rank(port, buffer_steps)
     while (order := pipe.recv()) is not None:
-        name, arguments = order
-        pipe.send(getattr(rank, name)(*arguments))
+        method, args, kwargs = order
+        pipe.send(method(rank, *args, **kwargs))
     rank.close()
 
 

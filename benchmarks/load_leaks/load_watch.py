@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from ray import serve
 
+from app.deployments.rank_client import RankClient
+from app.deployments.router_client import RouterClient
 from benchmarks.graphs.graph import APP_NAME
 
 READY_WITHIN_S = 120.0
+ANSWER_WITHIN_S = 10.0
+"""Within this every rank must describe itself."""
 SETTLED_S = 10.0
 """Within this all load must be gone."""
 STAYS_S = 2.5
@@ -54,23 +58,28 @@ class LoadWatch:
     def __init__(self, num_routers: int, num_ranks: int) -> None:
         self._num_routers = num_routers
         self._num_ranks = num_ranks
-        self._routers: Any = serve.get_deployment_handle("Router", APP_NAME)
-        self._ranks: Any = serve.get_deployment_handle("DPRank", APP_NAME)
+        self._routers = RouterClient(serve.get_deployment_handle("Router", APP_NAME))
+        self._ranks = RankClient(serve.get_deployment_handle("DPRank", APP_NAME))
 
     def wait_until_ready(self) -> None:
         """Wait until every router follows every rank.
 
         Raises:
             TimeoutError: they don't in time.
+            NoRouterError: the routers don't answer.
         """
-        wait_until(self._is_ready, "the graph did not get ready")
+        wait_until(lambda: asyncio.run(self._is_ready()), "the graph did not get ready")
 
     def settle(self, since: float) -> Settling:
-        """Poll until no load has been counted for `STAYS_S`; `since` is when the last client left."""
+        """Poll until no load has been counted for `STAYS_S`; `since` is when the last client left.
+
+        Raises:
+            NoRouterError, TimeoutError: not every router and every rank answers.
+        """
         zero_at: float | None = None
         held = None
         while True:
-            found, num_tokens = self._held()
+            found, num_tokens = asyncio.run(self._held())
             now = time.monotonic()
             if found:
                 zero_at, held = None, found
@@ -82,15 +91,18 @@ class LoadWatch:
                 return Settling(None, held, num_tokens)
             time.sleep(POLL_INTERVAL_S)
 
-    def _is_ready(self) -> bool:
-        views = self._routers.broadcast("view").results()
+    async def _is_ready(self) -> bool:
+        views = await self._routers.views()
         exact = [[rank["trust"] for rank in view] for view in views]
         return exact == [["exact"] * self._num_ranks] * self._num_routers
 
-    def _held(self) -> tuple[str | None, int]:
+    async def _held(self) -> tuple[str | None, int]:
         """What is counted anywhere, in words, and the tokens in blocks that ranks hold for requests."""
-        views = self._routers.broadcast("view").results()
-        loads = [info.load for info in self._ranks.broadcast("describe").results()]
+        views = await self._routers.views()
+        loads = [info.load for info in await self._ranks.describe_all(timeout_s=ANSWER_WITHIN_S)]
+        # Both leave out replicas that have died; their load must not count as zero.
+        if (len(views), len(loads)) != (self._num_routers, self._num_ranks):
+            raise TimeoutError(f"only {len(views)} routers and {len(loads)} ranks answer")
         counted = [[(rank["num_requests"], rank["waiting_tokens"]) for rank in view] for view in views]
         running = [(load.num_running_reqs, load.num_waiting_reqs, load.num_tokens) for load in loads]
         is_zero = not any(any(pair) for view in counted for pair in view) and not any(map(any, running))

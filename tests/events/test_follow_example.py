@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from app.events.endpoints import parse
 from tests.events.fuzz_inputs import DESCRIPTOR
+from tests.support.deadlines import wait_until
 from tests.support.events.blocks import removed, stored
 from tests.support.events.curve_keys import Keys
 from tests.support.events.ranks import MakeRank
@@ -92,13 +92,21 @@ def test_the_example_prints_what_it_missed_and_what_comes(
         readline = example.stdout.readline
         reader = threading.Thread(target=lambda: lines.extend(iter(readline, "")))
         reader.start()
-        # A subscription takes effect in its own time: until a batch is received, there are more.
-        deadline = time.monotonic() + 30
-        while not lines and time.monotonic() < deadline and reader.is_alive():
+
+        def prints() -> bool:
+            """A subscription takes effect in its own time: until a batch is received, there are more."""
+            has_ended = not reader.is_alive()
+            if lines:
+                return True
+            assert not has_ended, "the example ended and printed nothing"
             rank.step(stored(4))
-            reader.join(0.05)
-        example.terminate()
-        reader.join()
+            return False
+
+        try:
+            wait_until(prints, "the example prints a line", 30, interval_s=0.05)
+        finally:
+            example.terminate()
+            reader.join()
     seen = [" ".join(line.split()) for line in lines]
     assert seen[:3] == [
         "rank 0 seq 0 +0 -0 blocks",

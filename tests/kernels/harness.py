@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from kernels.backends import load_kernels
 from kernels.interface import Kernels
+
+Op = Callable[[Kernels], Callable[..., Any]]
+"""Chooses an op of a backend: `lambda kernels: kernels.rms_norm`."""
 
 ROOT = Path(__file__).parents[2]
 PLAIN = load_kernels("reference")
@@ -42,9 +45,9 @@ class Backend:
         """Its ops."""
         return load_kernels(self.name, torch.device(self.device))
 
-    def run(self, op: str, *inputs: Any) -> Any:
+    def run(self, op: Op, *inputs: Any) -> Any:
         """An op's result for inputs that lie on the cpu, on the cpu."""
-        result = getattr(self.kernels, op)(*(self.place(value) for value in inputs))
+        result = op(self.kernels)(*(self.place(value) for value in inputs))
         return tuple(value.cpu() for value in result) if isinstance(result, tuple) else result.cpu()
 
     def place(self, value: Any) -> Any:
@@ -78,10 +81,10 @@ def _largest(values: Tensor) -> float:
     return values.abs().max().item()
 
 
-def check_op(backend: Backend, op: str, *inputs: Any) -> None:
+def check_op(backend: Backend, op: Op, *inputs: Any) -> None:
     """`assert_exact` for an op that returns what it computes, a tensor or several."""
     wide = [value.double() if isinstance(value, Tensor) else value for value in inputs]
-    results = backend.run(op, *inputs), getattr(PLAIN, op)(*inputs), getattr(PLAIN, op)(*wide)
+    results = backend.run(op, *inputs), op(PLAIN)(*inputs), op(PLAIN)(*wide)
     tuples = [result if isinstance(result, tuple) else (result,) for result in results]
     for fast, plain, exact in zip(*tuples, strict=True):
         assert_exact(fast, plain, exact)

@@ -18,7 +18,7 @@ def test_merge_attention_states(shape: tuple[int, int, int], dtype: torch.dtype,
     torch.manual_seed(0)
     out_a, out_b = torch.randn(2, *shape).to(dtype)
     lse_a, lse_b = 5 * torch.randn(2, *shape[:2])
-    check_op(backend, "merge_attention_states", out_a, lse_a, out_b, lse_b)
+    check_op(backend, lambda kernels: kernels.merge_attention_states, out_a, lse_a, out_b, lse_b)
 
 
 def test_a_state_that_read_nothing_counts_for_nothing(backend: Backend) -> None:
@@ -26,10 +26,12 @@ def test_a_state_that_read_nothing_counts_for_nothing(backend: Backend) -> None:
     out, lse = torch.randn(3, 2, 8), torch.randn(3, 2)
     empty, empty_lse = torch.full_like(out, math.nan), torch.full_like(lse, NOTHING)
     for inputs in ((out, lse, empty, empty_lse), (empty, empty_lse, out, lse)):
-        merged, merged_lse = backend.run("merge_attention_states", *inputs)
+        merged, merged_lse = backend.run(lambda kernels: kernels.merge_attention_states, *inputs)
         assert torch.equal(merged, out)
         assert torch.equal(merged_lse, lse)
-    nothing, nothing_lse = backend.run("merge_attention_states", empty, empty_lse, empty, empty_lse)
+    nothing, nothing_lse = backend.run(
+        lambda kernels: kernels.merge_attention_states, empty, empty_lse, empty, empty_lse
+    )
     assert torch.equal(nothing, torch.zeros_like(out))
     assert torch.equal(nothing_lse, empty_lse)
 
@@ -43,5 +45,7 @@ def test_attention_over_two_parts_merges_to_attention_over_the_whole(num_last: i
     last = case.run(backend)[1:]
     case.sliding_window, case.kv_lens = None, [40 - num_last]
     first = case.run(backend)[1:]
-    for merged, expected in zip(backend.run("merge_attention_states", *first, *last), whole, strict=True):
+    for merged, expected in zip(
+        backend.run(lambda kernels: kernels.merge_attention_states, *first, *last), whole, strict=True
+    ):
         torch.testing.assert_close(merged, expected)

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
 
 Found = TypeVar("Found")
+Message = str | Callable[[], object]
+"""What was expected; a callable is called once the deadline is missed, to show the state at that time."""
 DEADLINE_S = 20.0
 INTERVAL_S = 0.01
 """Between two checks of a condition."""
@@ -20,7 +22,7 @@ class DeadlineMissed(AssertionError):
 
 def wait_until(
     condition: Callable[[], Found | None],
-    what: str,
+    what: Message,
     timeout_s: float = DEADLINE_S,
     *,
     interval_s: float = INTERVAL_S,
@@ -39,15 +41,31 @@ def wait_until(
 
 @overload
 async def until(
-    condition: Callable[[], Awaitable[Found | None]], what: str, timeout_s: float = ...
+    condition: Callable[[], Awaitable[Found | None]],
+    what: Message,
+    timeout_s: float = ...,
+    *,
+    interval_s: float = ...,
 ) -> Found: ...
 
 
 @overload
-async def until(condition: Callable[[], Found | None], what: str, timeout_s: float = ...) -> Found: ...
+async def until(
+    condition: Callable[[], Found | None],
+    what: Message,
+    timeout_s: float = ...,
+    *,
+    interval_s: float = ...,
+) -> Found: ...
 
 
-async def until(condition: Callable[[], Any], what: str, timeout_s: float = DEADLINE_S) -> Any:
+async def until(
+    condition: Callable[[], Any],
+    what: Message,
+    timeout_s: float = DEADLINE_S,
+    *,
+    interval_s: float = INTERVAL_S,
+) -> Any:
     """As `wait_until`, while the event loop runs; `condition` may be a coroutine function too."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -57,7 +75,7 @@ async def until(condition: Callable[[], Any], what: str, timeout_s: float = DEAD
         if found:
             return found
         _check(deadline, what, timeout_s, found)
-        await asyncio.sleep(INTERVAL_S)
+        await asyncio.sleep(interval_s)
 
 
 async def comes_true(condition: Callable[[], Any], timeout_s: float = 10.0) -> bool:
@@ -69,6 +87,7 @@ async def comes_true(condition: Callable[[], Any], timeout_s: float = 10.0) -> b
     return True
 
 
-def _check(deadline: float, what: str, timeout_s: float, found: object) -> None:
+def _check(deadline: float, what: Message, timeout_s: float, found: object) -> None:
     if time.monotonic() >= deadline:
-        raise DeadlineMissed(f"not within {timeout_s} s: {what}; last seen: {found!r}")
+        expected = what if isinstance(what, str) else what()
+        raise DeadlineMissed(f"not within {timeout_s} s: {expected}; last seen: {found!r}")

@@ -9,12 +9,14 @@ matplotlib draws, if it is there: it is the extra `plot`, and nothing else of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 from app.errors import ConfigError
+from app.simulation.results.outcome import Figures
 from app.simulation.results.report import WhatIf
 
 FORMATS: Final = (".svg", ".png")
@@ -24,8 +26,23 @@ _STRIP: Final = 0.14
 """The part of the axis, at its upper end, where what is beyond it is drawn."""
 _LABEL_DISTANCE: Final = 1.07
 """Numbers of ranks closer than this factor would be written over each other."""
-_LINES: Final[Mapping[str, str]] = {"p50": "#6baed6", "p90": "#2171b5", "p99": "#08306b"}
 _WANTED: Final = "#cb181d"
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A percentile of the times to first token over the numbers of ranks; `time_s` takes it from figures."""
+
+    label: str
+    color: str
+    time_s: Callable[[Figures], float]
+
+
+_LINES: Final = (
+    _Line("p50", "#6baed6", lambda figures: figures.ttft_p50_s),
+    _Line("p90", "#2171b5", lambda figures: figures.ttft_p90_s),
+    _Line("p99", "#08306b", lambda figures: figures.ttft_p99_s),
+)
 
 
 class Plot:
@@ -56,8 +73,8 @@ class Plot:
         """Draw `answer` and write the file. Raises `ConfigError` if it can't be written."""
         axes = self._figure.add_subplot()
         highest = _set_axes(axes, answer)
-        for name, color in _LINES.items():
-            _draw_line(axes, answer, name, color, highest)
+        for line in _LINES:
+            _draw_line(axes, answer, line, highest)
         axes.axhline(answer.p99_s, color=_WANTED, linestyle="--", label=f"wanted p99: {answer.p99_s:g} s")
         if answer.ranks is not None:
             axes.axvline(answer.ranks, color=_WANTED, linestyle=":", label=f"enough: {_count(answer.ranks)}")
@@ -78,7 +95,7 @@ class Plot:
 def _set_axes(axes: Any, answer: WhatIf) -> float:
     """Scales, limits and labels; returns where the strip begins, in seconds."""
     ranks = list(answer.tried)
-    times = [getattr(each, f"ttft_{name}_s") for each in answer.tried.values() for name in _LINES]
+    times = [line.time_s(each) for each in answer.tried.values() for line in _LINES]
     lowest = min(*times, answer.p99_s) / 1.5
     end = BEYOND * answer.p99_s
     is_beyond = max(times) > end
@@ -101,20 +118,20 @@ def _set_axes(axes: Any, answer: WhatIf) -> float:
     return highest
 
 
-def _draw_line(axes: Any, answer: WhatIf, name: str, color: str, highest: float) -> None:
+def _draw_line(axes: Any, answer: WhatIf, line: _Line, highest: float) -> None:
     """One percentile: dots where it was tried; in the strip, with its value, what is beyond it."""
-    times = {ranks: getattr(each, f"ttft_{name}_s") for ranks, each in answer.tried.items()}
-    axes.plot(list(times), list(times.values()), color=color, marker="o", label=name)
+    times = {ranks: line.time_s(each) for ranks, each in answer.tried.items()}
+    axes.plot(list(times), list(times.values()), color=line.color, marker="o", label=line.label)
     beyond = {ranks: time for ranks, time in times.items() if time > highest}
     if not beyond:
         return
     # Each percentile has a height of its own in the strip, as a part of the axis; p99 is on top.
-    height = 1 - _STRIP * (len(_LINES) - list(_LINES).index(name) - 0.5) / len(_LINES)
+    height = 1 - _STRIP * (len(_LINES) - _LINES.index(line) - 0.5) / len(_LINES)
     strip = axes.get_xaxis_transform()
-    axes.plot(list(beyond), [height] * len(beyond), "^", color=color, transform=strip, zorder=3)
+    axes.plot(list(beyond), [height] * len(beyond), "^", color=line.color, transform=strip, zorder=3)
     width = (max(times) / min(times)) ** 0.12  # of the words, as a factor on the axis
     for ranks in _apart(list(beyond)[::-1], width):
-        text = f"  {name}: {beyond[ranks]:,.0f} s"
+        text = f"  {line.label}: {beyond[ranks]:,.0f} s"
         axes.text(ranks, height, text, transform=strip, va="center", fontsize="x-small", zorder=3)
 
 

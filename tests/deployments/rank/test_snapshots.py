@@ -12,6 +12,7 @@ from app import hashing
 from app.events.batch_codec import decode_batch
 from app.events.following.recovery_client import RecoveryClient
 from app.events.schema import BlockRemoved, BlockStored, EventBatch
+from tests.support.deadlines import until
 from tests.support.engine.live_rank import LiveRank, answer
 from tests.support.snapshots import parents_in
 
@@ -58,9 +59,7 @@ async def test_a_reset_between_steps_is_published(publishing_rank: LiveRank) -> 
 
 async def replayed(rank: LiveRank, last: int) -> list[EventBatch]:
     """The batches up to `last`, once the publisher's own thread has put them into its buffer."""
-    async with asyncio.timeout(10):
-        while rank.publisher.counters.published_batches <= last:
-            await asyncio.sleep(0.005)
+    await until(lambda: rank.publisher.counters.published_batches > last, f"batch {last} is published", 10)
     batches: list[EventBatch] = []
     with zmq.asyncio.Context() as context:
         client = RecoveryClient(context, f"tcp://127.0.0.1:{rank.port('replay_port')}")

@@ -31,6 +31,7 @@ from app.routing.decisions.explanation import Json, explanation
 from app.routing.tracking.audit import Auditor, RankAudit
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import Tracker
+from tests.support.deadlines import until
 from tests.support.events.faulty_link import FaultyLink, Message
 from tests.support.free_ports import find_free_ports
 
@@ -117,19 +118,23 @@ class World:
         self.rank.stop()
         self.link.close()
 
+    @property
+    def status(self) -> SyncStatus:
+        """The rank's, as the router has it."""
+        (member,) = self.tracker.members()
+        return member.status
+
     async def poll(self) -> None:
         await self.tracker.update([self.rank.describe(self.link.port)])
 
     async def until(self, condition: Callable[[SyncStatus], bool]) -> SyncStatus:
         """Polls, as a router does, until the rank's status is like this."""
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
+
+        async def polled() -> SyncStatus | None:
             await self.poll()
-            (member,) = self.tracker.members()
-            if condition(member.status):
-                return member.status
-            assert time.monotonic() < deadline, member.status
-            await asyncio.sleep(0.01)
+            return self.status if condition(self.status) else None
+
+        return await until(polled, lambda: f"another status than {self.status}", DEADLINE_S)
 
     async def until_exact(self) -> SyncStatus:
         """The rank's status once everything that it has published is in the index."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from app.engine.torch.engine_thread import EngineThread
 from app.errors import RequestError
 from app.generation import GenerateRequest, SamplingParams, TokenChunk
+from tests.support.deadlines import until
 
 LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
@@ -45,9 +45,16 @@ class LiveEngine:
 
     async def until_load(self, running: int, waiting: int) -> None:
         """Wait until so many requests run and wait."""
-        deadline = time.monotonic() + 10
-        while (await self.load())[:2] != (running, waiting):
-            assert time.monotonic() < deadline, await self.load()
+        load: tuple[int, int, int] | None = None
+
+        async def is_reached() -> bool:
+            nonlocal load
+            load = await self.load()
+            return load[:2] == (running, waiting)
+
+        # Without a pause: a tiny engine's load may stay for some milliseconds only.
+        expected = f"{running} requests run and {waiting} wait"
+        await until(is_reached, lambda: f"{expected}; the load is {load}", 10, interval_s=0)
 
 
 async def all_of(stream: AsyncIterator[TokenChunk]) -> list[TokenChunk]:
