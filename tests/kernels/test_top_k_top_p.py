@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import Kernels
-from kernels.interface import TopKTopP
+from kernels.interface import Kernels, TopKTopP
 from tests.kernels.harness import DTYPES, PLAIN, Backend
 
 NEVER = float("-inf")
@@ -62,9 +61,9 @@ def test_what_a_row_keeps_depends_on_no_other_row(spread: float, backend: Backen
     """Not even which of many equal logits, in small nuclei and in large ones."""
     logits, top_k, top_p = rows_of_every_kind(3000, spread)
     logits = logits.bfloat16().float()
-    together = backend.run("top_k_top_p", logits, top_k, top_p)
+    together = backend.run(op, logits, top_k, top_p)
     for row in range(len(logits)):
-        alone = backend.run("top_k_top_p", *(each[row : row + 1] for each in (logits, top_k, top_p)))
+        alone = backend.run(op, *(each[row : row + 1] for each in (logits, top_k, top_p)))
         assert torch.equal(alone[0], together[row]), (top_k[row], top_p[row])
 
 
