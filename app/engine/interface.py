@@ -4,13 +4,14 @@
                  │
                  └─▶ cache events and load reports, in order ─▶ EngineListener
 
-An engine is asynchronous: its methods are called on one event loop, and none of them waits for a step. How it
-computes, on a thread or in another process, is its own business. It knows no deployment.
+An engine is asynchronous: its methods are called on one event loop, but for `content`, and none of them waits
+for a step. How it computes, on a thread or in another process, is its own business. It knows no deployment.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -114,13 +115,13 @@ class RankEngine(Protocol):
         """
         ...
 
-    async def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Result:
+    def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Future[Result]:
         """What `read` makes of everything that a new prompt could hit, parents before children.
 
         `read` is called where the listener is: after all events that led to this content were published, and
-        before any later one.
+        before any later one. May be called from any thread, also while the event loop is busy or closed.
 
-        Raises:
+        Raises (at once, or as the future's result):
             EngineFailedError: the engine has stopped.
         """
         ...

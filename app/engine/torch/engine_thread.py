@@ -64,7 +64,7 @@ class EngineThread:
         self._calls: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
         self._stopping = False
-        self._failed = False
+        self._ended = False
         self._admitted: list[str] = []
         self._steps_since_report = 0
         self._reported_at = 0.0
@@ -86,7 +86,7 @@ class EngineThread:
 
     def check_health(self) -> None:
         """Raise `EngineFailedError` once the thread has ended, or is about to."""
-        if self._stopping or self._failed or not self._thread.is_alive():
+        if self._stopping or self._ended or not self._thread.is_alive():
             raise self._stopped_error()
 
     async def prepare(self, params: SamplingParams) -> None:
@@ -107,7 +107,9 @@ class EngineThread:
         if self._streams.end(request_id):
             self._inbox.put(lambda: self._drop(request_id))
 
-    async def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Result:
+    # Called on any thread.
+
+    def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Future[Result]:
         """See `RankEngine`."""
 
         def take(engine: Engine) -> Result:
@@ -115,12 +117,12 @@ class EngineThread:
             self._publish(engine.drain_events())
             return read(engine.cached_blocks())
 
-        return await self.call(take)
+        return self.submit(take)
 
-    async def call(self, function: Callable[[Engine], Result]) -> Result:
+    def submit(self, function: Callable[[Engine], Result]) -> Future[Result]:
         """What `function` returns, or raises, when the thread runs it between two steps.
 
-        Raises:
+        Raises (at once, or as the future's result):
             EngineFailedError: the engine has stopped.
         """
         self.check_health()
@@ -136,16 +138,16 @@ class EngineThread:
                     future.set_exception(error)
 
         self._inbox.put(run)
-        return await asyncio.wrap_future(future)
+        if self._ended:  # perhaps since its health was checked, and then nothing runs the inbox any more
+            self._fail(future)
+        return future
 
     def _stopped_error(self) -> EngineFailedError:
         return EngineFailedError(f"the engine of rank {self._dp_rank} has stopped; its log says why")
 
-    def _fail_waiters(self) -> None:
-        self._streams.fail_all(self._stopped_error)
-        for call in list(self._calls):
-            with suppress(InvalidStateError):  # answered or cancelled already
-                call.set_exception(self._stopped_error())
+    def _fail(self, call: Future[Any]) -> None:
+        with suppress(InvalidStateError):  # answered or cancelled already
+            call.set_exception(self._stopped_error())
 
     # Called on the engine's thread.
 
@@ -160,10 +162,12 @@ class EngineThread:
                 self._report_load()
         except BaseException:
             logger.exception("the engine of rank %d stopped", self._dp_rank)
-            self._failed = True
         finally:
-            with suppress(RuntimeError):  # the loop is closed, and nothing waits on it
-                self._loop.call_soon_threadsafe(self._fail_waiters)
+            self._ended = True
+            for call in list(self._calls):
+                self._fail(call)
+            with suppress(RuntimeError):  # the loop is closed, and no stream is read any more
+                self._loop.call_soon_threadsafe(self._streams.fail_all, self._stopped_error)
 
     def _work_inbox(self) -> None:
         """Run everything that waits; block for more only when the engine has nothing to do."""

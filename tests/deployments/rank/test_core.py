@@ -56,7 +56,7 @@ async def test_leaving_a_stream_aborts_the_request_and_frees_its_blocks(rank: Li
     assert num_tokens > 0
     await stream.aclose()
     assert await rank.load() == (0, 0, 0)
-    await rank.thread.call(lambda engine: engine.check_integrity())
+    await rank.call(lambda engine: engine.check_integrity())
 
 
 async def test_cancelling_a_request_that_waits_takes_it_out_of_the_queue(rank: LiveRank) -> None:

@@ -54,7 +54,7 @@ async def test_it_describes_itself(live: LiveEngine) -> None:
     about = engine.description
     assert (about.max_model_len, about.max_prompt_tokens, about.num_blocks) == (256, 255, 64)
     assert (about.device, about.dtype) == ("cpu", "float32")
-    assert about.kernels == await live.thread.call(lambda inside: inside.kernels_name)
+    assert about.kernels == await live.call(lambda inside: inside.kernels_name)
 
 
 async def test_a_request_streams_to_its_end(live: LiveEngine) -> None:
@@ -78,7 +78,7 @@ async def test_an_abort_frees_the_blocks_and_ends_the_stream(live: LiveEngine) -
     assert (await live.load())[0] == 1
     live.thread.abort("mine")
     assert await live.load() == (0, 0, 0)
-    await live.thread.call(lambda engine: engine.check_integrity())
+    await live.call(lambda engine: engine.check_integrity())
     assert len(await all_of(stream)) < 200
     live.thread.abort("mine")
     live.thread.abort("never seen")
@@ -175,12 +175,12 @@ async def test_content_is_read_on_the_listeners_thread_after_all_events(tiny_lla
         return len(blocks)
 
     work = [asyncio.create_task(all_of(live.admit(range(n, n + 40)))) for n in (10, 60, 110)]
-    sizes = [await thread.content(read) for _ in range(10)]
+    sizes = [await asyncio.wrap_future(thread.content(read)) for _ in range(10)]
     await asyncio.gather(*work)
-    sizes.append(await thread.content(read))
+    sizes.append(await asyncio.wrap_future(thread.content(read)))
     assert max(sizes) > 8
-    await thread.call(lambda engine: engine.reset_cache())
-    assert await thread.content(read) == 0
+    await live.call(lambda engine: engine.reset_cache())
+    assert await asyncio.wrap_future(thread.content(read)) == 0
     assert recorder.events[-1] == AllBlocksCleared()
     assert recorder.threads == {"engine-0"}
     assert recorder.acknowledged == ["r1", "r2", "r3"]

@@ -43,7 +43,7 @@ async def live(new_engine: NewEngine) -> LiveEngine:
 
 async def test_what_a_call_raises_is_the_callers(live: LiveEngine) -> None:
     with pytest.raises(ZeroDivisionError):
-        await live.thread.call(lambda engine: 1 // 0)
+        await live.call(lambda engine: 1 // 0)
     live.thread.check_health()
     assert len(await all_of(live.admit())) == 3
 
@@ -120,7 +120,7 @@ async def test_stopping_twice(live: LiveEngine) -> None:
     live.thread.stop()
     check_it_has_stopped(live)
     with pytest.raises(EngineFailedError):
-        await live.thread.content(len)
+        await asyncio.wrap_future(live.thread.content(len))
 
 
 def check_it_has_stopped(live: LiveEngine) -> None:
