@@ -4,6 +4,8 @@
                  │
                  └─▶ cache events and load reports, in order ─▶ EngineListener
 
+What `admit` returns is one admission, and the only way to abort it. An id could name a later request too.
+
 An engine is asynchronous: its methods are called on one event loop, but for `content`, and none of them waits
 for a step. How it computes, on a thread or in another process, is its own business. It knows no deployment.
 """
@@ -57,6 +59,28 @@ class EngineDescription:
     kernels: str
 
 
+class AdmittedRequest(Protocol):
+    """One admission's output: a chunk for each sample that a step adds to; iterate it once.
+
+    It ends when every sample has ended. Leaving it early aborts nothing: `abort` does.
+
+    Raises (while iterating):
+        RequestError: the request is refused, can't be computed, or the engine has stopped.
+    """
+
+    def __aiter__(self) -> AsyncIterator[TokenChunk]: ...
+
+    async def __anext__(self) -> TokenChunk: ...
+
+    def abort(self) -> None:
+        """Forget the request, all of its samples, and free its blocks; does nothing once it has ended.
+
+        Its iteration ends after the chunks that were delivered already. Another request with the same id is
+        left alone.
+        """
+        ...
+
+
 class RankEngine(Protocol):
     """The engine of one rank: token ids in, token ids and cache events out."""
 
@@ -98,20 +122,11 @@ class RankEngine(Protocol):
         """
         ...
 
-    def admit(self, request: GenerateRequest) -> AsyncIterator[TokenChunk]:
-        """The output of the request's samples, a chunk for each that a step adds to; iterate it once.
+    def admit(self, request: GenerateRequest) -> AdmittedRequest:
+        """Let a request wait for its turn. A refused one, too, is acknowledged with the next load report.
 
-        It ends when every sample has ended. Leaving it early aborts nothing: `abort` does.
-
-        Raises (at once, or while iterating):
-            RequestError: the request is refused, can't be computed, or the engine has stopped.
-        """
-        ...
-
-    def abort(self, request_id: str) -> None:
-        """Forget a request, all of its samples, and free its blocks; an unknown id does nothing.
-
-        Its stream ends after the chunks that were computed already.
+        Raises:
+            EngineFailedError: the engine has stopped.
         """
         ...
 

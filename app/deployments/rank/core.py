@@ -42,18 +42,16 @@ class RankCore:
 
         Leaving the iteration early aborts the request and frees its blocks.
         """
-        is_over = False
         try:
             await self._engine.prepare(request.params)
-            async for chunk in self._engine.admit(request):
-                yield chunk
-            is_over = True
+            admitted = self._engine.admit(request)
+            try:
+                async for chunk in admitted:
+                    yield chunk
+            finally:
+                admitted.abort()
         except RequestError as error:
-            is_over = True
             yield Refusal(error)
-        finally:
-            if not is_over:
-                self._engine.abort(request.request_id)
 
     async def snapshot(self) -> CacheSnapshot:
         """The whole cache content at a known sequence number.

@@ -184,7 +184,7 @@ class Engine:
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
-        if request.request_id in self._samples:
+        if self.is_live(request.request_id):
             message = f"request_id = {request.request_id!r}: a live request has this id"
             raise InvalidRequestError(message)
         self._limits.check_prompt(request.prompt_token_ids)
@@ -202,6 +202,10 @@ class Engine:
         for request in samples:
             self._scheduler.remove(request)
         return bool(samples)
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether a sample of this request waits or runs."""
+        return request_id in self._samples
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""

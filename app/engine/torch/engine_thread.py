@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, Result
 from app.engine.torch.engine import Engine
-from app.engine.torch.output_streams import OutputStreams, StreamItem
+from app.engine.torch.output_streams import OutputStream, OutputStreams, StreamItem
 from app.engine.torch.outputs import RequestOutput
 from app.errors import EngineFailedError, RequestError, RequestFailedError
 from app.events.schema import CacheEvent
@@ -60,7 +60,9 @@ class EngineThread:
         self._listener: EngineListener | None = None
         self._dp_rank = dp_rank
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._streams = OutputStreams()
+        self._streams = OutputStreams(lambda stream: self._inbox.put(partial(self._drop, stream)))
+        self._live: dict[str, OutputStream] = {}
+        """Where each request that the engine has streams to; the engine's thread alone touches it."""
         self._calls: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
         self._stopping = False
@@ -94,18 +96,13 @@ class EngineThread:
         if params.structured_output is not None:
             await asyncio.to_thread(self._engine.prepare, params)
 
-    def admit(self, request: GenerateRequest) -> AsyncIterator[TokenChunk]:
+    def admit(self, request: GenerateRequest) -> OutputStream:
         """See `RankEngine`."""
         self.check_health()
         earlier = request.earlier_outputs
-        chunks = self._streams.open(request.request_id, request.n if earlier is None else len(earlier))
-        self._inbox.put(partial(self._add, request))
-        return chunks
-
-    def abort(self, request_id: str) -> None:
-        """See `RankEngine`."""
-        if self._streams.end(request_id):
-            self._inbox.put(lambda: self._drop(request_id))
+        stream = self._streams.open(request.request_id, request.n if earlier is None else len(earlier))
+        self._inbox.put(partial(self._add, request, stream))
+        return stream
 
     # Called on any thread.
 
@@ -184,25 +181,31 @@ class EngineThread:
         result = self._engine.step()
         self._publish(result.events)
         self._steps_since_report += 1
-        items = [(output.request_id, _item(output)) for output in result.outputs]
+        items = [(self._live[output.request_id], _item(output)) for output in result.outputs]
         for output in result.outputs:
             if output.finish_reason == "error":
                 self._engine.abort(output.request_id)  # the error ends the stream of its other samples too
+            if not self._engine.is_live(output.request_id):
+                self._live.pop(output.request_id, None)
         if items:
             self._deliver(items)
 
-    def _add(self, request: GenerateRequest) -> None:
+    def _add(self, request: GenerateRequest, stream: OutputStream) -> None:
         try:
             self._engine.add_request(request)
+            self._live[request.request_id] = stream
         except RequestError as error:
-            self._deliver([(request.request_id, error)])
+            self._deliver([(stream, error)])
         # A refused request is acknowledged too: a router reserved work for it.
         self._admitted.append(request.request_id)
 
-    def _drop(self, request_id: str) -> None:
-        self._engine.abort(request_id)
+    def _drop(self, stream: OutputStream) -> None:
+        """Abort the stream's own request, if the engine still has it, and no other with its id."""
+        if self._live.get(stream.request_id) is stream:
+            del self._live[stream.request_id]
+            self._engine.abort(stream.request_id)
 
-    def _deliver(self, items: list[tuple[str, StreamItem]]) -> None:
+    def _deliver(self, items: list[tuple[OutputStream, StreamItem]]) -> None:
         self._loop.call_soon_threadsafe(self._streams.deliver, items)
 
     def _publish(self, events: list[CacheEvent]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
+from app.engine.interface import AdmittedRequest
 from app.engine.torch.engine import Engine
 from app.engine.torch.engine_thread import EngineThread
 from app.errors import RequestError
@@ -37,7 +38,7 @@ class LiveEngine:
         self._num_requests += 1
         return f"r{self._num_requests}"
 
-    def admit(self, *prompt_and_params: Any, **fields: Any) -> AsyncIterator[TokenChunk]:
+    def admit(self, *prompt_and_params: Any, **fields: Any) -> AdmittedRequest:
         """The chunks of a new request; the arguments are `new_request`'s after the id."""
         request_id = fields.pop("request_id", None) or self.new_id()
         return self.thread.admit(new_request(request_id, *prompt_and_params, **fields))
