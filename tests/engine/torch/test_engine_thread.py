@@ -125,7 +125,8 @@ async def test_aborting_a_request_that_has_ended_leaves_a_successor_with_its_id_
     successors = [live.admit(params=LONG, request_id=request_id) for request_id in ("mine", "received")]
     ended.abort()
     received.abort()
-    assert [len(await all_of(stream)) for stream in successors] == [200, 200]
+    async with asyncio.timeout(20):
+        assert [len(await all_of(stream)) for stream in successors] == [200, 200]
 
 
 async def test_chunks_of_an_aborted_request_do_not_reach_a_successor_with_its_id(live: LiveEngine) -> None:
