@@ -196,6 +196,12 @@ class EngineThread:
             self._live[request.request_id] = stream
         except RequestError as error:
             self._deliver([(stream, error)])
+        except Exception:
+            # A request that isn't admitted leaves nothing behind, so this is not the end of the engine.
+            logger.exception("rank %d can't admit request %r", self._dp_rank, request.request_id)
+            self._deliver(
+                [(stream, RequestFailedError("the engine can't admit the request; its log says why"))]
+            )
         # A refused request is acknowledged too: a router reserved work for it.
         self._admitted.append(request.request_id)
 
