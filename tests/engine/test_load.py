@@ -19,6 +19,7 @@ from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.tokenizer import Tokenizer
 from tests.support.engine.live_engine import new_request
 from tests.support.engine.runs import run, tokens_of
+from tests.support.engine.tiny_engine import tiny_engine
 
 NewModel = Callable[..., Path]
 
@@ -86,6 +87,12 @@ def test_a_context_beyond_the_models_is_refused(max_model_len: int, model_dir: P
         ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"
     ):
         load_step_engine(settings(model_dir, max_model_len=max_model_len))
+
+
+@pytest.mark.parametrize("max_model_len", [1, 257])
+def test_the_engines_own_loading_refuses_such_a_context_too(max_model_len: int, model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=f"max_model_len = {max_model_len}: the model allows 2 to 256"):
+        tiny_engine(model_dir, max_model_len=max_model_len)
 
 
 def test_dynamic_rope_ends_with_the_original_context(new_model: NewModel) -> None:

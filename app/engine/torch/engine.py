@@ -30,7 +30,7 @@ from app.engine.torch.sampling.sampler import Sampled, Sampler
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.engine.torch.stopping import append
-from app.errors import InvalidRequestError, QueueFullError
+from app.errors import ConfigError, InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import FinishReason, GenerateRequest, SamplingParams
@@ -89,13 +89,14 @@ class Engine:
 
         Raises:
             ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.
-            ConfigError: no such device, kernels that can't run on it, or `max_model_len` exceeds the model's
-                context.
+            ConfigError: no such device, kernels that can't run on it, or `max_model_len` isn't from 2 to the
+                model's context.
         """
         architecture = read_architecture(model_dir)
         context = architecture.max_position_embeddings
         max_model_len = context if max_model_len is None else max_model_len
-        assert 2 <= max_model_len <= context, "the loader resolves the context that is asked for"
+        if not 2 <= max_model_len <= context:
+            raise ConfigError(f"max_model_len = {max_model_len}: the model allows 2 to {context}")
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = resolve_kernels(config.kernels, on)
