@@ -44,6 +44,7 @@ class EngineDescription:
     """What stays the same of an engine.
 
     Attributes:
+        model_dir: the folder with the model's files, fetched and converted as they may be.
         max_model_len: tokens of prompt and output together at most.
         max_prompt_tokens: tokens of a prompt at most.
         num_blocks: blocks of its KV cache.
@@ -51,6 +52,7 @@ class EngineDescription:
         kernels: the name of what computes.
     """
 
+    model_dir: str
     max_model_len: int
     max_prompt_tokens: int
     num_blocks: int

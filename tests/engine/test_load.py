@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -71,9 +72,11 @@ def test_the_tokenizer_ends_outputs_finds_stop_strings_and_makes_grammars(model_
 
 
 async def test_a_ranks_engine_serves_what_was_configured(model_dir: Path) -> None:
-    engine = load_engine(settings(model_dir, max_model_len=40), dp_rank=3)
+    given = os.path.relpath(model_dir)
+    engine = load_engine(settings(model_dir, path=given, max_model_len=40), dp_rank=3)
     assert (engine.description.max_model_len, engine.description.max_prompt_tokens) == (40, 39)
     assert engine.load.dp_rank == 3
+    assert engine.description.model_dir == str(model_dir)
     engine.start(None)
     params = SamplingParams(100, temperature=0, ignore_eos=True)
     chunks = [chunk async for chunk in engine.admit(new_request("a", params=params))]

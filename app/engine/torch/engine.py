@@ -49,6 +49,7 @@ class Engine:
         architecture: Architecture,
         runner: ModelRunner,
         *,
+        model_dir: Path,
         num_blocks: int,
         max_model_len: int,
         eos_token_ids: Sequence[int] | None = None,
@@ -57,6 +58,8 @@ class Engine:
     ) -> None:
         self.eos_token_ids = tuple(architecture.eos_token_ids if eos_token_ids is None else eos_token_ids)
         """Tokens with which the model ends its output."""
+        self.model_dir = model_dir
+        """Where the model was read from."""
         self._config = config
         self._runner = runner
         self._sampler = Sampler(runner.kernels.top_k_top_p, self.eos_token_ids)
@@ -112,6 +115,7 @@ class Engine:
             config,
             architecture,
             runner,
+            model_dir=model_dir,
             num_blocks=num_blocks,
             max_model_len=max_model_len,
             eos_token_ids=eos_token_ids,

@@ -47,6 +47,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine, dp_rank: int) -> None:
         self.description = EngineDescription(
+            model_dir=str(engine.model_dir),
             max_model_len=engine.max_model_len,
             max_prompt_tokens=engine.max_prompt_tokens,
             num_blocks=engine.num_blocks,

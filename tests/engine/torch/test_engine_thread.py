@@ -49,10 +49,11 @@ async def live(tiny_llama_dir: Path) -> AsyncIterator[LiveEngine]:
     thread.stop()
 
 
-async def test_it_describes_itself(live: LiveEngine) -> None:
+async def test_it_describes_itself(live: LiveEngine, tiny_llama_dir: Path) -> None:
     engine: RankEngine = live.thread
     about = engine.description
     assert (about.max_model_len, about.max_prompt_tokens, about.num_blocks) == (256, 255, 64)
+    assert about.model_dir == str(tiny_llama_dir)
     assert (about.device, about.dtype) == ("cpu", "float32")
     assert about.kernels == await live.call(lambda inside: inside.kernels_name)
 
