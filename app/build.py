@@ -16,7 +16,7 @@ from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
 from app.events.endpoints import parse_kv_events
-from app.routing.policies.registry import find_policy
+from app.routing.policies.registry import POLICIES
 
 CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
@@ -35,9 +35,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
     Raises:
         ConfigError: a setting is wrong; names the field, the value and what is allowed.
     """
-    config = load_config(args)
     # Unknown policies and keys, and overlapping ports, are refused here, before any rank starts.
-    find_policy(config.routing.policy, field="args.routing.policy")
+    config = load_config(args, policies=POLICIES)
     events = parse_kv_events(config)
 
     # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.

@@ -25,7 +25,7 @@ from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
-from app.routing.policies.registry import find_policy
+from app.routing.policies.registry import POLICIES
 from app.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,10 @@ def check(file: Path) -> None:
     applications = [each for each in schema.applications if each.import_path == IMPORT_PATH]
     if not applications:
         raise ConfigError(f"applications: none has the import_path {IMPORT_PATH}")
+    configs = [load_config(application.args, policies=POLICIES) for application in applications]
     ports = _Ports()
     ports.take("HTTP", schema.http_options.host, schema.http_options.port)
-    configs = [load_config(application.args) for application in applications]
     for config in configs:
-        find_policy(config.routing.policy, field="args.routing.policy")
         for rank, endpoint in _endpoints(config):
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             ports.take(f"rank {rank}", host, int(port))

@@ -9,11 +9,12 @@ program receives its own slice. `kv_events_config` stays the raw JSON string of 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from app.errors import ConfigError
 
@@ -140,6 +141,15 @@ class RoutingConfig(Settings):
         "each of them and each rank.",
     )
 
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _is_known(cls, value: Any, info: ValidationInfo) -> Any:
+        """Policies aren't this module's: the caller says which there are."""
+        known: Collection[str] | None = (info.context or {}).get("policies")
+        if known is not None and not (isinstance(value, str) and value in known):
+            raise PydanticCustomError("unknown_policy", "Input should be {known}", {"known": one_of(known)})
+        return value
+
 
 class IngressConfig(Settings):
     """The HTTP side."""
@@ -186,23 +196,35 @@ class AppConfig(Settings):
         return self.engine.num_threads or max(1, int(self.resources.num_cpus))
 
 
-def load_config(args: Mapping[str, Any]) -> AppConfig:
+def load_config(args: Mapping[str, Any], *, policies: Collection[str] | None = None) -> AppConfig:
     """The validated configuration.
+
+    Args:
+        args: what `serve_config.yaml` has under this name.
+        policies: the names that `routing.policy` may have; None accepts any, and the lookup refuses it.
 
     Raises:
         ConfigError: one line per fault, each with the field's path, the value and what is allowed.
     """
-    return validate(AppConfig, args, where="args")
+    return validate(AppConfig, args, where="args", context={"policies": policies})
 
 
-def validate(model: type[Model], values: Any, *, where: str) -> Model:
-    """`values` as a `model`.
+def one_of(names: Iterable[str]) -> str:
+    """Names that are allowed, for a message."""
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}"
+
+
+def validate(
+    model: type[Model], values: Any, *, where: str, context: Mapping[str, Any] | None = None
+) -> Model:
+    """`values` as a `model`, whose validators read `context`.
 
     Raises:
         ConfigError: as for `load_config`, each field's path starting with `where`.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context=context)
     except ValidationError as error:
         faults = "; ".join(_fault(model, where, dict(detail)) for detail in error.errors())
         raise ConfigError(faults) from None

@@ -1,4 +1,4 @@
-"""Calls to the ranks: one typed method for each remote method, and Ray's errors in words of our own."""
+"""Calls to the ranks: one typed method for each remote method, and the transport's errors as our own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
+from grpc import RpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from app.deployments.messages import NotAddressed, RankInfo, RankMessage
 from app.errors import RankCallError, RankFailedError, RankGoneError
 from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
+
+_TRANSPORT_ERRORS = (RayError, RayServeException, RpcError)
 
 
 class RankMethods(Protocol):
@@ -40,7 +43,13 @@ class RankMessages(AsyncIterator[RankMessage]):
 
     async def __anext__(self) -> RankMessage:
         with _own_errors():
-            return await anext(self._response)
+            try:
+                return await anext(self._response)
+            except (StopAsyncIteration, *_TRANSPORT_ERRORS):
+                raise
+            except Exception as error:
+                # Over gRPC Ray raises what the rank's code raised as it is, not as a RayTaskError.
+                raise RankFailedError(f"{type(error).__name__}: {error}") from error
 
     def cancel(self) -> None:
         """Abort the request on its rank, unless it has ended there."""
@@ -110,12 +119,12 @@ class RankClient:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Replaces Ray's errors: callers know no Ray, and tests of them need none."""
+    """Replaces errors of Ray and gRPC: callers know neither, and tests of them need none."""
     try:
         yield
     except RayTaskError as error:
         raise RankFailedError(str(error)) from error
     except (RayActorError, DeploymentUnavailableError) as error:
         raise RankGoneError(str(error)) from error
-    except RayError as error:
+    except _TRANSPORT_ERRORS as error:
         raise RankCallError(str(error)) from error

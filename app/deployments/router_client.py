@@ -25,6 +25,10 @@ AUDIT_TIMEOUT_S = 60.0
 """Seconds that the routers get to compare all ranks; one that doesn't answer takes 5 of them."""
 
 
+_DEATHS = (RayActorError, asyncio.CancelledError)
+"""Results of routers that have just died; one that is being stopped cancels its calls, and says so."""
+
+
 class RouterMethods(Protocol):
     """The remote methods of a router; see `Router`."""
 
@@ -141,7 +145,7 @@ class RouterClient:
 
         Raises:
             NoRouterError: none answers, or one takes longer than `timeout_s` seconds.
-            RayTaskError: one failed.
+            Exception: what one router's code raised, as it is: over gRPC Ray makes no RayTaskError of it.
         """
         try:
             results = await self._broadcast(timeout_s, method, *args, **kwargs)
@@ -153,7 +157,7 @@ class RouterClient:
         for result in results:
             if not isinstance(result, BaseException):
                 answers.append(result)
-            elif not isinstance(result, RayActorError):
+            elif not isinstance(result, _DEATHS):
                 raise result
         if not answers:
             raise NoRouterError("no router answers")

@@ -4,13 +4,16 @@
                  │
                  └─▶ cache events and load reports, in order ─▶ EngineListener
 
-An engine is asynchronous: its methods are called on one event loop, and none of them waits for a step. How it
-computes, on a thread or in another process, is its own business. It knows no deployment.
+What `admit` returns is one admission, and the only way to abort it. An id could name a later request too.
+
+An engine is asynchronous: its methods are called on one event loop, but for `content`, and none of them waits
+for a step. How it computes, on a thread or in another process, is its own business. It knows no deployment.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -41,6 +44,7 @@ class EngineDescription:
     """What stays the same of an engine.
 
     Attributes:
+        model_dir: the folder with the model's files, fetched and converted as they may be.
         max_model_len: tokens of prompt and output together at most.
         max_prompt_tokens: tokens of a prompt at most.
         num_blocks: blocks of its KV cache.
@@ -48,12 +52,35 @@ class EngineDescription:
         kernels: the name of what computes.
     """
 
+    model_dir: str
     max_model_len: int
     max_prompt_tokens: int
     num_blocks: int
     device: str
     dtype: str
     kernels: str
+
+
+class AdmittedRequest(Protocol):
+    """One admission's output: a chunk for each sample that a step adds to; iterate it once.
+
+    It ends when every sample has ended. Leaving it early aborts nothing: `abort` does.
+
+    Raises (while iterating):
+        RequestError: the request is refused, can't be computed, or the engine has stopped.
+    """
+
+    def __aiter__(self) -> AsyncIterator[TokenChunk]: ...
+
+    async def __anext__(self) -> TokenChunk: ...
+
+    def abort(self) -> None:
+        """Forget the request, all of its samples, and free its blocks; does nothing once it has ended.
+
+        Its iteration ends after the chunks that were delivered already. Another request with the same id is
+        left alone.
+        """
+        ...
 
 
 class RankEngine(Protocol):
@@ -97,30 +124,21 @@ class RankEngine(Protocol):
         """
         ...
 
-    def admit(self, request: GenerateRequest) -> AsyncIterator[TokenChunk]:
-        """The output of the request's samples, a chunk for each that a step adds to; iterate it once.
+    def admit(self, request: GenerateRequest) -> AdmittedRequest:
+        """Let a request wait for its turn. A refused one, too, is acknowledged with the next load report.
 
-        It ends when every sample has ended. Leaving it early aborts nothing: `abort` does.
-
-        Raises (at once, or while iterating):
-            RequestError: the request is refused, can't be computed, or the engine has stopped.
+        Raises:
+            EngineFailedError: the engine has stopped.
         """
         ...
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request, all of its samples, and free its blocks; an unknown id does nothing.
-
-        Its stream ends after the chunks that were computed already.
-        """
-        ...
-
-    async def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Result:
+    def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Future[Result]:
         """What `read` makes of everything that a new prompt could hit, parents before children.
 
         `read` is called where the listener is: after all events that led to this content were published, and
-        before any later one.
+        before any later one. May be called from any thread, also while the event loop is busy or closed.
 
-        Raises:
+        Raises (at once, or as the future's result):
             EngineFailedError: the engine has stopped.
         """
         ...

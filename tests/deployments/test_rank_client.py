@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
+from grpc import RpcError
 from ray.exceptions import RayError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from app.deployments.messages import NotAddressed
 from app.deployments.rank_client import RankClient, RankMessages
@@ -15,7 +18,7 @@ from app.deployments.rank_directory import RankDirectory
 from app.errors import RankCallError, RankFailedError, RankGoneError
 from app.events.snapshot import CacheSnapshot
 from app.generation import TokenChunk
-from tests.support.fake_handle import BROKEN, DEAD, FAILED, GONE, FakeHandle
+from tests.support.fake_handle import BROKEN, BUG, DEAD, FAILED, GONE, FakeHandle
 from tests.support.rank_info import rank_info
 
 CHUNK = TokenChunk([7], 9, 4)
@@ -33,10 +36,10 @@ def client(answers: dict[str, list[Any]] | None) -> tuple[RankClient, FakeHandle
     return RankClient(fake), fake
 
 
-def messages_of(*script: TokenChunk | Exception) -> RankMessages:
+def messages_of(*script: TokenChunk | BaseException) -> RankMessages:
     async def response() -> AsyncIterator[TokenChunk]:
         for step in script:
-            if isinstance(step, Exception):
+            if isinstance(step, BaseException):
                 raise step
             yield step
 
@@ -46,6 +49,34 @@ def messages_of(*script: TokenChunk | Exception) -> RankMessages:
 
 async def test_messages_come_as_the_rank_sends_them_and_end_with_it() -> None:
     assert [message async for message in messages_of(CHUNK, CHUNK)] == [CHUNK, CHUNK]
+
+
+@pytest.mark.parametrize("failure", [BUG, TimeoutError("a library's"), UnpicklingError("cut off")])
+async def test_what_a_ranks_code_raises_in_a_stream_comes_as_it_is_and_becomes_the_ranks_failure(
+    failure: Exception,
+) -> None:
+    messages = messages_of(CHUNK, failure)
+    assert await anext(messages) == CHUNK
+    with pytest.raises(RankFailedError) as caught:
+        await anext(messages)
+    assert str(caught.value) == f"{type(failure).__name__}: {failure}"
+    assert caught.value.__cause__ is failure
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [RpcError("the connection broke"), BackPressureError(num_queued_requests=1, max_queued_requests=0)],
+)
+async def test_what_else_breaks_in_the_transport_is_not_the_ranks_failure(failure: Exception) -> None:
+    with pytest.raises(RankCallError) as caught:
+        await anext(messages_of(failure))
+    assert type(caught.value) is RankCallError
+    assert caught.value.__cause__ is failure
+
+
+async def test_a_cancelled_caller_is_cancelled() -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await anext(messages_of(asyncio.CancelledError()))
 
 
 @pytest.mark.parametrize(("failure", "error"), FAILURES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.tokenizer import Tokenizer
 from tests.support.engine.live_engine import new_request
 from tests.support.engine.runs import run, tokens_of
+from tests.support.engine.tiny_engine import tiny_engine
 
 NewModel = Callable[..., Path]
 
@@ -70,9 +72,11 @@ def test_the_tokenizer_ends_outputs_finds_stop_strings_and_makes_grammars(model_
 
 
 async def test_a_ranks_engine_serves_what_was_configured(model_dir: Path) -> None:
-    engine = load_engine(settings(model_dir, max_model_len=40), dp_rank=3)
+    given = os.path.relpath(model_dir)
+    engine = load_engine(settings(model_dir, path=given, max_model_len=40), dp_rank=3)
     assert (engine.description.max_model_len, engine.description.max_prompt_tokens) == (40, 39)
     assert engine.load.dp_rank == 3
+    assert engine.description.model_dir == str(model_dir)
     engine.start(None)
     params = SamplingParams(100, temperature=0, ignore_eos=True)
     chunks = [chunk async for chunk in engine.admit(new_request("a", params=params))]
@@ -86,6 +90,12 @@ def test_a_context_beyond_the_models_is_refused(max_model_len: int, model_dir: P
         ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"
     ):
         load_step_engine(settings(model_dir, max_model_len=max_model_len))
+
+
+@pytest.mark.parametrize("max_model_len", [1, 257])
+def test_the_engines_own_loading_refuses_such_a_context_too(max_model_len: int, model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=f"max_model_len = {max_model_len}: the model allows 2 to 256"):
+        tiny_engine(model_dir, max_model_len=max_model_len)
 
 
 def test_dynamic_rope_ends_with_the_original_context(new_model: NewModel) -> None:

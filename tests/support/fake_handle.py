@@ -1,4 +1,8 @@
-"""A Ray Serve handle without Ray: every replica's answers are written down beforehand."""
+"""A Ray Serve handle without Ray: every replica's answers are written down beforehand.
+
+As with Ray, what a replica's code raises comes as a `RayTaskError` over the object transport, and as it is
+over gRPC (`_by_reference=False`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ _ray: Final[Any] = exceptions
 _unavailable: Final[Any] = DeploymentUnavailableError
 DEAD: Final[exceptions.RayActorError] = _ray.RayActorError()
 GONE: Final[exceptions.RayActorError] = _ray.ActorUnavailableError("the replica doesn't answer", None)
-FAILED: Final[exceptions.RayTaskError] = _ray.RayTaskError("method", "its traceback", ValueError("bug"))
+BUG: Final = ValueError("bug")
+FAILED: Final[exceptions.RayTaskError] = _ray.RayTaskError("method", "its traceback", BUG)
 NO_REPLICA: Final[DeploymentUnavailableError] = _unavailable(None)
 BROKEN: Final[exceptions.RayError] = _ray.RaySystemError("the transport broke")
 
@@ -32,15 +37,29 @@ class FakeHandle:
     def __init__(self, answers: Mapping[str, Sequence[Any]] | None) -> None:
         self._answers = answers
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self._by_reference = True
 
-    def options(self, *, method_name: str | None = None, **options: Any) -> Self | FakeMethod:
-        return self if method_name is None else FakeMethod(self, method_name)
+    def options(
+        self, *, method_name: str | None = None, _by_reference: bool | None = None, **options: Any
+    ) -> Self | FakeMethod:
+        handle = type(self).__new__(type(self))
+        vars(handle).update(vars(self))
+        if _by_reference is not None:
+            handle._by_reference = _by_reference
+        return handle if method_name is None else FakeMethod(handle, method_name)
 
     def __getattr__(self, name: str) -> FakeMethod:
         return FakeMethod(self, name)
 
     def broadcast(self, method_name: str, *args: Any, **kwargs: Any) -> FakeBroadcast:
-        return FakeBroadcast(self.called(method_name, args, kwargs))
+        return FakeBroadcast(self.results(method_name, args, kwargs))
+
+    def results(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """What the caller gets from each replica."""
+        answers = self.called(name, args, kwargs)
+        if self._by_reference:
+            return answers
+        return [each.cause if isinstance(each, exceptions.RayTaskError) else each for each in answers]
 
     def called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         """Record the call. Returns all replicas' answers."""
@@ -58,7 +77,7 @@ class FakeMethod:
         self._name = name
 
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
-        answer, *_ = self._handle.called(self._name, args, kwargs)
+        answer, *_ = self._handle.results(self._name, args, kwargs)
         if isinstance(answer, BaseException):
             raise answer
         return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
+from functools import partial
 
 from app.deployments.messages import Refusal
 from app.engine.interface import RankEngine
@@ -29,13 +30,7 @@ class RankCore:
     def start(self) -> None:
         """Start the engine on the running event loop; the publisher's snapshots are of its cache."""
         if self._publisher is not None:
-            publisher, loop = self._publisher, asyncio.get_running_loop()
-
-            def take_content() -> Future[CacheContent]:
-                # The publisher asks on a thread of its own.
-                return asyncio.run_coroutine_threadsafe(self._engine.content(publisher.content), loop)
-
-            publisher.serve_snapshots(take_content)
+            self._publisher.serve_snapshots(partial(self._take_content, self._publisher))
         self._engine.start(self._publisher)
 
     def stop(self) -> None:
@@ -47,18 +42,16 @@ class RankCore:
 
         Leaving the iteration early aborts the request and frees its blocks.
         """
-        is_over = False
         try:
             await self._engine.prepare(request.params)
-            async for chunk in self._engine.admit(request):
-                yield chunk
-            is_over = True
+            admitted = self._engine.admit(request)
+            try:
+                async for chunk in admitted:
+                    yield chunk
+            finally:
+                admitted.abort()
         except RequestError as error:
-            is_over = True
             yield Refusal(error)
-        finally:
-            if not is_over:
-                self._engine.abort(request.request_id)
 
     async def snapshot(self) -> CacheSnapshot:
         """The whole cache content at a known sequence number.
@@ -70,5 +63,9 @@ class RankCore:
         if self._publisher is None:
             rank = self._engine.load.dp_rank
             raise KvbeaconError(f"rank {rank} publishes no events, so it has no snapshot")
-        content = await self._engine.content(self._publisher.content)
+        content = await asyncio.wrap_future(self._take_content(self._publisher))
         return await asyncio.to_thread(self._publisher.snapshot, content)
+
+    def _take_content(self, publisher: EventPublisher) -> Future[CacheContent]:
+        """The cache's content, with its number. The publisher calls this on a thread of its own."""
+        return self._engine.content(publisher.content)

@@ -52,7 +52,8 @@ class DPRank:
         self._engine = load_engine(config, self._rank)
         self._core = RankCore(self._engine, self._publisher)
         self._start()
-        logger.info("rank %d serves from %s: %s", self._rank, config.model.path, self._describe_publisher())
+        model_dir = self._engine.description.model_dir
+        logger.info("rank %d serves from %s: %s", self._rank, model_dir, self._describe_publisher())
 
     def _start_publisher(self, config: AppConfig, events: KvEvents) -> EventPublisher | None:
         if events.misconfigured and self._rank == 0:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.engine.torch.limits import Limits
 from app.engine.torch.request import Grammar, NewGrammar, NewTextStream, PromptUsage, Request, TextStream
 from app.engine.torch.stopping import append
-from app.errors import InvalidRequestError, RequestFailedError
+from app.errors import InvalidRequestError, RequestFailedError, shown
 from app.generation import GenerateRequest, SamplingParams
 
 
@@ -53,7 +53,7 @@ class Admission:
         usage = PromptUsage()
         if request.earlier_outputs is None:
             return [self._sample(request, index, usage) for index in range(request.n)]
-        _check_indices(request)
+        _check_earlier_outputs(request)
         samples = []
         for index, token_ids in sorted(request.earlier_outputs.items()):
             sample = self._sample(request, index, usage)
@@ -112,13 +112,19 @@ class Admission:
                 raise _refusal(field, error.message) from None
 
 
-def _check_indices(request: GenerateRequest) -> None:
-    indices = sorted(request.earlier_outputs or ())
-    if not indices:
+def _check_earlier_outputs(request: GenerateRequest) -> None:
+    """Refuse wrong types too: a request comes over a wire, where no type checker looks."""
+    earlier: object = request.earlier_outputs
+    if not isinstance(earlier, Mapping):
+        raise _refusal("earlier_outputs", f"{shown(earlier)}; a mapping of sample to tokens is needed")
+    if not earlier:
         raise _refusal("earlier_outputs", "no sample goes on; at least one is needed")
-    for index in (indices[0], indices[-1]):
-        if not 0 <= index < request.n:
-            raise _refusal(f"earlier_outputs.{index}", f"no such sample; allowed: 0 to {request.n - 1}")
+    for index, token_ids in earlier.items():
+        field = f"earlier_outputs.{shown(index)}"
+        if type(index) is not int or not 0 <= index < request.n:
+            raise _refusal(field, f"no such sample; allowed: 0 to {request.n - 1}")
+        if not isinstance(token_ids, Sequence) or any(type(token_id) is not int for token_id in token_ids):
+            raise _refusal(field, f"{shown(token_ids)}; a list of token ids is needed")
 
 
 def _refusal(field: str, reason: str) -> InvalidRequestError:

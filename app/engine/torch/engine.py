@@ -30,7 +30,7 @@ from app.engine.torch.sampling.sampler import Sampled, Sampler
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.engine.torch.stopping import append
-from app.errors import InvalidRequestError, QueueFullError
+from app.errors import ConfigError, InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import FinishReason, GenerateRequest, SamplingParams
@@ -49,6 +49,7 @@ class Engine:
         architecture: Architecture,
         runner: ModelRunner,
         *,
+        model_dir: Path,
         num_blocks: int,
         max_model_len: int,
         eos_token_ids: Sequence[int] | None = None,
@@ -57,6 +58,8 @@ class Engine:
     ) -> None:
         self.eos_token_ids = tuple(architecture.eos_token_ids if eos_token_ids is None else eos_token_ids)
         """Tokens with which the model ends its output."""
+        self.model_dir = model_dir
+        """Where the model was read from."""
         self._config = config
         self._runner = runner
         self._sampler = Sampler(runner.kernels.top_k_top_p, self.eos_token_ids)
@@ -89,13 +92,14 @@ class Engine:
 
         Raises:
             ModelNotFoundError, UnsupportedModelError, InsufficientMemoryError: the model can't be served.
-            ConfigError: no such device, kernels that can't run on it, or `max_model_len` exceeds the model's
-                context.
+            ConfigError: no such device, kernels that can't run on it, or `max_model_len` isn't from 2 to the
+                model's context.
         """
         architecture = read_architecture(model_dir)
         context = architecture.max_position_embeddings
         max_model_len = context if max_model_len is None else max_model_len
-        assert 2 <= max_model_len <= context, "the loader resolves the context that is asked for"
+        if not 2 <= max_model_len <= context:
+            raise ConfigError(f"max_model_len = {max_model_len}: the model allows 2 to {context}")
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = resolve_kernels(config.kernels, on)
@@ -111,6 +115,7 @@ class Engine:
             config,
             architecture,
             runner,
+            model_dir=model_dir,
             num_blocks=num_blocks,
             max_model_len=max_model_len,
             eos_token_ids=eos_token_ids,
@@ -184,7 +189,7 @@ class Engine:
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
-        if request.request_id in self._samples:
+        if self.is_live(request.request_id):
             message = f"request_id = {request.request_id!r}: a live request has this id"
             raise InvalidRequestError(message)
         self._limits.check_prompt(request.prompt_token_ids)
@@ -202,6 +207,10 @@ class Engine:
         for request in samples:
             self._scheduler.remove(request)
         return bool(samples)
+
+    def is_live(self, request_id: str) -> bool:
+        """Whether a sample of this request waits or runs."""
+        return request_id in self._samples
 
     def has_work(self) -> bool:
         """Whether a step would do anything."""

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, Result
 from app.engine.torch.engine import Engine
-from app.engine.torch.output_streams import OutputStreams, StreamItem
+from app.engine.torch.output_streams import OutputStream, OutputStreams, StreamItem
 from app.engine.torch.outputs import RequestOutput
 from app.errors import EngineFailedError, RequestError, RequestFailedError
 from app.events.schema import CacheEvent
@@ -47,6 +47,7 @@ class EngineThread:
 
     def __init__(self, engine: Engine, dp_rank: int) -> None:
         self.description = EngineDescription(
+            model_dir=str(engine.model_dir),
             max_model_len=engine.max_model_len,
             max_prompt_tokens=engine.max_prompt_tokens,
             num_blocks=engine.num_blocks,
@@ -60,11 +61,13 @@ class EngineThread:
         self._listener: EngineListener | None = None
         self._dp_rank = dp_rank
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._streams = OutputStreams()
+        self._streams = OutputStreams(lambda stream: self._inbox.put(partial(self._drop, stream)))
+        self._live: dict[str, OutputStream] = {}
+        """Where each request that the engine has streams to; the engine's thread alone touches it."""
         self._calls: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
         self._stopping = False
-        self._failed = False
+        self._ended = False
         self._admitted: list[str] = []
         self._steps_since_report = 0
         self._reported_at = 0.0
@@ -86,7 +89,7 @@ class EngineThread:
 
     def check_health(self) -> None:
         """Raise `EngineFailedError` once the thread has ended, or is about to."""
-        if self._stopping or self._failed or not self._thread.is_alive():
+        if self._stopping or self._ended or not self._thread.is_alive():
             raise self._stopped_error()
 
     async def prepare(self, params: SamplingParams) -> None:
@@ -94,20 +97,17 @@ class EngineThread:
         if params.structured_output is not None:
             await asyncio.to_thread(self._engine.prepare, params)
 
-    def admit(self, request: GenerateRequest) -> AsyncIterator[TokenChunk]:
+    def admit(self, request: GenerateRequest) -> OutputStream:
         """See `RankEngine`."""
         self.check_health()
         earlier = request.earlier_outputs
-        chunks = self._streams.open(request.request_id, request.n if earlier is None else len(earlier))
-        self._inbox.put(partial(self._add, request))
-        return chunks
+        stream = self._streams.open(request.request_id, request.n if earlier is None else len(earlier))
+        self._inbox.put(partial(self._add, request, stream))
+        return stream
 
-    def abort(self, request_id: str) -> None:
-        """See `RankEngine`."""
-        if self._streams.end(request_id):
-            self._inbox.put(lambda: self._drop(request_id))
+    # Called on any thread.
 
-    async def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Result:
+    def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Future[Result]:
         """See `RankEngine`."""
 
         def take(engine: Engine) -> Result:
@@ -115,12 +115,12 @@ class EngineThread:
             self._publish(engine.drain_events())
             return read(engine.cached_blocks())
 
-        return await self.call(take)
+        return self.submit(take)
 
-    async def call(self, function: Callable[[Engine], Result]) -> Result:
+    def submit(self, function: Callable[[Engine], Result]) -> Future[Result]:
         """What `function` returns, or raises, when the thread runs it between two steps.
 
-        Raises:
+        Raises (at once, or as the future's result):
             EngineFailedError: the engine has stopped.
         """
         self.check_health()
@@ -136,16 +136,16 @@ class EngineThread:
                     future.set_exception(error)
 
         self._inbox.put(run)
-        return await asyncio.wrap_future(future)
+        if self._ended:  # perhaps since its health was checked, and then nothing runs the inbox any more
+            self._fail(future)
+        return future
 
     def _stopped_error(self) -> EngineFailedError:
         return EngineFailedError(f"the engine of rank {self._dp_rank} has stopped; its log says why")
 
-    def _fail_waiters(self) -> None:
-        self._streams.fail_all(self._stopped_error)
-        for call in list(self._calls):
-            with suppress(InvalidStateError):  # answered or cancelled already
-                call.set_exception(self._stopped_error())
+    def _fail(self, call: Future[Any]) -> None:
+        with suppress(InvalidStateError):  # answered or cancelled already
+            call.set_exception(self._stopped_error())
 
     # Called on the engine's thread.
 
@@ -160,10 +160,12 @@ class EngineThread:
                 self._report_load()
         except BaseException:
             logger.exception("the engine of rank %d stopped", self._dp_rank)
-            self._failed = True
         finally:
-            with suppress(RuntimeError):  # the loop is closed, and nothing waits on it
-                self._loop.call_soon_threadsafe(self._fail_waiters)
+            self._ended = True
+            for call in list(self._calls):
+                self._fail(call)
+            with suppress(RuntimeError):  # the loop is closed, and no stream is read any more
+                self._loop.call_soon_threadsafe(self._streams.fail_all, self._stopped_error)
 
     def _work_inbox(self) -> None:
         """Run everything that waits; block for more only when the engine has nothing to do."""
@@ -180,25 +182,37 @@ class EngineThread:
         result = self._engine.step()
         self._publish(result.events)
         self._steps_since_report += 1
-        items = [(output.request_id, _item(output)) for output in result.outputs]
+        items = [(self._live[output.request_id], _item(output)) for output in result.outputs]
         for output in result.outputs:
             if output.finish_reason == "error":
                 self._engine.abort(output.request_id)  # the error ends the stream of its other samples too
+            if not self._engine.is_live(output.request_id):
+                self._live.pop(output.request_id, None)
         if items:
             self._deliver(items)
 
-    def _add(self, request: GenerateRequest) -> None:
+    def _add(self, request: GenerateRequest, stream: OutputStream) -> None:
         try:
             self._engine.add_request(request)
+            self._live[request.request_id] = stream
         except RequestError as error:
-            self._deliver([(request.request_id, error)])
+            self._deliver([(stream, error)])
+        except Exception:
+            # A request that isn't admitted leaves nothing behind, so this is not the end of the engine.
+            logger.exception("rank %d can't admit request %r", self._dp_rank, request.request_id)
+            self._deliver(
+                [(stream, RequestFailedError("the engine can't admit the request; its log says why"))]
+            )
         # A refused request is acknowledged too: a router reserved work for it.
         self._admitted.append(request.request_id)
 
-    def _drop(self, request_id: str) -> None:
-        self._engine.abort(request_id)
+    def _drop(self, stream: OutputStream) -> None:
+        """Abort the stream's own request, if the engine still has it, and no other with its id."""
+        if self._live.get(stream.request_id) is stream:
+            del self._live[stream.request_id]
+            self._engine.abort(stream.request_id)
 
-    def _deliver(self, items: list[tuple[str, StreamItem]]) -> None:
+    def _deliver(self, items: list[tuple[OutputStream, StreamItem]]) -> None:
         self._loop.call_soon_threadsafe(self._streams.deliver, items)
 
     def _publish(self, events: list[CacheEvent]) -> None:

@@ -3,69 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 
-from app.errors import InvalidRequestError, RequestError
+from app.errors import RequestError
 from app.generation import TokenChunk
 
 StreamItem = TokenChunk | RequestError
 """An error is a stream's last item."""
 
 
-class OutputStreams:
-    """One stream per live request, from its admission to its last chunk, its error or its abortion."""
-
-    def __init__(self) -> None:
-        self._streams: dict[str, _OutputStream] = {}
-
-    def open(self, request_id: str, num_samples: int) -> AsyncIterator[TokenChunk]:
-        """The chunks of a new request, to be iterated once; an error is raised in their place.
-
-        Raises:
-            InvalidRequestError: a live request has this id.
-        """
-        if request_id in self._streams:
-            raise InvalidRequestError(f"request_id = {request_id!r}: a live request has this id")
-        stream = self._streams[request_id] = _OutputStream(num_samples)
-        return stream
-
-    def deliver(self, items: Iterable[tuple[str, StreamItem]]) -> None:
-        """Hand out a step's items; those of requests that were aborted have no stream any more."""
-        for request_id, item in items:
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.put(item)
-                if stream.is_over:
-                    del self._streams[request_id]
-
-    def end(self, request_id: str) -> bool:
-        """End a stream where it is; whether there was one."""
-        stream = self._streams.pop(request_id, None)
-        if stream is None:
-            return False
-        stream.put(None)
-        return True
-
-    def fail_all(self, new_error: Callable[[], RequestError]) -> None:
-        """End every stream with an error of its own."""
-        self.deliver([(request_id, new_error()) for request_id in self._streams])
-
-
-class _OutputStream:
-    """An iterator over one request's items; None ends it early.
+class OutputStream:
+    """One admission's items, to be iterated once: an `AdmittedRequest`.
 
     Not an async generator: one that is left before its end would have to be closed too.
 
+    Args:
+        request_id: the request's; a later stream may have the same.
+        num_samples: how many have to end.
+        on_abort: called with the stream when it is aborted.
+
     Attributes:
-        is_over: the last item has been put.
+        is_over: the last item has been put; later ones are ignored.
     """
 
-    def __init__(self, num_samples: int) -> None:
+    def __init__(self, request_id: str, num_samples: int, on_abort: Callable[[OutputStream], object]) -> None:
+        self.request_id = request_id
         self.is_over = False
         self._items: asyncio.Queue[StreamItem | None] = asyncio.Queue()
         self._num_unfinished = num_samples
+        self._on_abort = on_abort
 
     def put(self, item: StreamItem | None) -> None:
+        """Add an item; None ends the stream without an error."""
+        if self.is_over:
+            return
         self._items.put_nowait(item)
         if isinstance(item, TokenChunk):
             self._num_unfinished -= item.finish_reason is not None
@@ -73,7 +44,13 @@ class _OutputStream:
         else:
             self.is_over = True
 
-    def __aiter__(self) -> _OutputStream:
+    def abort(self) -> None:
+        """See `AdmittedRequest`."""
+        if not self.is_over:
+            self.put(None)
+            self._on_abort(self)
+
+    def __aiter__(self) -> OutputStream:
         return self
 
     async def __anext__(self) -> TokenChunk:
@@ -85,3 +62,39 @@ class _OutputStream:
         if isinstance(item, RequestError):
             raise item
         return item
+
+
+class OutputStreams:
+    """One stream per admission, until its last chunk, its error or its abortion.
+
+    Streams are told apart by identity: chunks of an aborted request may still be under way when another one
+    with its id is admitted.
+
+    Args:
+        drop: called with a stream that was aborted.
+    """
+
+    def __init__(self, drop: Callable[[OutputStream], object]) -> None:
+        self._drop = drop
+        self._live: set[OutputStream] = set()
+
+    def open(self, request_id: str, num_samples: int) -> OutputStream:
+        """The stream of a new admission."""
+        stream = OutputStream(request_id, num_samples, self._abort)
+        self._live.add(stream)
+        return stream
+
+    def deliver(self, items: Iterable[tuple[OutputStream, StreamItem]]) -> None:
+        """Hand out a step's items; those of aborted requests go nowhere."""
+        for stream, item in items:
+            stream.put(item)
+            if stream.is_over:
+                self._live.discard(stream)
+
+    def fail_all(self, new_error: Callable[[], RequestError]) -> None:
+        """End every stream with an error of its own."""
+        self.deliver([(stream, new_error()) for stream in self._live])
+
+    def _abort(self, stream: OutputStream) -> None:
+        self._live.discard(stream)
+        self._drop(stream)

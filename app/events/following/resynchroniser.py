@@ -121,10 +121,10 @@ class Resynchroniser:
             if snapshot.epoch == epoch:
                 await self._cache.fill(snapshot)
         except Exception as error:
-            self._record.set("stale", f"{reason}; snapshot: {error_text(error)}")
+            self._fail(f"{reason}; snapshot: {error_text(error)}")
             return None
         if connection.broke():
-            self._record.set("stale", f"{reason}; connection lost while waiting for the snapshot")
+            self._fail(f"{reason}; connection lost while waiting for the snapshot")
             return None
         if snapshot.epoch != epoch:
             # The connection may still reach the old publisher: only one made from now on can't.
@@ -136,6 +136,11 @@ class Resynchroniser:
         self._synced_at = time.monotonic()
         self._record.set("exact", reason)
         return connection
+
+    def _fail(self, reason: str) -> None:
+        """The cache is stale, so it holds nothing, also not what the attempt has filled it with."""
+        self._cache.clear()
+        self._record.set("stale", reason)
 
     async def _new_connection(self) -> Connection:
         """It reaches only the publisher that listens now, and holds no batch of another."""

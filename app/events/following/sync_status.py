@@ -20,7 +20,8 @@ class SyncStatus:
 
     Attributes:
         state: `exact`: the sink holds what the rank's cache held after batch `applied_seq`. `syncing`: it
-            will soon. `stale`: it holds nothing, and the last attempt to change that failed.
+            will soon. `stale`: the last attempt to fill it failed; it holds nothing but what the next one
+            fills it with.
         reason: why the state isn't exact, or why it last was not.
         since: when this state began, Unix time in seconds.
         applied_seq: the last batch that the sink holds, -1 for none.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from app.config import one_of
 from app.errors import ConfigError
 from app.routing.policies.base import PolicySpec
 from app.routing.policies.predicted_ttft import PREDICTED_TTFT
@@ -34,6 +35,5 @@ def find_policy(name: str, *, field: str) -> PolicySpec:
         ConfigError: there is none; says that `field` gave this name, and which names are allowed.
     """
     if name not in POLICIES:
-        *others, last = map(repr, POLICIES)
-        raise ConfigError(f"{field} = {name!r}: Input should be {', '.join(others)} or {last}")
+        raise ConfigError(f"{field} = {name!r}: Input should be {one_of(POLICIES)}")
     return POLICIES[name]

@@ -117,7 +117,7 @@ class Tracker:
     async def close(self) -> None:
         """Stop following; nothing is known of any rank afterwards."""
         for rank in list(self._followed):
-            self._drop(rank, "router closes")
+            self._drop(rank, "router closes", log_level=logging.INFO)
         if self._closing:
             await asyncio.wait(self._closing)
 
@@ -157,9 +157,9 @@ class Tracker:
         )
         self._update_limit()
 
-    def _drop(self, rank: int, reason: str) -> None:
+    def _drop(self, rank: int, reason: str, *, log_level: int = logging.WARNING) -> None:
         followed = self._followed.pop(rank)
-        logger.warning("rank %d: dropping %s (%s)", rank, followed.description.replica_id, reason)
+        logger.log(log_level, "rank %d: dropping %s (%s)", rank, followed.description.replica_id, reason)
         self._core.drop(rank)
         self._update_limit()
         closing = followed.detach()

@@ -56,7 +56,7 @@ async def test_leaving_a_stream_aborts_the_request_and_frees_its_blocks(rank: Li
     assert num_tokens > 0
     await stream.aclose()
     assert await rank.load() == (0, 0, 0)
-    await rank.thread.call(lambda engine: engine.check_integrity())
+    await rank.call(lambda engine: engine.check_integrity())
 
 
 async def test_cancelling_a_request_that_waits_takes_it_out_of_the_queue(rank: LiveRank) -> None:
@@ -98,6 +98,38 @@ async def test_a_refused_request_with_a_live_id_does_not_abort_the_live_one(rank
     await anext(stream)
     assert "a live request has this id" in (await refusal(rank.generate(request_id="mine"))).error.message
     assert len(await answer(stream)) == 199
+
+
+async def test_cancelling_a_request_whose_grammar_compiles_leaves_a_live_one_with_its_id_alone(
+    new_rank: NewRank,
+) -> None:
+    compiling, may_compile = threading.Event(), threading.Event()
+
+    def slow(wanted: StructuredOutput) -> OneToken:
+        compiling.set()
+        assert may_compile.wait(10)
+        return OneToken()
+
+    rank = new_rank(new_grammar=slow)
+    stream = rank.generate(params=LONG, request_id="mine")
+    await anext(stream)
+    params = SamplingParams(10, structured_output=CHOICE)
+    second = asyncio.create_task(answer(rank.generate(params=params, request_id="mine")))
+    await asyncio.to_thread(compiling.wait, 10)
+    second.cancel()
+    await asyncio.wait([second])
+    may_compile.set()
+    assert len(await answer(stream)) == 199
+
+
+async def test_leaving_after_the_last_chunk_leaves_a_successor_with_the_same_id_alone(rank: LiveRank) -> None:
+    params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    stream = rank.generate(params=params, request_id="mine")
+    await anext(stream)
+    successor = rank.generate(params=LONG, request_id="mine")
+    await anext(successor)
+    await stream.aclose()
+    assert len(await answer(successor)) == 199
 
 
 async def test_a_sample_that_fails_is_a_refusal_that_ends_the_request(

@@ -70,3 +70,14 @@ async def test_a_refused_request_is_acknowledged_too(
 ) -> None:
     await refusal(publishing_rank.generate([512], request_id="refused"))
     assert await subscriber.next(b"ack") == [0, ["refused"]]
+
+
+async def test_a_request_that_is_refused_for_its_id_is_acknowledged_too(
+    publishing_rank: LiveRank, subscriber: LoadSubscriber
+) -> None:
+    stream = publishing_rank.generate(params=LONG, request_id="mine")
+    await anext(stream)
+    assert await subscriber.next(b"ack") == [0, ["mine"]]
+    await refusal(publishing_rank.generate(request_id="mine"))
+    assert await subscriber.next(b"ack") == [0, ["mine"]]
+    await stream.aclose()

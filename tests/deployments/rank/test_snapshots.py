@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import zmq
 import zmq.asyncio
@@ -11,9 +12,11 @@ import zmq.asyncio
 from app import hashing
 from app.events.batch_codec import decode_batch
 from app.events.following.recovery_client import RecoveryClient
-from app.events.schema import BlockRemoved, BlockStored, EventBatch
+from app.events.replay import SnapshotRequest, parse_reply, request_frames
+from app.events.schema import BlockRemoved, BlockStored, CacheEvent, EventBatch
 from tests.support.deadlines import until
-from tests.support.engine.live_rank import LiveRank, answer
+from tests.support.engine.live_rank import LiveRank, answer, new_publisher
+from tests.support.engine.tiny_engine import BLOCK, tiny_engine
 from tests.support.snapshots import parents_in
 
 
@@ -48,13 +51,57 @@ async def test_a_reset_between_steps_is_published(publishing_rank: LiveRank) -> 
     await answer(rank.generate())
     before = await rank.core.snapshot()
     assert parents_in(before)
-    await rank.thread.call(lambda engine: engine.reset_cache())
+    await rank.call(lambda engine: engine.reset_cache())
     after = await rank.core.snapshot()
     assert after.seq == before.seq + 1
     assert parents_in(after) == {}
     *_, full, empty = states_after(await replayed(rank, after.seq))
     assert full == set(parents_in(before))
     assert empty == set()
+
+
+async def test_a_busy_event_loop_does_not_delay_a_snapshot_over_the_recovery_socket(
+    publishing_rank: LiveRank,
+) -> None:
+    await answer(publishing_rank.generate())
+    expected = await publishing_rank.core.snapshot()
+    # Reading blocks the event loop.
+    assert events_in(read_snapshot(publishing_rank)) == events_in(expected.payloads)
+
+
+def test_a_closed_event_loop_ends_no_snapshots_and_a_stopped_engine_only_these(tiny_llama_dir: Path) -> None:
+    publisher = new_publisher(BLOCK)
+
+    async def served() -> LiveRank:
+        rank = LiveRank(tiny_engine(tiny_llama_dir), publisher)
+        await answer(rank.generate())
+        return rank
+
+    rank = asyncio.run(served())
+    assert [len(read_snapshot(rank)) for _ in range(2)] == [1, 1]
+    rank.core.stop()
+    assert [read_snapshot(rank) for _ in range(2)] == [[], []]
+    rank.stop()
+
+
+def read_snapshot(rank: LiveRank) -> list[bytes]:
+    """The payloads of a snapshot over the recovery socket; none if there is no snapshot."""
+    payloads: list[bytes] = []
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(f"tcp://127.0.0.1:{rank.port('replay_port')}")
+        socket.send_multipart(request_frames(SnapshotRequest()))
+        while True:
+            assert socket.poll(10_000), "no answer"
+            reply = parse_reply(socket.recv_multipart())
+            if reply.seq is None:
+                return payloads
+            payloads.append(reply.payload)
+
+
+def events_in(payloads: Sequence[bytes]) -> list[CacheEvent]:
+    """All events, in order."""
+    return [event for payload in payloads for event in decode_batch(payload).events]
 
 
 async def replayed(rank: LiveRank, last: int) -> list[EventBatch]:

@@ -80,7 +80,7 @@ class LiveRank:
             assert all(isinstance(message, TokenChunk) for message in messages), messages
 
     async def clear_cache(self) -> None:
-        await self._thread.call(lambda engine: engine.reset_cache())
+        await asyncio.wrap_future(self._thread.submit(lambda engine: engine.reset_cache()))
 
     def describe(self, event_port: int) -> RankDescription:
         info = self.publisher.info("127.0.0.1")

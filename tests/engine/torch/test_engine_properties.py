@@ -146,7 +146,14 @@ def new_engine(tiny_llama_dir: Path) -> NewEngine:
         cache = kv_cache.allocate(architecture, num_blocks, BLOCK, cpu, dtype).fill_(float("nan"))
         config = EngineConfig.model_validate({"cache": {"block_size": BLOCK}, "scheduler": scheduler})
         runner = ModelRunner(model, kernels, cache)
-        return Engine(config, architecture, runner, num_blocks=num_blocks, max_model_len=256)
+        return Engine(
+            config,
+            architecture,
+            runner,
+            model_dir=tiny_llama_dir,
+            num_blocks=num_blocks,
+            max_model_len=256,
+        )
 
     return make
 

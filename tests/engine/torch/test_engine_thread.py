@@ -49,12 +49,13 @@ async def live(tiny_llama_dir: Path) -> AsyncIterator[LiveEngine]:
     thread.stop()
 
 
-async def test_it_describes_itself(live: LiveEngine) -> None:
+async def test_it_describes_itself(live: LiveEngine, tiny_llama_dir: Path) -> None:
     engine: RankEngine = live.thread
     about = engine.description
     assert (about.max_model_len, about.max_prompt_tokens, about.num_blocks) == (256, 255, 64)
+    assert about.model_dir == str(tiny_llama_dir)
     assert (about.device, about.dtype) == ("cpu", "float32")
-    assert about.kernels == await live.thread.call(lambda inside: inside.kernels_name)
+    assert about.kernels == await live.call(lambda inside: inside.kernels_name)
 
 
 async def test_a_request_streams_to_its_end(live: LiveEngine) -> None:
@@ -76,12 +77,11 @@ async def test_an_abort_frees_the_blocks_and_ends_the_stream(live: LiveEngine) -
     stream = live.admit(params=LONG, request_id="mine")
     await anext(stream)
     assert (await live.load())[0] == 1
-    live.thread.abort("mine")
+    stream.abort()
     assert await live.load() == (0, 0, 0)
-    await live.thread.call(lambda engine: engine.check_integrity())
+    await live.call(lambda engine: engine.check_integrity())
     assert len(await all_of(stream)) < 200
-    live.thread.abort("mine")
-    live.thread.abort("never seen")
+    stream.abort()
     assert len(await all_of(live.admit(request_id="mine"))) == 3
 
 
@@ -89,9 +89,10 @@ async def test_an_abort_ends_a_stream_that_is_waited_for(live: LiveEngine) -> No
     running = [live.admit(params=LONG) for _ in range(2)]
     for stream in running:
         await anext(stream)
-    waiting = asyncio.create_task(all_of(live.admit(request_id="waits")))
+    stream = live.admit()
+    waiting = asyncio.create_task(all_of(stream))
     await live.until_load(2, 1)
-    live.thread.abort("waits")
+    stream.abort()
     assert await waiting == []
 
 
@@ -104,10 +105,40 @@ async def test_a_stream_that_is_only_left_goes_on_in_the_engine(live: LiveEngine
 async def test_a_second_request_with_a_live_id_is_refused_and_the_first_goes_on(live: LiveEngine) -> None:
     stream = live.admit(params=LONG, request_id="mine")
     await anext(stream)
-    with pytest.raises(InvalidRequestError, match="request_id = 'mine': a live request has this id"):
-        live.admit(request_id="mine")
+    second = live.admit(request_id="mine")
+    error = await error_of(second)
+    assert isinstance(error, InvalidRequestError)
+    assert error.message == "request_id = 'mine': a live request has this id"
+    second.abort()
     assert len(await all_of(stream)) == 199
     assert len(await all_of(live.admit(request_id="mine"))) == 3
+
+
+async def test_aborting_a_request_that_has_ended_leaves_a_successor_with_its_id_alone(
+    live: LiveEngine,
+) -> None:
+    params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    received = live.admit(params=params, request_id="received")
+    (_,) = await all_of(received)
+    ended = live.admit(params=params, request_id="mine")
+    while live.thread.submit(lambda engine: engine.is_live("mine")).result():
+        pass  # the event loop, blocked here, gets its chunk later
+    successors = [live.admit(params=LONG, request_id=request_id) for request_id in ("mine", "received")]
+    ended.abort()
+    received.abort()
+    async with asyncio.timeout(20):
+        assert [len(await all_of(stream)) for stream in successors] == [200, 200]
+
+
+async def test_chunks_of_an_aborted_request_do_not_reach_a_successor_with_its_id(live: LiveEngine) -> None:
+    stream = live.admit(params=LONG, request_id="mine")
+    await anext(stream)
+    before = live.thread.submit(lambda engine: engine.load_stat(0).num_tokens).result()
+    while live.thread.submit(lambda engine: engine.load_stat(0).num_tokens).result() == before:
+        pass  # steps go on while the event loop, blocked here, delivers nothing
+    stream.abort()
+    (chunk,) = await all_of(live.admit([9, 9, 9, 9], SamplingParams(max_tokens=1), request_id="mine"))
+    assert chunk.num_prompt_tokens == 4
 
 
 async def test_samples_come_over_one_stream_and_the_last_one_ends_it(live: LiveEngine) -> None:
@@ -130,8 +161,9 @@ async def test_a_wrong_number_of_samples_is_refused(n: int, live: LiveEngine) ->
 
 
 async def test_a_lower_priority_number_is_served_first(live: LiveEngine) -> None:
-    for _ in range(2):
-        await anext(live.admit(params=LONG))
+    running = [live.admit(params=LONG) for _ in range(2)]
+    for stream in running:
+        await anext(stream)
     finished = []
 
     async def answer(priority: int) -> None:
@@ -141,20 +173,21 @@ async def test_a_lower_priority_number_is_served_first(live: LiveEngine) -> None
     async with asyncio.timeout(20):
         waiting = [asyncio.create_task(answer(priority)) for priority in (2, 0, 1)]
         await live.until_load(2, 3)
-        live.thread.abort("r1")
+        running[0].abort()
         await asyncio.gather(*waiting)
-        live.thread.abort("r2")
+        running[1].abort()
     assert finished == [0, 1, 2]
 
 
 async def test_a_full_queue_refuses(live: LiveEngine) -> None:
-    for _ in range(2):
-        await anext(live.admit(params=LONG))
+    running = [live.admit(params=LONG) for _ in range(2)]
+    for stream in running:
+        await anext(stream)
     waiting = [asyncio.create_task(all_of(live.admit())) for _ in range(3)]
     await live.until_load(2, 3)
     assert isinstance(await error_of(live.admit()), QueueFullError)
-    live.thread.abort("r1")
-    live.thread.abort("r2")
+    for stream in running:
+        stream.abort()
     assert [len(chunks) for chunks in await asyncio.gather(*waiting)] == [3, 3, 3]
 
 
@@ -175,12 +208,12 @@ async def test_content_is_read_on_the_listeners_thread_after_all_events(tiny_lla
         return len(blocks)
 
     work = [asyncio.create_task(all_of(live.admit(range(n, n + 40)))) for n in (10, 60, 110)]
-    sizes = [await thread.content(read) for _ in range(10)]
+    sizes = [await asyncio.wrap_future(thread.content(read)) for _ in range(10)]
     await asyncio.gather(*work)
-    sizes.append(await thread.content(read))
+    sizes.append(await asyncio.wrap_future(thread.content(read)))
     assert max(sizes) > 8
-    await thread.call(lambda engine: engine.reset_cache())
-    assert await thread.content(read) == 0
+    await live.call(lambda engine: engine.reset_cache())
+    assert await asyncio.wrap_future(thread.content(read)) == 0
     assert recorder.events[-1] == AllBlocksCleared()
     assert recorder.threads == {"engine-0"}
     assert recorder.acknowledged == ["r1", "r2", "r3"]

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from app.engine.torch.engine_thread import EngineThread
-from app.errors import EngineFailedError, RequestError, RequestFailedError
+from app.errors import EngineFailedError, InvalidRequestError, RequestError, RequestFailedError
 from app.generation import SamplingParams, TokenChunk
 from tests.support.engine.doubles import CHOICE, OneToken
 from tests.support.engine.live_engine import LONG, SHORT, LiveEngine, all_of, error_of, tokens
@@ -43,7 +43,7 @@ async def live(new_engine: NewEngine) -> LiveEngine:
 
 async def test_what_a_call_raises_is_the_callers(live: LiveEngine) -> None:
     with pytest.raises(ZeroDivisionError):
-        await live.thread.call(lambda engine: 1 // 0)
+        await live.call(lambda engine: 1 // 0)
     live.thread.check_health()
     assert len(await all_of(live.admit())) == 3
 
@@ -85,6 +85,50 @@ class BrokenText:
         return ""
 
 
+async def test_what_breaks_in_an_admission_is_that_requests_error_and_not_the_end_of_the_engine(
+    new_engine: NewEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = new_engine(new_text_stream=lambda stop, min_tokens: BrokenText())
+    goes_on = live.admit(params=LONG)
+    await anext(goes_on)
+    stopped = SamplingParams(10, temperature=0, ignore_eos=True, stop=("x",))
+    errors = [
+        await error_of(live.admit(params=stopped, earlier_outputs={0: [7, 8]}, request_id="guilty")),
+        await error_of(live.admit(prompt=["a"], request_id="guilty")),
+    ]
+    assert [(type(error), error.status) for error in errors] == [(RequestFailedError, 500)] * 2
+    assert {error.message for error in errors} == {"the engine can't admit the request; its log says why"}
+    logged = [record.exc_info for record in caplog.records if "'guilty'" in record.message]
+    assert [info and info[0] for info in logged] == [RuntimeError, TypeError]
+    assert len(await all_of(goes_on)) == 199
+    assert len(await all_of(live.admit(request_id="guilty"))) == 3
+    assert await live.load() == (0, 0, 0)
+    await live.call(lambda engine: engine.check_integrity())
+
+
+@pytest.mark.parametrize(
+    ("earlier_outputs", "field"),
+    [
+        ({0: None}, "earlier_outputs.0: None;"),
+        ({0: 5}, "earlier_outputs.0: 5;"),
+        ({0: [1.5]}, "earlier_outputs.0: [1.5];"),
+        ({0: [True]}, "earlier_outputs.0: [True];"),
+        ({0: "ab"}, "earlier_outputs.0: 'ab';"),
+        ({"0": [1]}, "earlier_outputs.'0': no such sample; allowed: 0 to 1"),
+        ({0: [1], "1": [1]}, "earlier_outputs.'1': no such sample; allowed: 0 to 1"),
+        ([[1]], "earlier_outputs: [[1]];"),
+    ],
+)
+async def test_earlier_outputs_of_wrong_types_are_refused_and_the_engine_goes_on(
+    earlier_outputs: Any, field: str, live: LiveEngine
+) -> None:
+    error = await error_of(live.admit(n=2, earlier_outputs=earlier_outputs))
+    assert isinstance(error, InvalidRequestError)
+    assert error.message.startswith(field)
+    assert error.param == "earlier_outputs"
+    assert len(await all_of(live.admit())) == 3
+
+
 async def test_an_engine_that_breaks_in_a_step_ends_every_stream_and_its_health(
     new_engine: NewEngine,
 ) -> None:
@@ -120,7 +164,7 @@ async def test_stopping_twice(live: LiveEngine) -> None:
     live.thread.stop()
     check_it_has_stopped(live)
     with pytest.raises(EngineFailedError):
-        await live.thread.content(len)
+        await asyncio.wrap_future(live.thread.content(len))
 
 
 def check_it_has_stopped(live: LiveEngine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from app.events.following.sync_status import Trust
 from app.events.schema import AllBlocksCleared
 from app.events.snapshot import CacheSnapshot
 from tests.support.deadlines import comes_true
@@ -111,6 +112,28 @@ async def test_a_failing_snapshot_makes_the_rank_stale_until_one_succeeds(
     rank.snapshot_error = None
     await agree(subscriber, rank, sink)
     assert subscriber.status.resyncs == 0
+
+
+async def test_a_snapshot_that_breaks_off_while_it_fills_the_cache_leaves_nothing_in_it(
+    lossy_rank: MakeLossyRank, follow: Follow
+) -> None:
+    rank, sink = lossy_rank(), Blocks()
+    rank.step(stored(1))
+    held: list[tuple[Trust, set[int]]] = []
+
+    async def cut_off() -> CacheSnapshot:
+        snapshot = await rank.snapshot()
+        return CacheSnapshot(snapshot.epoch, snapshot.seq, [*snapshot.payloads, b"cut off"])
+
+    follow(
+        rank.info(),
+        rank,
+        sink,
+        fetch_snapshot=cut_off,
+        on_state=lambda state: held.append((state, set(sink.hashes))),
+    )
+    assert await comes_true(lambda: held != [])
+    assert held == [("stale", set())]
 
 
 async def test_a_snapshot_that_never_comes_makes_the_rank_stale(

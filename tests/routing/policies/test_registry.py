@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,24 +63,53 @@ def test_every_policy_can_be_configured(name: str) -> None:
 
 
 def check_config_file(args: dict[str, object], folder: Path) -> None:
+    """With an HTTP port that is taken, which the check would find next."""
     file = folder / "serve_config.yaml"
     application = {"name": "kvbeacon", "import_path": IMPORT_PATH, "args": args}
-    file.write_text(yaml.safe_dump({"http_options": {"port": 0}, "applications": [application]}))
-    check(file)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        http = {"host": "127.0.0.1", "port": server.getsockname()[1]}
+        file.write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
+        check(file)
 
 
-@pytest.mark.parametrize(
+Start = Callable[[dict[str, object], Path], object]
+START = pytest.mark.parametrize(
     "start", [lambda args, _: build_app(args), check_config_file], ids=["app.build", "app.check"]
 )
+ALLOWED = (
+    "Input should be 'predicted_ttft', 'least_loaded', 'round_robin', 'random', 'power_of_two', "
+    "'prefix_affinity' or 'session'"
+)
+
+
+@START
+@pytest.mark.parametrize("given", ["fastest", "", 3, None, ["random"]])
 def test_an_unknown_policy_is_refused_before_anything_starts(
-    start: Callable[[dict[str, object], Path], object], tmp_path: Path
+    start: Start, given: object, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        start({"routing": {"policy": "fastest"}}, tmp_path)
-    assert str(caught.value) == (
-        "args.routing.policy = 'fastest': Input should be 'predicted_ttft', 'least_loaded', "
-        "'round_robin', 'random', 'power_of_two', 'prefix_affinity' or 'session'"
-    )
+        start({"routing": {"policy": given}}, tmp_path)
+    assert str(caught.value) == f"args.routing.policy = {given!r}: {ALLOWED}"
+
+
+@START
+def test_an_unknown_policy_is_named_together_with_all_other_faults(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        start({"dp_size": 0, "routing": {"policy": "fastest", "num_routers": 0}, "port": 1}, tmp_path)
+    faults = str(caught.value).split("; ")
+    assert faults[1] == f"args.routing.policy = 'fastest': {ALLOWED}"
+    assert [fault.split(" = ")[0].split(":")[0] for fault in faults[:4]] == [
+        "args.dp_size",
+        "args.routing.policy",
+        "args.routing.num_routers",
+        "args.port",
+    ]
+
+
+def test_a_core_with_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RoutingCore(RoutingConfig(policy="fastest"), dp_size=2)
+    assert str(caught.value) == f"routing.policy = 'fastest': {ALLOWED}"
 
 
 def documented_policies() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -278,6 +279,20 @@ async def test_two_ranks_are_kept_apart(world: Follower) -> None:
     assert depth_by_rank(world.core.index, hashes(0, 4)) == {0: 4, 1: 2}
     await world.tracker.update([first.describe(), description(1, "replacement")])
     assert depth_by_rank(world.core.index, hashes(0, 4)) == {0: 4}
+
+
+async def test_only_a_router_that_goes_on_warns_of_a_rank_that_it_drops(
+    world: Follower, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await world.tracker.update([description(0, "a"), description(1, "b")])
+    world.tracker.mark_failed(0, "a")
+    await world.tracker.close()
+    dropped = [(each.levelname, each.message) for each in caplog.records if "dropping" in each.message]
+    assert dropped == [
+        ("WARNING", "rank 0: dropping a (reported dead)"),
+        ("INFO", "rank 1: dropping b (router closes)"),
+    ]
 
 
 async def test_closing_leaves_nothing_behind(world: Follower) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, TypeVar
 
+from app.engine.interface import AdmittedRequest
+from app.engine.torch.engine import Engine
 from app.engine.torch.engine_thread import EngineThread
 from app.errors import RequestError
 from app.generation import GenerateRequest, SamplingParams, TokenChunk
 from tests.support.deadlines import until
+
+Result = TypeVar("Result")
 
 LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
@@ -33,14 +38,18 @@ class LiveEngine:
         self._num_requests += 1
         return f"r{self._num_requests}"
 
-    def admit(self, *prompt_and_params: Any, **fields: Any) -> AsyncIterator[TokenChunk]:
+    def admit(self, *prompt_and_params: Any, **fields: Any) -> AdmittedRequest:
         """The chunks of a new request; the arguments are `new_request`'s after the id."""
         request_id = fields.pop("request_id", None) or self.new_id()
         return self.thread.admit(new_request(request_id, *prompt_and_params, **fields))
 
+    async def call(self, function: Callable[[Engine], Result]) -> Result:
+        """What `function` returns when the thread runs it between two steps."""
+        return await asyncio.wrap_future(self.thread.submit(function))
+
     async def load(self) -> tuple[int, int, int]:
         """Running, waiting, tokens held, as the engine counts them between two steps."""
-        stat = await self.thread.call(lambda engine: engine.load_stat(0))
+        stat = await self.call(lambda engine: engine.load_stat(0))
         return stat.num_running_reqs, stat.num_waiting_reqs, stat.num_tokens
 
     async def until_load(self, running: int, waiting: int) -> None:
