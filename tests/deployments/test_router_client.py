@@ -91,6 +91,12 @@ async def test_a_question_to_all_leaves_out_routers_that_have_just_died(method: 
     assert handle.calls == [(method, ("r",) if method == "decisions" else (), {})]
 
 
+async def test_the_views_of_all_routers() -> None:
+    routers, handle = client({"view": [[{"rank": 0}], DEAD, [{"rank": 1}]]})
+    assert await routers.views() == [[{"rank": 0}], [{"rank": 1}]]
+    assert handle.calls == [("view", (), {})]
+
+
 @pytest.mark.parametrize("method", QUESTIONS_TO_ALL)
 async def test_when_all_routers_have_just_died_no_router_answers(method: str) -> None:
     routers, _ = client({method: [DEAD, asyncio.CancelledError()]})
