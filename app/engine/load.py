@@ -1,6 +1,6 @@
 """The one place where an engine is put together: model, tokenizer, grammars, threads.
 
-So it is the only one of `app.engine` that knows `app.models` and `app.text`.
+So it is the only one of `app.engine` that fetches models and knows `app.text`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from app.config import AppConfig
 from app.engine.interface import RankEngine
 from app.engine.torch.engine import Engine
 from app.engine.torch.engine_thread import EngineThread
-from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer
@@ -38,7 +37,7 @@ def load_step_engine(config: AppConfig) -> Engine:
         config.engine,
         device=config.model.device,
         dtype=config.model.dtype,
-        max_model_len=resolve_max_model_len(config.model.max_model_len, context_length(model_dir)),
+        max_model_len=config.model.max_model_len,
         eos_token_ids=tokenizer.eos_token_ids,
         new_text_stream=tokenizer.text_stream,
         new_grammar=GrammarCompiler.from_folder(model_dir, tokenizer.eos_token_ids).grammar,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from app.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
+from app.errors import ConfigError, UnsupportedModelError
+from app.models.folder import read_config
 
 _KEY = "max_position_embeddings"
 
@@ -18,17 +18,7 @@ def context_length(model_dir: Path) -> int:
         ModelNotFoundError: no `config.json`.
         UnsupportedModelError: the file isn't a JSON object, or has no such number.
     """
-    file = model_dir / "config.json"
-    try:
-        config: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelNotFoundError(
-            f"{model_dir}: no config.json; a folder in the Hugging Face layout is needed"
-        ) from None
-    except ValueError as error:
-        raise UnsupportedModelError(f"{file}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UnsupportedModelError(f"{file}: an object is needed, not {config!r}")
+    file, config = model_dir / "config.json", read_config(model_dir)
     if _KEY not in config:
         raise UnsupportedModelError(f"{file}: no key {_KEY!r}")
     length: Any = config[_KEY]

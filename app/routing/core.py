@@ -73,8 +73,7 @@ class RoutingCore:
         Nothing is reserved when a later choice for the request is known: no client waits for this one.
         """
         is_wanted = self.reservations.supersede(prompt.request_id, prompt.choice_seq)
-        self.reservations.expire(now)
-        decision = self._chooser.decide(prompt, self.membership.routable, exclude, pinned_rank)
+        decision = self.consider(prompt, now, exclude=exclude, pinned_rank=pinned_rank)
         if is_wanted:
             self.reservations.add(
                 decision.rank, prompt.request_id, decision.uncached_tokens, now, prompt.choice_seq

@@ -30,10 +30,11 @@ from app.engine.torch.sampling.sampler import Sampled, Sampler
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.engine.torch.stopping import append
-from app.errors import ConfigError, InvalidRequestError, QueueFullError
+from app.errors import InvalidRequestError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import FinishReason, GenerateRequest, SamplingParams
+from app.models.context import resolve_max_model_len
 
 logger = logging.getLogger(__name__)
 
@@ -96,10 +97,7 @@ class Engine:
                 model's context.
         """
         architecture = read_architecture(model_dir)
-        context = architecture.max_position_embeddings
-        max_model_len = context if max_model_len is None else max_model_len
-        if not 2 <= max_model_len <= context:
-            raise ConfigError(f"max_model_len = {max_model_len}: the model allows 2 to {context}")
+        max_model_len = resolve_max_model_len(max_model_len, architecture.max_position_embeddings)
         on = resolve_device(device)
         in_dtype = resolve_dtype(dtype, on, architecture.checkpoint_dtype)
         kernels = resolve_kernels(config.kernels, on)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from app.engine.torch.model.families import FAMILIES, Family, Windows
 from app.engine.torch.model.rope_settings import Rope, read_rope
-from app.errors import ModelNotFoundError, UnsupportedModelError
+from app.errors import UnsupportedModelError
+from app.models.folder import read_config, read_json
 
 _COUNTS = (
     "vocab_size",
@@ -68,12 +68,8 @@ def read_architecture(model_dir: Path) -> Architecture:
         UnsupportedModelError: a family or a feature that isn't built here.
     """
     file = model_dir / "config.json"
-    config = _read_json(file)
-    if config is None:
-        raise ModelNotFoundError(
-            f"{model_dir}: no config.json; a folder in the Hugging Face layout is needed"
-        )
-    generation = _read_json(model_dir / "generation_config.json") or {}
+    config = read_config(model_dir)
+    generation = read_json(model_dir / "generation_config.json") or {}
     try:
         family = _family(config)
         return _architecture(family, {**family.defaults, **config}, generation)
@@ -158,15 +154,3 @@ def _eos(config: Mapping[str, Any]) -> tuple[int, ...]:
     if ids is None:
         return ()
     return tuple(ids) if isinstance(ids, list) else (ids,)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UnsupportedModelError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UnsupportedModelError(f"{path}: an object is needed, not {content!r}")
-    return content
