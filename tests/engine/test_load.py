@@ -87,21 +87,23 @@ async def test_a_ranks_engine_serves_what_was_configured(model_dir: Path) -> Non
 @pytest.mark.parametrize("max_model_len", [1, 257])
 def test_a_context_beyond_the_models_is_refused(max_model_len: int, model_dir: Path) -> None:
     with pytest.raises(
-        ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"
+        ConfigError, match=rf"model\.max_model_len = {max_model_len}: the model allows 2 to 256"
     ):
         load_step_engine(settings(model_dir, max_model_len=max_model_len))
 
 
 @pytest.mark.parametrize("max_model_len", [1, 257])
 def test_the_engines_own_loading_refuses_such_a_context_too(max_model_len: int, model_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=f"model.max_model_len = {max_model_len}: the model allows 2 to 256"):
+    with pytest.raises(
+        ConfigError, match=rf"model\.max_model_len = {max_model_len}: the model allows 2 to 256"
+    ):
         tiny_engine(model_dir, max_model_len=max_model_len)
 
 
 def test_dynamic_rope_ends_with_the_original_context(new_model: NewModel) -> None:
     folder = new_model(rope_scaling={"type": "dynamic", "factor": 2.0})
     assert load_step_engine(settings(folder)).max_model_len == 256
-    with pytest.raises(ConfigError, match="model.max_model_len = 257: the model allows 2 to 256"):
+    with pytest.raises(ConfigError, match=r"model\.max_model_len = 257: the model allows 2 to 256"):
         load_step_engine(settings(folder, max_model_len=257))
 
 
