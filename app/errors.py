@@ -9,6 +9,7 @@ KvbeaconError
 │   └── InsufficientMemoryError weights plus KV cache don't fit
 ├── EndpointInUseError          a port that a rank must bind is taken
 ├── WireError                   a message from a socket breaks the protocol
+├── WorkerError                 a worker by URL can't be reached, or its answer can't be used
 ├── RankCallError               a call to a rank broke off
 │   ├── RankGoneError           its replica is gone
 │   └── RankFailedError         its own code failed
@@ -68,6 +69,10 @@ class EndpointInUseError(KvbeaconError):
 
 class WireError(KvbeaconError):
     """A message from a socket breaks the protocol."""
+
+
+class WorkerError(KvbeaconError):
+    """A worker by URL can't be reached, or its answer can't be used. The message says which and why."""
 
 
 class RankCallError(KvbeaconError):

@@ -1,0 +1,123 @@
+"""What the two APIs for generation share: a request to a worker, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from app.errors import InvalidRequestError, PromptTooLongError
+from app.generation import GenerateRequest, SamplingParams, TokenChunk
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """One request as it goes to the worker.
+
+    Attributes:
+        request_id: names it there.
+        token_ids: the prompt, with earlier output behind it if it has some.
+        params: `max_tokens` is what the worker's context leaves.
+        n, priority, cache_salt: see `GenerateRequest`.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    params: SamplingParams
+    n: int
+    priority: int
+    cache_salt: str | None
+
+
+class Answer(Protocol):
+    """Reads one request's events."""
+
+    def take(self, data: bytes) -> Iterator[TokenChunk]:
+        """The chunks in one event; none in one that says only something else.
+
+        Raises:
+            RequestError: the worker ended the request with an error.
+            WireError: not what the API allows.
+        """
+        ...
+
+
+class GenerateApi(Protocol):
+    """One way to have a worker generate.
+
+    Attributes:
+        path: what is posted to.
+    """
+
+    path: str
+
+    def body(self, request: WorkerRequest) -> bytes:
+        """The request as JSON. Raises `InvalidRequestError` that names a field which the worker can't honour."""
+        ...
+
+    def headers(self) -> Mapping[str, str]:
+        """Pin the request to its rank."""
+        ...
+
+    def answer(self, request: WorkerRequest) -> Answer:
+        """Reads what comes back."""
+        ...
+
+
+def worker_requests(request: GenerateRequest, max_model_len: int) -> dict[int, WorkerRequest]:
+    """What `request` asks of the worker: one request, or one for each sample that goes on, by its index.
+
+    Without earlier output, the one request stands under 0, and its answer tells samples apart.
+
+    Raises:
+        InvalidRequestError: no prompt, or earlier output that can't go on as the same request.
+        PromptTooLongError: the context leaves no room for output.
+    """
+    if not request.prompt_token_ids:
+        raise InvalidRequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
+    if request.earlier_outputs is None:
+        return {0: _worker_request(request, request.request_id, [], request.n, max_model_len)}
+    _check_resumable(request.params)
+    return {
+        index: _worker_request(request, f"{request.request_id}-{index}", list(output), 1, max_model_len)
+        for index, output in sorted(request.earlier_outputs.items())
+    }
+
+
+def _worker_request(
+    request: GenerateRequest, request_id: str, output: list[int], n: int, max_model_len: int
+) -> WorkerRequest:
+    token_ids = request.prompt_token_ids + output
+    room = max_model_len - len(token_ids)
+    if room < 1:
+        raise PromptTooLongError(
+            f"the prompt has {len(token_ids)} tokens; at most {max_model_len - 1} leave room for an output "
+            f"token in the context of {max_model_len}",
+            param="prompt",
+        )
+    params = request.params
+    max_tokens = min(params.max_tokens - len(output), room)
+    if max_tokens < 1:
+        message = f"earlier_outputs: {len(output)} tokens; the output has {params.max_tokens} at most"
+        raise InvalidRequestError(message, param="earlier_outputs")
+    min_tokens = min(max(0, params.min_tokens - len(output)), max_tokens)
+    params = replace(params, max_tokens=max_tokens, min_tokens=min_tokens)
+    return WorkerRequest(request_id, token_ids, params, n, request.priority, request.cache_salt)
+
+
+def _check_resumable(params: SamplingParams) -> None:
+    """A worker can only be given the output as prompt: what looks at output alone would see too little."""
+    looks_at_output = {
+        "seed": params.seed is not None and not params.is_greedy,
+        "presence_penalty": params.presence_penalty != 0,
+        "frequency_penalty": params.frequency_penalty != 0,
+        "structured output": params.structured_output is not None,
+        "stop": bool(params.stop),
+    }
+    for name, is_used in looks_at_output.items():
+        if is_used:
+            raise InvalidRequestError(
+                f"earlier_outputs: a request with {name} can't go on with a worker by URL, which knows earlier "
+                "output only as prompt",
+                param="earlier_outputs",
+            )

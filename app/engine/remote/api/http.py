@@ -1,0 +1,166 @@
+"""HTTP to one worker: short questions, and answers that stream as server-sent events.
+
+Connections stay open between requests, shorter than servers keep theirs: one that the server is about to
+close may take a request with it. Every wait has a limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import msgspec
+
+from app.engine.remote.api.refusals import refusal
+from app.errors import EngineFailedError, WorkerError
+from app.events.schema import DECODE_FAULTS
+
+CONNECT_S = 2.0
+ASK_S = 2.0
+"""Of a short question, connecting included; as long as SGLang's router waits for `/server_info`."""
+FIRST_EVENT_S = 600.0
+"""How long a worker may compute and queue before the first token. One that doesn't answer questions any more
+is noticed much earlier, by the poll."""
+IDLE_S = 120.0
+"""Between two tokens: a preempted request may wait for that long."""
+KEEP_ALIVE_S = 4.0
+"""uvicorn, which most workers run, closes idle connections after 5 s."""
+MAX_ANSWER_BYTES = 16 * 2**20
+MAX_EVENT_BYTES = 8 * 2**20
+
+_FAULTS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A short answer.
+
+    Attributes:
+        path: what was asked for, for errors.
+        status: HTTP's.
+        body: at most `MAX_ANSWER_BYTES`.
+    """
+
+    path: str
+    status: int
+    body: bytes
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether it was answered as asked."""
+        return 200 <= self.status < 300
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object in it. Raises `WorkerError` if it holds none."""
+        try:
+            content = msgspec.json.decode(self.body)
+        except DECODE_FAULTS:
+            raise WorkerError(f"{self.path}: the answer is not JSON") from None
+        if not isinstance(content, dict):
+            raise WorkerError(f"{self.path}: a JSON object is needed, not a {type(content).__name__}")
+        return content
+
+
+class WorkerHttp:
+    """A client of the worker at `url`; opened and closed on one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        limits = httpx2.Limits(
+            max_connections=None, max_keepalive_connections=256, keepalive_expiry=KEEP_ALIVE_S
+        )
+        # No proxy of the environment's: workers are in the same network, and a proxy would buffer streams.
+        self._client = httpx2.AsyncClient(limits=limits, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    @property
+    def host(self) -> str:
+        """The URL's host; an IPv6 address is in brackets."""
+        host = httpx2.URL(self.url).host
+        return f"[{host}]" if ":" in host else host
+
+    async def ask(self, path: str, *, method: str = "GET", timeout_s: float = ASK_S) -> Answer:
+        """A short answer, whatever its status.
+
+        Raises:
+            WorkerError: there is none within `timeout_s` seconds, or it is longer than allowed.
+        """
+        body = bytearray()
+        try:
+            async with asyncio.timeout(timeout_s):
+                url, limit = self.url + path, httpx2.Timeout(timeout_s, connect=CONNECT_S)
+                async with self._client.stream(method, url, timeout=limit) as response:
+                    async for part in response.aiter_bytes():
+                        body += part
+                        if len(body) > MAX_ANSWER_BYTES:
+                            raise WorkerError(f"{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        except TimeoutError:
+            raise WorkerError(f"{path}: no answer within {timeout_s:g} s") from None
+        except _FAULTS as error:
+            raise WorkerError(f"{path}: {_shown(error)}") from None
+        return Answer(path, response.status_code, bytes(body))
+
+    async def events(
+        self, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> AsyncGenerator[bytes, None]:
+        """The data of each server-sent event that answers a POST, as it comes. Closing it ends the request.
+
+        Raises:
+            RequestError: the worker refuses the request; see `refusal`.
+            EngineFailedError: it can't be reached, the connection breaks, or nothing comes for too long.
+        """
+        limit = httpx2.Timeout(FIRST_EVENT_S, connect=CONNECT_S)
+        headers = {"content-type": "application/json", "accept": "text/event-stream", **headers}
+        buffer = bytearray()
+        try:
+            request = self._client.stream(
+                "POST", self.url + path, content=body, headers=headers, timeout=limit
+            )
+            async with request as response:
+                if response.status_code != 200:
+                    answer = (await response.aread())[:MAX_ANSWER_BYTES]
+                    raise refusal(self.url + path, response.status_code, answer, response.headers)
+                parts = aiter(response.aiter_raw())
+                limit_s = FIRST_EVENT_S
+                while True:
+                    try:
+                        async with asyncio.timeout(limit_s):
+                            part = await anext(parts)
+                    except StopAsyncIteration:
+                        return
+                    buffer += part
+                    *lines, rest = buffer.split(b"\n")
+                    if len(rest) > MAX_EVENT_BYTES:
+                        raise self._failed(path, f"an event is longer than {MAX_EVENT_BYTES} bytes")
+                    buffer = bytearray(rest)
+                    for line in lines:
+                        if line.startswith(b"data:"):
+                            limit_s = IDLE_S
+                            yield bytes(line[5:].strip())
+        except TimeoutError:
+            raise self._failed(path, f"nothing came for {limit_s:g} s") from None
+        except _FAULTS as error:
+            raise self._failed(path, _shown(error)) from None
+
+    def _failed(self, path: str, reason: str) -> EngineFailedError:
+        return EngineFailedError(f"{self.url}{path}: {reason}")
+
+
+def _shown(error: Exception) -> str:
+    """Some of httpx's errors have no message."""
+    return str(error) or type(error).__name__

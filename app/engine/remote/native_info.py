@@ -1,0 +1,154 @@
+"""Reads `/server_info` of SGLang or kvbeacon for one of its ranks, and `/v1/loads`.
+
+`kv_events` is SGLang's contract (`app.events.descriptor`). kvbeacon has more to say: `publishers`, an entry per
+rank, with ports that the system may have chosen, and `internal_states` with each rank's state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.engine.remote.worker import Publisher, WorkerDescription, WorkerKind
+from app.errors import WireError, WorkerError
+from app.events.descriptor import read_descriptor
+from app.events.ports import dial_host
+from app.events.schema import LoadStat
+
+Json = dict[str, Any]
+
+
+def read_server_info(info: Json, server_host: str, dp_rank: int) -> WorkerDescription:
+    """Rank `dp_rank` as the answer describes it.
+
+    Raises:
+        WorkerError: the descriptor can't be used, or kvbeacon says that the rank is gone.
+    """
+    kind: WorkerKind = "kvbeacon" if isinstance(info.get("publishers"), list) else "sglang"
+    state = _entry(info.get("internal_states"), dp_rank)
+    if kind == "kvbeacon" and state.get("state") == "unreachable":
+        raise WorkerError(f"/server_info: rank {dp_rank} of the worker is unreachable")
+    if kind == "kvbeacon" and state.get("unavailable"):
+        raise WorkerError(f"/server_info: rank {dp_rank} of the worker: {state['unavailable']}")
+    dp_size = _dp_size(info)
+    publisher, no_publisher = _publisher(info, server_host, dp_rank)
+    block_size = _positive(info.get("page_size"))
+    return WorkerDescription(
+        kind=kind,
+        version=str(info.get("version") or ""),
+        dp_size=dp_size,
+        model_names=tuple(
+            dict.fromkeys(
+                name for key in ("model_path", "served_model_name") if isinstance(name := info.get(key), str)
+            )
+        ),
+        max_model_len=_positive(info.get("max_model_len")) or _positive(info.get("context_length")),
+        block_size=block_size,
+        num_blocks=_positive(state.get("num_blocks")) or _blocks(info, state, block_size),
+        publisher=publisher,
+        no_publisher=no_publisher,
+        dp_rank=dp_rank if dp_size > 1 else None,
+        takes_priority=kind == "kvbeacon" or info.get("enable_priority_scheduling") is True,
+        higher_first=info.get("schedule_low_priority_values_first") is not True,
+    )
+
+
+def read_loads(answer: Json, dp_rank: int) -> LoadStat | None:
+    """The load of rank `dp_rank` in SGLang's `/v1/loads`; None if it isn't there.
+
+    Fields: https://docs.sglang.io, `GetLoadsReqOutput`; those that are missing count as 0.
+    """
+    loads = answer.get("loads")
+    entries = [each for each in loads if isinstance(each, dict)] if isinstance(loads, list) else []
+    load = next((each for each in entries if each.get("dp_rank", 0) == dp_rank), None)
+    if load is None:
+        return None
+    held = _count(load, "num_used_tokens") or _count(load, "num_tokens")
+    return LoadStat(
+        num_running_reqs=_count(load, "num_running_reqs"),
+        num_waiting_reqs=_count(load, "num_waiting_reqs"),
+        num_tokens=held,
+        max_total_num_tokens=_count(load, "max_total_num_tokens"),
+        dp_rank=dp_rank,
+        num_waiting_uncached_tokens=_count(load, "num_waiting_uncached_tokens"),
+        num_total_tokens=_count(load, "num_total_tokens") or held,
+        max_running_requests=_count(load, "max_running_requests"),
+        total_prefill_uncached_tokens=_count(load, "total_prefill_uncached_tokens"),
+        total_prefill_busy_us=_count(load, "total_prefill_busy_us"),
+    )
+
+
+def _publisher(info: Json, server_host: str, dp_rank: int) -> tuple[Publisher | None, str]:
+    own = _entry(info.get("publishers"), dp_rank)
+    if own.get("state") == "publishing" and isinstance(own.get("event_port"), int):
+        return _own_publisher(own, server_host), ""
+    if info.get("kv_events") is None:
+        return None, "kv_events of its /server_info is null: it publishes no KV events"
+    try:
+        addresses = read_descriptor(info["kv_events"], server_host)
+    except WireError as error:
+        raise WorkerError(f"/server_info: {error}") from None
+    if dp_rank >= len(addresses):
+        return None, f"kv_events of its /server_info has {len(addresses)} ranks"
+    address = addresses[dp_rank]
+    return (
+        Publisher(
+            address.event_endpoint,
+            address.replay_endpoint,
+            address.load_endpoint,
+            address.topic,
+            address.load_topic,
+            is_encrypted=address.curve_public_key is not None,
+        ),
+        "",
+    )
+
+
+def _own_publisher(entry: Json, server_host: str) -> Publisher:
+    """kvbeacon's own entry. Its host is the node's, as it stands there for a wildcard."""
+    host = dial_host(str(entry.get("host") or "*"), server_host)
+
+    def endpoint(key: str) -> str | None:
+        port = entry.get(key)
+        return f"tcp://{host}:{port}" if isinstance(port, int) and port else None
+
+    return Publisher(
+        endpoint("event_port") or "",
+        endpoint("replay_port"),
+        endpoint("load_port"),
+        str(entry.get("topic") or ""),
+        str(entry.get("load_topic") or "") or None,
+        is_encrypted=entry.get("curve_public_key") is not None,
+        epoch=str(entry.get("epoch") or "") or None,
+    )
+
+
+def _dp_size(info: Json) -> int:
+    kv_events = info.get("kv_events")
+    described = kv_events.get("dp_size") if isinstance(kv_events, dict) else None
+    return _positive(info.get("dp_size")) or _positive(described) or 1
+
+
+def _blocks(info: Json, state: Json, block_size: int | None) -> int | None:
+    tokens = _positive(state.get("max_total_num_tokens")) or _positive(info.get("max_total_num_tokens"))
+    return tokens // block_size if tokens and block_size else None
+
+
+def _entry(entries: Any, dp_rank: int) -> Json:
+    """The entry of a rank; SGLang's have no number, and are in the ranks' order."""
+    if not isinstance(entries, list):
+        return {}
+    numbered = [each for each in entries if isinstance(each, dict)]
+    for each in numbered:
+        if each.get("rank", each.get("dp_rank")) == dp_rank:
+            return each
+    without = [each for each in numbered if "rank" not in each and "dp_rank" not in each]
+    return without[dp_rank] if dp_rank < len(without) else {}
+
+
+def _positive(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _count(load: Json, key: str) -> int:
+    value = load.get(key)
+    return int(value) if isinstance(value, int | float) and value > 0 else 0

@@ -1,0 +1,115 @@
+"""One rank of a worker as the worker describes it, and what of that doesn't fit this deployment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+WorkerKind = Literal["kvbeacon", "sglang", "vllm"]
+
+WILDCARDS = ("*", "0.0.0.0", "::", "[::]")
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Where one rank publishes, as ZMQ addresses that can be dialled.
+
+    Attributes:
+        events: of its cache events.
+        replay: answers replays; None: none.
+        load: of its load reports; None: none.
+        topic, load_topic: what to subscribe to.
+        is_encrypted: it wants keys that we don't have.
+        epoch: another one after each start, where the worker says it.
+    """
+
+    events: str
+    replay: str | None
+    load: str | None
+    topic: str
+    load_topic: str | None
+    is_encrypted: bool = False
+    epoch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDescription:
+    """What stays the same of one rank until its worker is started again.
+
+    Attributes:
+        kind: which of the APIs it speaks.
+        version: the server's.
+        dp_size: ranks that it says it has.
+        model_names: every name and path that it gives for its model.
+        max_model_len: its context in tokens; None: it doesn't say.
+        block_size: tokens per block, by its own words; None: it doesn't say.
+        num_blocks: of the rank's cache; None: it doesn't say.
+        publisher: of the rank; None: nothing can be followed.
+        no_publisher: why there is none.
+        dp_rank: the rank by which requests are pinned; None: there is no other.
+        takes_priority, higher_first: how it treats a request's priority.
+        cannot_generate: why requests can't be sent there; None: they can.
+    """
+
+    kind: WorkerKind
+    version: str
+    dp_size: int
+    model_names: tuple[str, ...]
+    max_model_len: int | None
+    block_size: int | None
+    num_blocks: int | None
+    publisher: Publisher | None
+    no_publisher: str = ""
+    dp_rank: int | None = None
+    takes_priority: bool = True
+    higher_first: bool = True
+    cannot_generate: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The worker's make, for what describes our rank."""
+        return f"{self.kind} {self.version}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the deployment's settings say of a worker.
+
+    Attributes:
+        dp_size: its ranks.
+        model_names: names and paths by which its model may go.
+        max_model_len: tokens of the context that is served here.
+    """
+
+    dp_size: int
+    model_names: frozenset[str]
+    max_model_len: int
+
+    def fault(self, worker: WorkerDescription) -> str | None:
+        """Why serving from `worker` would be wrong; None: it wouldn't."""
+        if worker.cannot_generate is not None:
+            return worker.cannot_generate
+        if worker.dp_size != self.dp_size:
+            return (
+                f"it has {worker.dp_size} DP ranks; remote_ranks.workers says dp_size = {self.dp_size}"
+            )
+        theirs = {last_part(name) for name in worker.model_names}
+        if theirs and not theirs & {last_part(name) for name in self.model_names}:
+            return f"it serves {', '.join(worker.model_names)}; model.path is {min(self.model_names)}"
+        return None
+
+    def context(self, worker: WorkerDescription) -> int:
+        """Tokens that a request may have there."""
+        return min(self.max_model_len, worker.max_model_len or self.max_model_len)
+
+
+def last_part(name: str) -> str:
+    """Of a path or a Hub's id: one server may have a folder where another has the id."""
+    return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def dialled(endpoint: str, server_host: str) -> str:
+    """A ZMQ address as one dials it: a wildcard host stands for the server's."""
+    transport, _, rest = endpoint.partition("://")
+    host, _, port = rest.rpartition(":")
+    return f"tcp://{server_host}:{port}" if transport == "tcp" and host in WILDCARDS else endpoint
