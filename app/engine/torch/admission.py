@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from app.engine.torch.limits import Limits
+from app.engine.limits import Limits
+from app.engine.resuming import cannot_resume, check_earlier_outputs
 from app.engine.torch.request import Grammar, NewGrammar, NewTextStream, PromptUsage, Request, TextStream
 from app.engine.torch.stopping import append
-from app.errors import InvalidRequestError, RequestFailedError, shown
+from app.errors import InvalidRequestError, RequestFailedError
 from app.generation import GenerateRequest, SamplingParams
 
 
@@ -53,7 +54,7 @@ class Admission:
         usage = PromptUsage()
         if request.earlier_outputs is None:
             return [self._sample(request, index, usage) for index in range(request.n)]
-        _check_earlier_outputs(request)
+        check_earlier_outputs(request)
         samples = []
         for index, token_ids in sorted(request.earlier_outputs.items()):
             sample = self._sample(request, index, usage)
@@ -99,33 +100,14 @@ class Admission:
         self._limits.check_known(field, token_ids)
         if len(token_ids) >= sample.max_output_tokens:
             longest = sample.max_output_tokens
-            raise _refusal(field, f"{len(token_ids)} tokens; the output has {longest} at most")
+            raise cannot_resume(field, f"{len(token_ids)} tokens; the output has {longest} at most")
         for token_id in token_ids:
             if not sample.params.is_greedy:
                 sample.draw()  # each token took one number
             if append(sample, token_id, self._eos_token_ids) is not None:
-                raise _refusal(field, f"the output ended with token number {sample.num_output_tokens}")
+                raise cannot_resume(field, f"the output ended with token number {sample.num_output_tokens}")
         if sample.grammar is not None:
             try:
                 sample.grammar.allowed_tokens()
             except RequestFailedError as error:
-                raise _refusal(field, error.message) from None
-
-
-def _check_earlier_outputs(request: GenerateRequest) -> None:
-    """Refuse wrong types too: a request comes over a wire, where no type checker looks."""
-    earlier: object = request.earlier_outputs
-    if not isinstance(earlier, Mapping):
-        raise _refusal("earlier_outputs", f"{shown(earlier)}; a mapping of sample to tokens is needed")
-    if not earlier:
-        raise _refusal("earlier_outputs", "no sample goes on; at least one is needed")
-    for index, token_ids in earlier.items():
-        field = f"earlier_outputs.{shown(index)}"
-        if type(index) is not int or not 0 <= index < request.n:
-            raise _refusal(field, f"no such sample; allowed: 0 to {request.n - 1}")
-        if not isinstance(token_ids, Sequence) or any(type(token_id) is not int for token_id in token_ids):
-            raise _refusal(field, f"{shown(token_ids)}; a list of token ids is needed")
-
-
-def _refusal(field: str, reason: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: {reason}", param="earlier_outputs")
+                raise cannot_resume(field, error.message) from None
