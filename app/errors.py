@@ -10,6 +10,7 @@ KvbeaconError
 ├── EndpointInUseError          a port that a rank must bind is taken
 ├── WireError                   a message from a socket breaks the protocol
 ├── WorkerError                 a worker by URL can't be reached, or its answer can't be used
+│   └── WorkerSlowError         it doesn't answer in time
 ├── RankCallError               a call to a rank broke off
 │   ├── RankGoneError           its replica is gone
 │   └── RankFailedError         its own code failed
@@ -73,6 +74,10 @@ class WireError(KvbeaconError):
 
 class WorkerError(KvbeaconError):
     """A worker by URL can't be reached, or its answer can't be used. The message says which and why."""
+
+
+class WorkerSlowError(WorkerError):
+    """A worker by URL doesn't answer in time: it may be busy, or hang."""
 
 
 class RankCallError(KvbeaconError):

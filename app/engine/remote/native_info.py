@@ -1,7 +1,7 @@
 """Reads `/server_info` of SGLang or kvbeacon for one of its ranks, and `/v1/loads`.
 
-`kv_events` is SGLang's contract (`app.events.descriptor`). kvbeacon has more to say: `publishers`, an entry per
-rank, with ports that the system may have chosen, and `internal_states` with each rank's state.
+`kv_events` is SGLang's contract (`app.events.descriptor`). kvbeacon has more to say: `publishers`, an entry
+per rank, with ports that the system may have chosen, and `internal_states` with each rank's state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads what a vLLM server says of itself: `/kv_event_sources`, `/v1/models`, `/version` and `/metrics`.
 
-Facts of vLLM 0.32: a source per DP rank, by the rank's number; neither block size nor model is in it. The block
-size and the number of blocks are labels of the metric `vllm:cache_config_info`.
+Facts of vLLM 0.32: a source per DP rank, by the rank's number; neither block size nor model is in it. The
+block size and the number of blocks are labels of the metric `vllm:cache_config_info`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def describe(
         dp_rank=int(engine) if dp_size > 1 else None,
         # A priority that isn't 0 is refused there, by name, unless its scheduling policy is `priority`.
         higher_first=False,
-        cannot_generate=None if has_api else f"it doesn't serve {VllmApi.path}: start it with `{NEEDED_FLAG}`",
+        cannot_generate=None
+        if has_api
+        else f"it doesn't serve {VllmApi.path}: start it with `{NEEDED_FLAG}`",
     )
 
 

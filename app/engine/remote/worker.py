@@ -66,6 +66,11 @@ class WorkerDescription:
     cannot_generate: str | None = None
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that the rank's cache holds; 0: it doesn't say."""
+        return (self.num_blocks or 0) * (self.block_size or 0)
+
+    @property
     def label(self) -> str:
         """The worker's make, for what describes our rank."""
         return f"{self.kind} {self.version}".strip()
@@ -90,9 +95,7 @@ class Expected:
         if worker.cannot_generate is not None:
             return worker.cannot_generate
         if worker.dp_size != self.dp_size:
-            return (
-                f"it has {worker.dp_size} DP ranks; remote_ranks.workers says dp_size = {self.dp_size}"
-            )
+            return f"it has {worker.dp_size} DP ranks; remote_ranks.workers says dp_size = {self.dp_size}"
         theirs = {last_part(name) for name in worker.model_names}
         if theirs and not theirs & {last_part(name) for name in self.model_names}:
             return f"it serves {', '.join(worker.model_names)}; model.path is {min(self.model_names)}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from app.engine.resuming import cannot_resume, check_earlier_outputs
 from app.errors import InvalidRequestError, PromptTooLongError
 from app.generation import GenerateRequest, SamplingParams, TokenChunk
 
@@ -19,6 +20,7 @@ class WorkerRequest:
         token_ids: the prompt, with earlier output behind it if it has some.
         params: `max_tokens` is what the worker's context leaves.
         n, priority, cache_salt: see `GenerateRequest`.
+        num_cached_tokens: of the prompt, as far as is known before the worker says it.
     """
 
     request_id: str
@@ -27,6 +29,7 @@ class WorkerRequest:
     n: int
     priority: int
     cache_salt: str | None
+    num_cached_tokens: int
 
 
 class Answer(Protocol):
@@ -52,7 +55,11 @@ class GenerateApi(Protocol):
     path: str
 
     def body(self, request: WorkerRequest) -> bytes:
-        """The request as JSON. Raises `InvalidRequestError` that names a field which the worker can't honour."""
+        """The request as JSON.
+
+        Raises:
+            InvalidRequestError: a field, which it names, is none that the worker can honour.
+        """
         ...
 
     def headers(self) -> Mapping[str, str]:
@@ -64,10 +71,13 @@ class GenerateApi(Protocol):
         ...
 
 
-def worker_requests(request: GenerateRequest, max_model_len: int) -> dict[int, WorkerRequest]:
+def worker_requests(
+    request: GenerateRequest, max_model_len: int, num_cached_tokens: int
+) -> dict[int, WorkerRequest]:
     """What `request` asks of the worker: one request, or one for each sample that goes on, by its index.
 
     Without earlier output, the one request stands under 0, and its answer tells samples apart.
+    `num_cached_tokens` of the prompt are believed to be cached.
 
     Raises:
         InvalidRequestError: no prompt, or earlier output that can't go on as the same request.
@@ -76,17 +86,19 @@ def worker_requests(request: GenerateRequest, max_model_len: int) -> dict[int, W
     if not request.prompt_token_ids:
         raise InvalidRequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
     if request.earlier_outputs is None:
-        return {0: _worker_request(request, request.request_id, [], request.n, max_model_len)}
+        asked = _worker_request(request, [], max_model_len)
+        return {0: replace(asked, num_cached_tokens=num_cached_tokens)}
+    check_earlier_outputs(request)
     _check_resumable(request.params)
-    return {
-        index: _worker_request(request, f"{request.request_id}-{index}", list(output), 1, max_model_len)
-        for index, output in sorted(request.earlier_outputs.items())
-    }
+    asked_of = {}
+    for index, output in sorted(request.earlier_outputs.items()):
+        asked = _worker_request(request, list(output), max_model_len)
+        request_id = f"{request.request_id}-{index}"
+        asked_of[index] = replace(asked, request_id=request_id, n=1, num_cached_tokens=num_cached_tokens)
+    return asked_of
 
 
-def _worker_request(
-    request: GenerateRequest, request_id: str, output: list[int], n: int, max_model_len: int
-) -> WorkerRequest:
+def _worker_request(request: GenerateRequest, output: list[int], max_model_len: int) -> WorkerRequest:
     token_ids = request.prompt_token_ids + output
     room = max_model_len - len(token_ids)
     if room < 1:
@@ -98,11 +110,13 @@ def _worker_request(
     params = request.params
     max_tokens = min(params.max_tokens - len(output), room)
     if max_tokens < 1:
-        message = f"earlier_outputs: {len(output)} tokens; the output has {params.max_tokens} at most"
-        raise InvalidRequestError(message, param="earlier_outputs")
+        message = f"{len(output)} tokens; the output has {params.max_tokens} at most"
+        raise cannot_resume("earlier_outputs", message)
     min_tokens = min(max(0, params.min_tokens - len(output)), max_tokens)
     params = replace(params, max_tokens=max_tokens, min_tokens=min_tokens)
-    return WorkerRequest(request_id, token_ids, params, n, request.priority, request.cache_salt)
+    return WorkerRequest(
+        request.request_id, token_ids, params, request.n, request.priority, request.cache_salt, 0
+    )
 
 
 def _check_resumable(params: SamplingParams) -> None:
@@ -116,8 +130,7 @@ def _check_resumable(params: SamplingParams) -> None:
     }
     for name, is_used in looks_at_output.items():
         if is_used:
-            raise InvalidRequestError(
-                f"earlier_outputs: a request with {name} can't go on with a worker by URL, which knows earlier "
-                "output only as prompt",
-                param="earlier_outputs",
+            message = (
+                f"a request with {name} can't go on at a worker by URL, which takes output only as prompt"
             )
+            raise cannot_resume("earlier_outputs", message)

@@ -16,7 +16,7 @@ import httpx2
 import msgspec
 
 from app.engine.remote.api.refusals import refusal
-from app.errors import EngineFailedError, WorkerError
+from app.errors import EngineFailedError, WorkerError, WorkerSlowError
 from app.events.schema import DECODE_FAULTS
 
 CONNECT_S = 2.0
@@ -98,7 +98,8 @@ class WorkerHttp:
         """A short answer, whatever its status.
 
         Raises:
-            WorkerError: there is none within `timeout_s` seconds, or it is longer than allowed.
+            WorkerSlowError: there is none within `timeout_s` seconds.
+            WorkerError: the worker can't be reached, or the answer is longer than allowed.
         """
         body = bytearray()
         try:
@@ -110,14 +111,14 @@ class WorkerHttp:
                         if len(body) > MAX_ANSWER_BYTES:
                             raise WorkerError(f"{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
         except TimeoutError:
-            raise WorkerError(f"{path}: no answer within {timeout_s:g} s") from None
+            raise WorkerSlowError(f"{path}: no answer within {timeout_s:g} s") from None
+        except httpx2.TimeoutException as error:
+            raise WorkerSlowError(f"{path}: {_shown(error)}") from None
         except _FAULTS as error:
             raise WorkerError(f"{path}: {_shown(error)}") from None
         return Answer(path, response.status_code, bytes(body))
 
-    async def events(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> AsyncGenerator[bytes, None]:
+    async def events(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The data of each server-sent event that answers a POST, as it comes. Closing it ends the request.
 
         Raises:

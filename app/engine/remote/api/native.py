@@ -83,7 +83,9 @@ class NativeApi:
             body["cache_salt"] = request.cache_salt
         if request.priority:
             if not self._takes_priority:
-                message = f"priority = {request.priority}: the worker doesn't schedule by priority; allowed is 0"
+                message = (
+                    f"priority = {request.priority}: the worker doesn't schedule by priority; allowed is 0"
+                )
                 raise InvalidRequestError(message, param="priority")
             body["priority"] = -request.priority if self._higher_first else request.priority
         return msgspec.json.encode(body)
@@ -203,8 +205,10 @@ def _logprobs(meta: _Meta, num_new: int) -> list[TokenLogprobs] | None:
         return None
     if len(chosen) < num_new:
         raise WireError(f"event of /generate: {len(chosen)} output_token_logprobs for {num_new} tokens")
-    tops = (likeliest or [])[-num_new:] if num_new else []
-    tops = [None] * (num_new - len(tops)) + tops
+    tops: list[list[list[Any]] | None] = [None] * num_new
+    if likeliest and num_new:
+        given = likeliest[-num_new:]
+        tops[num_new - len(given) :] = given
     chosen = chosen[len(chosen) - num_new :]
     return [
         TokenLogprobs(_number(own, 0), tuple((int(_number(each, 1)), _number(each, 0)) for each in top or ()))

@@ -24,9 +24,7 @@ _CLIENTS_OWN = {400, 413, 415, 422}
 how it fares (no such route, a key is needed, a rank is gone), so another rank may do better."""
 
 
-def refusal(
-    where: str, status: int, body: bytes, headers: Mapping[str, str] | None = None
-) -> RequestError:
+def refusal(where: str, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> RequestError:
     """What an answer with this status means to the client; `where` is the URL, for our logs and messages."""
     return _refusal(where, status, _details(body), headers or {})
 

@@ -108,7 +108,7 @@ class _VllmAnswer:
         self._where = where
         self._num_prompt_tokens = len(request.token_ids)
         self._num_likeliest = request.params.logprobs
-        self._num_cached_tokens = 0
+        self._num_cached_tokens = request.num_cached_tokens
         self._num_unfinished = request.n
         self._last: _Choice | None = None
 
@@ -127,8 +127,8 @@ class _VllmAnswer:
             elif choice.token_ids or choice.finish_reason is not None:
                 yield self._chunk(choice)
         details = event.usage.prompt_tokens_details if event.usage is not None else None
-        if details is not None:
-            self._num_cached_tokens = details.cached_tokens or 0
+        if details is not None and details.cached_tokens is not None:
+            self._num_cached_tokens = details.cached_tokens
         if event.usage is not None:
             yield from self._end()
 
@@ -171,7 +171,9 @@ def _likeliest(chosen: _Logprob, wanted: int) -> tuple[tuple[int, float], ...]:
 def _check_salt(salt: str) -> None:
     """vLLM would refuse it with a message that shows no more than this one does: a salt is a secret."""
     if len(salt) > MAX_SALT_CHARS or _NOT_IN_SALTS.intersection(salt):
-        message = f"cache_salt: at most {MAX_SALT_CHARS} characters, without '@', '/', '\\' and NUL, are allowed"
+        message = (
+            f"cache_salt: at most {MAX_SALT_CHARS} characters, without '@', '/', '\\' and NUL, are allowed"
+        )
         raise InvalidRequestError(message, param="cache_salt")
 
 
