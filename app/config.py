@@ -9,14 +9,23 @@ program receives its own slice. `kv_events_config` stays the raw JSON string of 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from app.errors import ConfigError
+from app.validation import field_fault, one_of, validate, value_at
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -24,9 +33,9 @@ KernelBackend = Literal["auto", "torch", "cpu", "triton"]
 EngineKind = Literal["torch", "vllm", "remote"]
 """What a rank runs: our engine, vLLM in the replica, or a worker by URL."""
 
-Model = TypeVar("Model", bound=BaseModel)
-
 MAX_DP_SIZE = 1024
+REMOTE_RANK_CPUS = 0.1
+"""Of a rank whose engine runs elsewhere: it mostly waits."""
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -123,21 +132,58 @@ class EngineConfig(Settings):
 class RemoteWorker(Settings):
     """A server whose DP ranks are followed and served from."""
 
-    url: str = Field(min_length=1, description="Where its HTTP is: http://host:port.")
+    url: str = Field(min_length=1, description="Where its HTTP is: http://host:port, with a path or without.")
     dp_size: PositiveInt = Field(
         1, le=MAX_DP_SIZE, description="Its DP ranks, each one of ours: a worker that is down can't say it."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_dialled(cls, value: str) -> str:
+        try:
+            url = urlsplit(value)
+            is_usable = bool(url.hostname) and url.port != 0
+        except ValueError:
+            is_usable = False
+        if not is_usable or url.scheme not in ("http", "https") or url.query or url.fragment or url.username:
+            raise ValueError("http://host:port is needed, with a path or without; no user, query or fragment")
+        return value.rstrip("/")
 
 
 class RemoteRanksConfig(Settings):
     """Workers by URL, instead of engines of our own: SGLang, vLLM or kvbeacon."""
 
-    workers: tuple[RemoteWorker, ...] = Field(min_length=1, description="In the order of their ranks.")
+    workers: tuple[RemoteWorker, ...] = Field(description="At least one, in the order of their ranks.")
     adopt: Literal["partial", "flush"] = Field(
         "partial",
         description="When a worker's early events are gone: `flush` empties its cache once, `partial` "
         "leaves it and credits only what was seen.",
     )
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks of all workers."""
+        return sum(worker.dp_size for worker in self.workers)
+
+    def worker_of(self, rank: int) -> tuple[RemoteWorker, int]:
+        """The worker that our rank `rank` is at, and its number there."""
+        for worker in self.workers:
+            if rank < worker.dp_size:
+                return worker, rank
+            rank -= worker.dp_size
+        raise IndexError(rank)
+
+    @field_validator("workers")
+    @classmethod
+    def _are_different_ranks(cls, value: tuple[RemoteWorker, ...]) -> tuple[RemoteWorker, ...]:
+        urls = [worker.url for worker in value]
+        if not urls:
+            raise ValueError("at least one worker is needed")
+        if twice := [url for url in urls if urls.count(url) > 1]:
+            raise ValueError(f"{twice[0]} is there twice; one entry has all of its ranks")
+        if (total := sum(worker.dp_size for worker in value)) > MAX_DP_SIZE:
+            raise ValueError(f"{total} ranks in all; at most {MAX_DP_SIZE} are allowed")
+        return value
 
 
 class RankResources(Settings):
@@ -212,7 +258,9 @@ class AppConfig(Settings):
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     remote_ranks: RemoteRanksConfig | None = Field(
-        None, description="Workers by URL instead of engines; `dp_size` is then the sum of theirs."
+        None,
+        description="Workers by URL instead of engines; `dp_size` is then the sum of theirs, and "
+        "`resources.num_cpus` 0.1 by default.",
     )
     resources: RankResources = RankResources()
     kv_events_config: str | None = Field(
@@ -220,6 +268,41 @@ class AppConfig(Settings):
     )
     routing: RoutingConfig = RoutingConfig()
     ingress: IngressConfig = IngressConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults_of_remote_ranks(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or values.get("remote_ranks") is None:
+            return values
+        try:
+            remote = RemoteRanksConfig.model_validate(values["remote_ranks"])
+        except ValidationError:
+            return values  # refused with the field's path, when it is validated
+        resources = values.get("resources", {})
+        if isinstance(resources, Mapping):
+            resources = {"num_cpus": REMOTE_RANK_CPUS, **resources}
+        return {"dp_size": remote.dp_size, **values, "resources": resources}
+
+    @model_validator(mode="after")
+    def _nothing_but_remote_ranks(self) -> Self:
+        """Refuses what only an engine of ours could do, where it isn't as it is by default."""
+        if self.remote_ranks is None:
+            return self
+        faults: list[InitErrorDetails] = []
+        if self.dp_size != (total := self.remote_ranks.dp_size):
+            why = f"remote_ranks.workers have {total} ranks; leave dp_size out, or give that"
+            faults.append(field_fault(("dp_size",), self.dp_size, why))
+        for path in _OF_AN_ENGINE:
+            default, given = value_at(AppConfig.model_construct(), path), value_at(self, path)
+            if given != default:
+                faults.append(
+                    field_fault(
+                        path, given, "remote_ranks is given too: its workers have engines of their own"
+                    )
+                )
+        if faults:
+            raise ValidationError.from_exception_data(type(self).__name__, faults)
+        return self
 
     @property
     def engine_kind(self) -> EngineKind:
@@ -230,6 +313,16 @@ class AppConfig(Settings):
     def threads_per_rank(self) -> int:
         """Torch threads of one rank on a cpu."""
         return self.engine.num_threads or max(1, int(self.resources.num_cpus))
+
+
+_OF_AN_ENGINE: tuple[tuple[str, ...], ...] = (
+    *(("engine", name) for name in ("backend", "vllm", "kernels", "num_threads")),
+    *(("engine", "cache", name) for name in ("num_blocks", "memory_fraction")),
+    ("engine", "scheduler", "max_batch_tokens"),
+    *(("model", name) for name in ("device", "dtype")),
+    ("resources", "num_gpus"),
+)
+"""Settings that mean nothing where ranks are workers by URL."""
 
 
 def load_config(args: Mapping[str, Any], *, policies: Collection[str] | None = None) -> AppConfig:
@@ -243,49 +336,3 @@ def load_config(args: Mapping[str, Any], *, policies: Collection[str] | None = N
         ConfigError: one line per fault, each with the field's path, the value and what is allowed.
     """
     return validate(AppConfig, args, where="args", context={"policies": policies})
-
-
-def one_of(names: Iterable[str]) -> str:
-    """Names that are allowed, for a message."""
-    *others, last = map(repr, names)
-    return f"{', '.join(others)} or {last}"
-
-
-def validate(
-    model: type[Model], values: Any, *, where: str, context: Mapping[str, Any] | None = None
-) -> Model:
-    """`values` as a `model`, whose validators read `context`.
-
-    Raises:
-        ConfigError: as for `load_config`, each field's path starting with `where`.
-    """
-    try:
-        return model.model_validate(values, context=context)
-    except ValidationError as error:
-        faults = "; ".join(_fault(model, where, dict(detail)) for detail in error.errors())
-        raise ConfigError(faults) from None
-
-
-def _fault(model: type[BaseModel], where: str, detail: dict[str, Any]) -> str:
-    path = [str(part) for part in detail["loc"]]
-    field = ".".join([where, *path])
-    if detail["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(model, path[:-1]))
-        return f"{field}: unknown key; allowed here: {allowed}"
-    return f"{field} = {detail['input']!r}: {detail['msg']}"
-
-
-def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The field names of the settings model at `path` below `model`."""
-    for name in path:
-        annotation = model.model_fields[name].annotation
-        # An optional part is a union with None.
-        inner = [each for each in (annotation, *get_args(annotation)) if _is_model(each)]
-        if not inner:
-            break
-        model = inner[0]
-    return list(model.model_fields)
-
-
-def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

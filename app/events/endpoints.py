@@ -16,10 +16,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from app.config import AppConfig, validate
+from app.config import AppConfig
 from app.errors import ConfigError
 from app.events.config import KvEventsConfig
 from app.events.ports import PortSpan, UnusableEndpointError, is_loopback, port_span
+from app.validation import validate
 
 _WHERE = "kv_events_config"
 

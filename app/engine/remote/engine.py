@@ -3,8 +3,8 @@
     WorkerWatch ──what it is──▶ RemoteEngine ──▶ RankFollower: feed, relay, load reports
                                    │ admit ──▶ one task: POST ──▶ server-sent events ──▶ OutputStream
 
-A worker that is down makes the rank unavailable, and not unhealthy: its replica goes on asking. Everything but
-`content` runs on one event loop.
+A worker that is down makes the rank unavailable, and not unhealthy: its replica goes on asking. Everything
+but `content` runs on one event loop.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Empties a worker's cache, where it lets one: SGLang's and kvbeacon's `/flush_cache`, vLLM's `reset_prefix_cache`."""
+"""Empties a worker's cache: `/flush_cache` of SGLang and kvbeacon, `/reset_prefix_cache` of vLLM."""
 
 from __future__ import annotations
 

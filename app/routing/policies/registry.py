@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from app.config import one_of
 from app.errors import ConfigError
 from app.routing.policies.base import PolicySpec
 from app.routing.policies.predicted_ttft import PREDICTED_TTFT
@@ -14,6 +13,7 @@ from app.routing.policies.prefix_affinity import PREFIX_AFFINITY
 from app.routing.policies.random_draws import POWER_OF_TWO, RANDOM
 from app.routing.policies.request_counts import LEAST_LOADED, ROUND_ROBIN
 from app.routing.policies.session import SESSION
+from app.validation import one_of
 
 _SPECS: Final = (
     PREDICTED_TTFT,
