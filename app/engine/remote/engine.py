@@ -92,6 +92,7 @@ class RemoteEngine:
         self._others: set[asyncio.Task[Any]] = set()
         self._following = asyncio.Lock()
         self._stopped = False
+        self._closed = asyncio.Event()
 
     @property
     def description(self) -> EngineDescription:
@@ -145,6 +146,10 @@ class RemoteEngine:
         with suppress(RuntimeError):  # the loop is closed: everything on it has ended
             self._loop.call_soon_threadsafe(self._shut_down)
 
+    async def wait_stopped(self) -> None:
+        """Return once everything that `stop` ends has ended: tasks, sockets, connections."""
+        await self._closed.wait()
+
     def check_health(self) -> None:
         """See `RankEngine`. That the worker is down is no fault of this replica's."""
         if self._stopped:
@@ -164,6 +169,10 @@ class RemoteEngine:
         stream = OutputStream(request.request_id, num_samples, self._abort)
         self._live[stream] = own
         self._publish_load([request.request_id])
+        if (refusal := self._refusal()) is not None:
+            stream.put(refusal)
+            self._end(stream)
+            return stream
         task = asyncio.create_task(self._serve(request, stream, own, cached))
         self._tasks[stream] = task
         task.add_done_callback(lambda _: self._tasks.pop(stream, None))
@@ -179,7 +188,7 @@ class RemoteEngine:
         self.check_health()
         worker = self._watch.worker
         if worker is None or self._watch.unavailable is not None:
-            raise EngineFailedError(self._watch.unavailable or f"{self._rank.url}: not asked yet")
+            raise EngineFailedError(self._unavailable)
         try:
             return await flush_cache(self._http, worker.kind)
         except WorkerError as error:
@@ -234,16 +243,24 @@ class RemoteEngine:
 
     # ---- requests
 
+    def _refusal(self) -> RequestError | None:
+        """Why the request that was counted last isn't sent."""
+        count, allowed = self._load.num_requests, self._rank.max_requests
+        if count > allowed:
+            return QueueFullError(f"{count - 1} requests are at the worker; at most {allowed} may be")
+        return None
+
+    @property
+    def _unavailable(self) -> str:
+        return self._watch.unavailable or f"{self._rank.url}: it isn't known yet"
+
     async def _serve(
         self, request: GenerateRequest, stream: OutputStream, own: OwnRequest, num_cached: int
     ) -> None:
         """Send the request and hand out what comes back; an error is its last item."""
         try:
             if (api := self._api) is None:
-                raise EngineFailedError(self._watch.unavailable or "the worker isn't known yet")
-            if self._load.num_requests > self._rank.max_requests:
-                message = f"{self._load.num_requests} requests; at most {self._rank.max_requests} may be sent"
-                raise QueueFullError(message)
+                raise EngineFailedError(self._unavailable)
             if request.cache_salt is not None:
                 self._follower.add_salt(request.cache_salt)
             asked = worker_requests(request, self.description.max_model_len, num_cached)
@@ -309,7 +326,7 @@ class RemoteEngine:
         """Requests without a token can be served elsewhere; the others may still come to their end."""
         for stream, own in list(self._live.items()):
             if not own.has_token:
-                stream.put(EngineFailedError(self._watch.unavailable or "the worker is down"))
+                stream.put(EngineFailedError(self._unavailable))
                 self._abort(stream)
 
     # ---- tasks
@@ -331,6 +348,7 @@ class RemoteEngine:
         async with self._following:
             await self._follower.close()
         await self._http.close()
+        self._closed.set()
 
 
 def _api(worker: WorkerDescription, url: str) -> GenerateApi:
