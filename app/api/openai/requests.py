@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import from_json
 
-from app.api.openai.completion import CompletionRequest, TokenId
+from app.api.openai.completion import CompletionRequest
 from app.api.openai.logprobs import Kind
-from app.api.openai.request_model import RequestModel, parse_body
+from app.api.request_model import RequestModel, TokenId, parse_body
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS
 

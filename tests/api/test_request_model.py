@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.openai.request_model import parse_body
+from app.api.request_model import parse_body
 from app.api.openai.requests import ChatRequest, TextRequest
 from app.errors import InvalidRequestError
 from tests.support.completion_bodies import refusal, text
