@@ -39,8 +39,8 @@ def tenant_salt(tenant: str, cache_salt: str | None) -> str:
 
     The length (in bytes) comes first, so the hashed bytes can be parsed in one way only, and no two pairs of
     name and body's salt have a salt in common. The result is `MAX_SALT_CHARS` bytes in hexadecimal digits,
-    twice as long as a body's salt may be: no body's salt equals a tenant's. (Only SGLang's native API takes one
-    that long, from a server that passes its tenant's on.)
+    twice as long as a body's salt may be: no body's salt equals a tenant's. (Only SGLang's native API takes
+    one that long, from a server that passes its tenant's on.)
     """
     name = tenant.encode()
     own = b"" if cache_salt is None else b"\0" + cache_salt.encode()

@@ -7,6 +7,7 @@ dropped.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -22,6 +23,9 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 
 _SECRET_FIELDS = ("cache_salt", "extra_key", "session_id")
 """Salts, and what a client may log in with."""
+
+UNLIMITED = sys.maxsize
+"""Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
 
 MAX_SAMPLES = 128
 """Answers to one prompt at most, as OpenAI has it."""

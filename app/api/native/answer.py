@@ -3,8 +3,8 @@
     {"text": "…", "output_ids": [504, …],
      "meta_info": {"id": the request's rid, or our own id, with _0, _1 … where several samples were wanted,
                    "request_id": ours, which `/router/decisions` knows,
-                   "finish_reason": null while it goes on, {"type": "stop", "matched": token id | string | null},
-                                    {"type": "length", "length": tokens} or {"type": "abort", "message": "…"},
+                   "finish_reason": null while it goes on, then {"type": "length", "length": tokens} or
+                                    {"type": "stop", "matched": token id | string | null},
                    "prompt_tokens": 37, "cached_tokens": 32, "completion_tokens": 8, "dp_rank": 0,
                    at the end: "e2e_latency": seconds,
                    with return_logprob: "input_token_logprobs": [],
@@ -120,13 +120,6 @@ class NativeSample:
         else:
             answer = self.whole()
         return self._indexed(answer)
-
-    def aborted(self, message: str) -> Json:
-        """The last event of a stream that was aborted."""
-        reason = {"type": "abort", "message": message}
-        if self._shape.is_incremental:
-            return self._indexed(self._answer("", [], [], reason))
-        return self._indexed(self._answer("".join(self._pieces), self._output_ids, self._logprobs, reason))
 
     def _indexed(self, answer: Json) -> Json:
         return answer if self._shape.num_samples == 1 else {**answer, "index": self._index}

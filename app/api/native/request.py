@@ -146,8 +146,9 @@ class GenerateBody(RankFields):
     @property
     def prompt(self) -> str | list[int]:
         """The one prompt, as text or token ids."""
-        prompt: Any = self.text if self.text is not None else self.input_ids
-        return prompt[0] if self.is_batch else prompt
+        given: Any = self.text if self.text is not None else self.input_ids
+        prompt: str | list[int] = given[0] if self.is_batch else given
+        return prompt
 
     @property
     def prompt_field(self) -> str:

@@ -7,18 +7,14 @@ generation_config.json: an answer doesn't depend on a file of the model's folder
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from app.api.request_model import MAX_SAMPLES, Bias, RequestModel, StopString, TokenId, TokenIdKey
+from app.api.request_model import MAX_SAMPLES, UNLIMITED, Bias, RequestModel, StopString, TokenId, TokenIdKey
 from app.errors import InvalidRequestError
 from app.generation import SamplingParams, StructuredOutput
-
-NO_LIMIT = sys.maxsize
-"""Output tokens of `max_new_tokens: null`: the engine cuts it to what context and cache allow."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "beam_width": (1,),
@@ -65,7 +61,7 @@ class NativeSampling(RequestModel):
     def _null_is_no_limit(cls, values: Any) -> Any:
         """Unlike everywhere else, a null differs from nothing here, as it does in SGLang."""
         if isinstance(values, dict) and values.get("max_new_tokens", 0) is None:
-            return {**values, "max_new_tokens": NO_LIMIT}
+            return {**values, "max_new_tokens": UNLIMITED}
         return values
 
     def sampling_params(self, logprobs: int | None) -> SamplingParams:

@@ -11,6 +11,7 @@ from app.api.openai.logprobs import Kind
 from app.api.openai.response_format import StructuredOutputFields
 from app.api.request_model import (
     MAX_SAMPLES,
+    UNLIMITED,
     Bias,
     RankFields,
     RequestModel,
@@ -98,6 +99,15 @@ class CompletionRequest(RankFields, StructuredOutputFields):
     def max_output_tokens(self) -> int | None:
         """Output tokens at most; None: as many as the context allows."""
         raise NotImplementedError
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that the body names: here only a header can."""
+        return None
+
+    def engine_params(self) -> SamplingParams:
+        """How the engine should sample, with the body's limit. Raises as `sampling_params` does."""
+        return self.sampling_params(self.max_output_tokens or UNLIMITED)
 
     def sampling_params(self, max_tokens: int) -> SamplingParams:
         """How the engine should sample.
