@@ -108,7 +108,7 @@ class NativeSample:
         """Everything so far."""
         text = "".join(self._pieces)
         self._pieces = [text]
-        return self._answer(text, self._output_ids, self._logprobs, self._finish_reason())
+        return self._answer(text, list(self._output_ids), self._logprobs, self._finish_reason())
 
     def event(self) -> Json:
         """What a stream has after the last chunk."""
