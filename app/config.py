@@ -239,6 +239,10 @@ class IngressConfig(Settings):
         "answered 400. Tenants share no cached blocks. null: there are no tenants.",
     )
 
+    allow_flush_cache: bool = Field(
+        False, description="Whether `/flush_cache` empties every rank's cache for any client, as in SGLang."
+    )
+
     @field_validator("tenant_header")
     @classmethod
     def _names_a_header_of_its_own(cls, value: str | None) -> str | None:

@@ -17,6 +17,7 @@ KvbeaconError
 └── RequestError                one request can't be served; carries its HTTP status
     ├── InvalidRequestError     400: a field of the request is wrong
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
+    ├── NotAllowedError         403: this deployment's config doesn't allow it
     ├── ModelNameError          404: the request names a model that isn't served here
     ├── UnknownDecisionError    404: no router remembers the request
     ├── RequestTooLargeError    413: the body is larger than this server reads
@@ -115,6 +116,15 @@ class RequestError(KvbeaconError):
 
 class InvalidRequestError(RequestError):
     """A field of the request is wrong."""
+
+
+class NotAllowedError(RequestError):
+    """This deployment's config doesn't allow it. The message names the setting."""
+
+    status = 403
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="not_allowed")
 
 
 class PromptTooLongError(RequestError):

@@ -18,6 +18,8 @@ from struct import Struct
 ROOT = b""
 MAX_SALT_CHARS = 256
 """Characters of a salt that a request's body may carry."""
+MAX_TENANT_SALT_CHARS = 2 * MAX_SALT_CHARS
+"""Characters of the salt of a tenant's request, see `tenant_salt`."""
 _INT64 = Struct(">q")
 _SALT_PREFIX = b"sglang-cache-salt-v1\0"
 _TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
@@ -37,7 +39,8 @@ def tenant_salt(tenant: str, cache_salt: str | None) -> str:
 
     The length (in bytes) comes first, so the hashed bytes can be parsed in one way only, and no two pairs of
     name and body's salt have a salt in common. The result is `MAX_SALT_CHARS` bytes in hexadecimal digits,
-    twice as long as a body's salt may be: no body's salt equals a tenant's.
+    twice as long as a body's salt may be: no body's salt equals a tenant's. (Only SGLang's native API takes
+    one that long, from a server that passes its tenant's on.)
     """
     name = tenant.encode()
     own = b"" if cache_salt is None else b"\0" + cache_salt.encode()

@@ -18,7 +18,8 @@ RANK_HEADER = "X-Data-Parallel-Rank"
 MAX_NAME_CHARS = 256
 
 # Visible ASCII: what every proxy passes on as it is. A comma may be two headers that a proxy made one.
-_NAME = re.compile(rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}")
+NAME_PATTERN = rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}"
+_NAME = re.compile(NAME_PATTERN)
 _RANK = re.compile(r"-?[0-9]{1,18}")
 
 

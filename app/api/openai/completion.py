@@ -1,20 +1,25 @@
-"""What a chat completion and a text completion have in common as requests.
-
-A field that OpenAI defines and the engine doesn't have is accepted only with the value that asks for nothing
-(`echo: false`); any other value, and any unknown field, is an error that names it. Nothing is silently
-dropped.
-"""
+"""What a chat completion and a text completion have in common as requests."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from app.api.openai.logprobs import Kind
-from app.api.openai.request_model import RequestModel
 from app.api.openai.response_format import StructuredOutputFields
-from app.errors import InvalidRequestError, shown
+from app.api.request_model import (
+    MAX_SAMPLES,
+    UNLIMITED,
+    Bias,
+    RankFields,
+    RequestModel,
+    StopString,
+    TokenId,
+    TokenIdKey,
+)
+from app.errors import InvalidRequestError
 from app.generation import SamplingParams
 from app.hashing import MAX_SALT_CHARS
 
@@ -36,14 +41,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Fields that never change an answer."""
 
-MAX_SAMPLES = 128
-"""Answers to one prompt at most, as OpenAI has it."""
-
-StopString = Annotated[str, Field(min_length=1, max_length=1024)]
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-
 
 class StreamOptions(RequestModel):
     """What a stream carries besides its chunks."""
@@ -51,7 +48,7 @@ class StreamOptions(RequestModel):
     include_usage: bool = False
 
 
-class CompletionRequest(StructuredOutputFields):
+class CompletionRequest(RankFields, StructuredOutputFields):
     """What chat and text completions have in common.
 
     Attributes:
@@ -61,6 +58,8 @@ class CompletionRequest(StructuredOutputFields):
 
     kind: ClassVar[Kind]
     prompt_field: ClassVar[str]
+    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = _NEUTRAL
+    informative_fields: ClassVar[Collection[str]] = _INFORMATIVE
 
     model: str | None = None
     stream: bool = False
@@ -83,23 +82,6 @@ class CompletionRequest(StructuredOutputFields):
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = Field(
         None, repr=False
     )
-    routed_dp_rank: int | None = None
-    data_parallel_rank: int | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_what_is_not_built(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        for name, neutral in _NEUTRAL.items():
-            if name not in cls.model_fields and not _asks_for_nothing(values.get(name), neutral):
-                raise InvalidRequestError(
-                    f"{name} = {shown(values[name])} isn't supported; leave it out, or send {neutral[0]!r}",
-                    param=name,
-                    code="unsupported_field",
-                )
-        ignored = (_NEUTRAL.keys() | set(_INFORMATIVE)) - cls.model_fields.keys()
-        return {name: value for name, value in values.items() if name not in ignored}
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -107,19 +89,6 @@ class CompletionRequest(StructuredOutputFields):
             message = "stream_options: allowed only with stream: true"
             raise InvalidRequestError(message, param="stream_options")
         return self
-
-    @model_validator(mode="after")
-    def _one_rank(self) -> Self:
-        new, old = self.routed_dp_rank, self.data_parallel_rank
-        if None not in (new, old) and new != old:
-            message = f"data_parallel_rank = {old}: the old name of routed_dp_rank, which is {new}; send one"
-            raise InvalidRequestError(message, param="data_parallel_rank")
-        return self
-
-    @property
-    def rank_fields(self) -> dict[str, int | None]:
-        """The fields that can name a rank, the one that counts first."""
-        return {"routed_dp_rank": self.routed_dp_rank, "data_parallel_rank": self.data_parallel_rank}
 
     @property
     def num_logprobs(self) -> int | None:
@@ -130,6 +99,15 @@ class CompletionRequest(StructuredOutputFields):
     def max_output_tokens(self) -> int | None:
         """Output tokens at most; None: as many as the context allows."""
         raise NotImplementedError
+
+    @property
+    def session_id(self) -> str | None:
+        """The session that the body names: here only a header can."""
+        return None
+
+    def engine_params(self) -> SamplingParams:
+        """How the engine should sample, with the body's limit. Raises as `sampling_params` does."""
+        return self.sampling_params(self.max_output_tokens or UNLIMITED)
 
     def sampling_params(self, max_tokens: int) -> SamplingParams:
         """How the engine should sample.
@@ -156,9 +134,3 @@ class CompletionRequest(StructuredOutputFields):
             logprobs=self.num_logprobs,
             structured_output=self.structured_output(),
         )
-
-
-def _asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """Whether `value` is null or neutral. 0 is not False here: `logprobs: 0` asks for the tokens' own."""
-    same = (each for each in neutral if isinstance(each, bool) == isinstance(value, bool))
-    return value is None or value in tuple(same)

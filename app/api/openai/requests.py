@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import from_json
 
-from app.api.openai.completion import CompletionRequest, TokenId
+from app.api.openai.completion import CompletionRequest
 from app.api.openai.logprobs import Kind
-from app.api.openai.request_model import RequestModel, parse_body
+from app.api.request_model import RequestModel, TokenId, parse_body
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS
 
@@ -114,17 +113,3 @@ def parse_chat(body: bytes) -> ChatRequest:
 def parse_text(body: bytes) -> TextRequest:
     """The text completion in `body`. Raises `InvalidRequestError`, as `parse_body` does."""
     return parse_body(TextRequest, body)
-
-
-def parse_either(body: bytes) -> ChatRequest | TextRequest:
-    """The chat in `body` if it has messages, else the text completion. Raises as `parse_body` does."""
-    return parse_chat(body) if is_chat(body) else parse_text(body)
-
-
-def is_chat(body: bytes) -> bool:
-    """Whether `body` is meant for the chat endpoint: a JSON object with messages."""
-    try:
-        fields = from_json(body)
-    except ValueError:
-        return False
-    return isinstance(fields, dict) and "messages" in fields

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.api.openai.request_model import RequestModel
+from app.api.request_model import RequestModel
 from app.errors import InvalidRequestError
 from app.generation import StructuredOutput
 

@@ -97,13 +97,16 @@ async def stream_answer(
 
 
 class AnswerEvents(StreamingResponse):
-    """The response of `stream_answer`. At its end, however it comes, the request is cancelled on its rank.
+    """Server-sent events. At their end, however it comes, the request is cancelled on its rank.
 
     The iteration's own end would not do: when a client disconnects before the first event, it never begins.
+
+    Args:
+        events: what is sent, made of `stream`.
+        stream: the request's.
     """
 
-    def __init__(self, shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool) -> None:
-        events = stream_answer(shape, stream, *texts, with_usage=with_usage)
+    def __init__(self, events: AsyncIterator[bytes], stream: RankStream) -> None:
         headers = {"x-dp-rank": str(stream.rank)}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._stream = stream

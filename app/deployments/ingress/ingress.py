@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's API and the descriptors, in front of the routers and the ranks.
+"""The HTTP side: OpenAI's API, SGLang's own and the descriptors, in front of the routers and the ranks.
 
 Ray pickles the class and its routes by value while the module is still being imported. So annotations here
 aren't postponed (FastAPI couldn't resolve their names then), and helpers live in other modules. Every answer
@@ -16,20 +16,26 @@ from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.api.openai.requests import parse_chat, parse_either, parse_text
+from app.api.bodies import PromptBody, parse_any
+from app.api.native.answer import NativeShape
+from app.api.native.request import parse_generate
+from app.api.openai.requests import ChatRequest, TextRequest, parse_chat, parse_text
 from app.api.openai.responses import AnswerShape, error_headers, error_json
 from app.config import AppConfig
 from app.deployments.background import BatchSender
-from app.deployments.ingress.answer import AnswerEvents, whole_answer
+from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
 from app.deployments.ingress.dispatcher import Dispatcher
+from app.deployments.ingress.native.answer import stream_native, whole_native
+from app.deployments.ingress.native.loads import check_loads_query, loads_answer
+from app.deployments.ingress.native.rank_control import RankControl, flush_wait
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
-from app.deployments.ingress.request_reader import Parse, PreparedRequest, RequestReader
+from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, server_info
 from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
-from app.errors import InvalidRequestError, PromptTooLongError, RequestError
+from app.errors import InvalidRequestError, NotAllowedError, PromptTooLongError, RequestError
 from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
 from app.models.context import context_length, resolve_max_model_len
@@ -108,6 +114,7 @@ class Ingress:
         self._events = events
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
         self._tokenizer = Tokenizer.from_folder(model_dir)
+        self._control = RankControl(self._ranks, self._directory, dp_size=config.dp_size)
         self._reader = RequestReader(
             config.ingress,
             self._tokenizer,
@@ -132,6 +139,53 @@ class Ingress:
     async def completions(self, request: Request) -> Response:
         """A text's continuation."""
         return await self._complete(request, parse_text)
+
+    @api.api_route("/generate", methods=["POST", "PUT"])
+    async def generate(self, request: Request) -> Response:
+        """A prompt's continuation, in SGLang's shape."""
+        prepared = await self._reader.read(request, parse_generate)
+        body, params = prepared.body, prepared.generate.params
+        eos_token_ids = () if params.ignore_eos else self._tokenizer.eos_token_ids
+        shape = NativeShape(
+            request_id=prepared.generate.request_id,
+            rid=body.rid,
+            num_samples=body.n,
+            is_list=body.is_batch,
+            ending_token_ids=frozenset((*eos_token_ids, *params.stop_token_ids)),
+            num_likeliest=params.logprobs,
+            name_of=self._token_name if body.return_text_in_logprobs else None,
+            is_incremental=body.incremental_streaming_output,
+        )
+        texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
+        stream = await self._dispatch(prepared, self._dispatcher.start)
+        if body.stream:
+            return AnswerEvents(stream_native(shape, stream, *texts), stream)
+        answer = await whole_native(shape, stream, *texts)
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})
+
+    @api.get("/v1/loads")
+    async def loads(self, request: Request) -> Json:
+        """Every rank's load, in SGLang's shape."""
+        query = request.query_params
+        wanted = check_loads_query(
+            query.get("dp_rank"), query.get("include"), query.get("format"), self._config.dp_size
+        )
+        return loads_answer(await self._directory.poll(), wanted)
+
+    @api.get("/health_generate")
+    async def health_generate(self) -> Response:
+        """200 when some rank computes a token now, else 503."""
+        report = await self._control.probe()
+        return JSONResponse(report, status_code=503 if report["rank"] is None else 200)
+
+    @api.api_route("/flush_cache", methods=["GET", "POST"])
+    async def flush_cache(self, request: Request) -> Response:
+        """Every rank forgets its cached blocks; 503 when some rank couldn't."""
+        if not self._config.ingress.allow_flush_cache:
+            raise NotAllowedError("/flush_cache: this deployment has ingress.allow_flush_cache: false")
+        ranks = await self._control.flush(flush_wait(request.query_params.get("timeout")))
+        success = all(each["flushed"] for each in ranks)
+        return JSONResponse({"success": success, "ranks": ranks}, status_code=200 if success else 503)
 
     @api.get("/v1/models")
     async def models(self) -> Json:
@@ -187,11 +241,13 @@ class Ingress:
 
     @api.post("/router/explain")
     async def router_explain(self, request: Request) -> Json:
-        """Which rank a completion or a chat completion with this body would go to now, and why."""
-        prepared = await self._reader.read(request, parse_either)
+        """Which rank a request with this body, of any API, would go to now, and why."""
+        prepared = await self._reader.read(request, parse_any)
         return await self._dispatch(prepared, self._dispatcher.explain)
 
-    async def _complete(self, request: Request, parse: Parse) -> Response:
+    async def _complete(
+        self, request: Request, parse: Callable[[bytes], ChatRequest | TextRequest]
+    ) -> Response:
         prepared = await self._reader.read(request, parse)
         body, params = prepared.body, prepared.generate.params
         shape = AnswerShape(
@@ -204,13 +260,16 @@ class Ingress:
         stream = await self._dispatch(prepared, self._dispatcher.start)
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return AnswerEvents(shape, stream, *texts, with_usage=with_usage)
+            return AnswerEvents(stream_answer(shape, stream, *texts, with_usage=with_usage), stream)
         answer = await whole_answer(shape, stream, *texts)
         return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})
 
+    def _token_name(self, token_id: int) -> str:
+        return self._tokenizer.spell(token_id).name
+
     async def _dispatch(
         self,
-        prepared: PreparedRequest,
+        prepared: PreparedRequest[PromptBody],
         dispatch: Callable[[GenerateRequest, int | None, str | None], Awaitable[Dispatched]],
     ) -> Dispatched:
         """What `dispatch` returns. That no rank takes so long a prompt is an error of the body's field."""

@@ -1,45 +1,43 @@
-"""Reads a request for a completion: its headers, its body, and the tokens of its prompt."""
+"""Reads a request for an output: its headers, its body, and the tokens of its prompt."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
 from app import hashing
+from app.api.bodies import PromptBody
 from app.api.headers import named_session, named_tenant, pinned_rank
-from app.api.openai.completion import CompletionRequest
-from app.api.openai.requests import ChatRequest, TextRequest
+from app.api.openai.requests import ChatRequest
 from app.config import IngressConfig
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
 from app.generation import GenerateRequest
 from app.text.tokenizer import Tokenizer
 
-UNLIMITED = sys.maxsize
-"""Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
-
 LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
 
-Parse = Callable[[bytes], ChatRequest | TextRequest]
+Body = TypeVar("Body", bound=PromptBody)
+Body_co = TypeVar("Body_co", bound=PromptBody, covariant=True)
 
 
 @dataclass(frozen=True)
-class PreparedRequest:
+class PreparedRequest(Generic[Body_co]):
     """A request that has been read and checked.
 
     Attributes:
         body: what the client sent.
         generate: what a rank has to do.
         pinned_rank: the only rank that the client allows, if it named one.
-        session_id: the session that the client named, if it did.
+        session_id: the session that the client named, if it did; the header's before the body's.
     """
 
-    body: CompletionRequest
+    body: Body_co
     generate: GenerateRequest
     pinned_rank: int | None
     session_id: str | None
@@ -71,7 +69,7 @@ class RequestReader:
         self._max_model_len = max_model_len
         self._dp_size = dp_size
 
-    async def read(self, request: Request, parse: Parse) -> PreparedRequest:
+    async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
         """The request, its body parsed by `parse`.
 
         Raises:
@@ -85,13 +83,13 @@ class RequestReader:
         generate = GenerateRequest(
             uuid.uuid4().hex,
             token_ids,
-            body.sampling_params(body.max_output_tokens or UNLIMITED),
+            body.engine_params(),
             cache_salt=body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt),
             n=body.n,
             priority=body.priority,
         )
         rank = pinned_rank(request.headers, body.rank_fields, self._dp_size)
-        return PreparedRequest(body, generate, rank, session_id)
+        return PreparedRequest(body, generate, rank, session_id or body.session_id)
 
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""
@@ -107,16 +105,16 @@ class RequestReader:
                 raise RequestTooLargeError(f"the body is larger than {limit} bytes")
         return bytes(body)
 
-    async def _prepare(self, raw: bytes, parse: Parse) -> tuple[CompletionRequest, list[int]]:
+    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, list[int]]:
         """The body and its prompt's token ids; a long body is worked on in a thread, off the event loop."""
 
-        def prepare() -> tuple[CompletionRequest, list[int]]:
+        def prepare() -> tuple[Body, list[int]]:
             body = parse(raw)
             return body, self._token_ids(body)
 
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 
-    def _token_ids(self, body: ChatRequest | TextRequest) -> list[int]:
+    def _token_ids(self, body: PromptBody) -> list[int]:
         if isinstance(body, ChatRequest):
             return self._tokenizer.encode(
                 self._tokenizer.render_chat([each.flat() for each in body.messages])
@@ -126,7 +124,7 @@ class RequestReader:
             return self._tokenizer.encode(body.prompt, add_special_tokens=True)
         return body.prompt
 
-    def _check_prompt(self, body: CompletionRequest, token_ids: list[int]) -> None:
+    def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
         if body.model is not None:
             self.check_model_name(body.model)
         if not token_ids:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from app.api.openai.requests import is_chat
 from app.errors import InvalidRequestError
 from tests.support.completion_bodies import chat, refusal, text
 
@@ -104,19 +103,3 @@ def test_logprobs_of_chats_and_of_texts() -> None:
     assert refusal(chat, logprobs=1).param == "logprobs"
     assert refusal(text, logprobs=True).param == refusal(text, logprobs=21).param == "logprobs"
     assert refusal(text, top_logprobs=3).code == "unsupported_field"
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b'{"messages": []}', True),
-        (b'{"messages": [], "prompt": "a"}', True),
-        (b'{"prompt": "messages"}', False),
-        (b'["messages"]', False),
-        (b'{"messages": ', False),
-        (b"\xff", False),
-        (b"[" * 100_000, False),
-    ],
-)
-def test_a_body_with_messages_is_a_chats(body: bytes, expected: bool) -> None:
-    assert is_chat(body) == expected

@@ -163,7 +163,8 @@ async def test_a_client_that_disconnects_from_a_stream_cancels_the_rank(
     tokenizer: Tokenizer, num_sent: int
 ) -> None:
     stream, call, results = begun(chunks(tokenizer.encode(TEXT), "length"))
-    answer = AnswerEvents(SHAPE, stream, tokenizer.text_stream(), with_usage=False)
+    events = stream_answer(SHAPE, stream, tokenizer.text_stream(), with_usage=False)
+    answer = AnswerEvents(events, stream)
     sent: list[Message] = []
 
     async def send(message: Message) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +14,11 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app import hashing
-from app.api.openai.requests import parse_chat, parse_either, parse_text
+from app.api.bodies import PromptBody, parse_any
+from app.api.native.request import GenerateBody, parse_generate
+from app.api.openai.requests import ChatRequest, TextRequest, parse_chat, parse_text
 from app.config import IngressConfig
-from app.deployments.ingress.request_reader import LONG_BODY, Parse, PreparedRequest, RequestReader
+from app.deployments.ingress.request_reader import LONG_BODY, PreparedRequest, RequestReader
 from app.errors import (
     InvalidRequestError,
     ModelNameError,
@@ -66,10 +68,10 @@ def new_reader(tokenizer: Tokenizer, **settings: Any) -> RequestReader:
 async def read(
     reader: RequestReader,
     fields: dict[str, Any],
-    parse: Parse = parse_text,
+    parse: Callable[[bytes], PromptBody] = parse_text,
     *,
     headers: Mapping[str, str] = MappingProxyType({}),
-) -> PreparedRequest:
+) -> PreparedRequest[PromptBody]:
     return await reader.read(request_of(Body(json.dumps(fields).encode()), headers), parse)
 
 
@@ -85,7 +87,7 @@ async def test_a_chat_is_rendered_and_tokenized(reader: RequestReader, tokenizer
     assert prepared.generate.prompt_token_ids == tokenizer.encode(prompt)
     assert (prepared.generate.n, prepared.generate.priority) == (3, -2)
     assert prepared.generate.params.temperature == 0.5
-    assert prepared.body.kind == "chat"
+    assert isinstance(prepared.body, ChatRequest)
     assert (prepared.pinned_rank, prepared.session_id, prepared.generate.cache_salt) == (None, None, None)
 
 
@@ -94,14 +96,39 @@ async def test_a_text_is_tokenized_and_token_ids_are_taken_as_they_are(
 ) -> None:
     prepared = await read(reader, TEXT)
     assert prepared.generate.prompt_token_ids == tokenizer.encode("Hello", add_special_tokens=True)
-    assert prepared.body.kind == "text"
+    assert isinstance(prepared.body, TextRequest)
     prepared = await read(reader, {"prompt": [5, 6, 7]})
     assert prepared.generate.prompt_token_ids == [5, 6, 7]
 
 
-async def test_a_body_for_either_endpoint_is_read_by_what_it_has(reader: RequestReader) -> None:
-    assert (await read(reader, CHAT, parse_either)).body.kind == "chat"
-    assert (await read(reader, TEXT, parse_either)).body.kind == "text"
+async def test_a_body_for_any_endpoint_is_read_by_what_it_has(reader: RequestReader) -> None:
+    assert isinstance((await read(reader, CHAT, parse_any)).body, ChatRequest)
+    assert isinstance((await read(reader, TEXT, parse_any)).body, TextRequest)
+    assert isinstance((await read(reader, {"text": "Hello"}, parse_any)).body, GenerateBody)
+    assert isinstance((await read(reader, {"input_ids": [5]}, parse_any)).body, GenerateBody)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"messages"', b'{"messages"', b"null"])
+async def test_a_body_that_is_for_none_is_refused(reader: RequestReader, body: bytes) -> None:
+    with pytest.raises(InvalidRequestError):
+        await reader.read(request_of(Body(body), {}), parse_any)
+
+
+async def test_a_native_request_is_read_like_the_others(reader: RequestReader, tokenizer: Tokenizer) -> None:
+    fields = {"text": ["Hello"], "sampling_params": {"n": 2}, "priority": 3, "session_id": "mine"}
+    prepared = await read(reader, fields, parse_generate)
+    hello = tokenizer.encode("Hello", add_special_tokens=True)
+    assert prepared.generate.prompt_token_ids == hello
+    assert (prepared.generate.n, prepared.generate.priority, prepared.session_id) == (2, -3, "mine")
+    assert prepared.generate.params.max_tokens == 128
+    headers = {"X-Data-Parallel-Rank": "1", "X-Session-ID": "the-header"}
+    prepared = await read(reader, fields | {"data_parallel_rank": 0}, parse_generate, headers=headers)
+    assert (prepared.pinned_rank, prepared.session_id) == (1, "the-header")
+    with pytest.raises(InvalidRequestError, match="input_ids: no tokens") as caught:
+        await read(reader, {"input_ids": []}, parse_generate)
+    assert caught.value.param == "input_ids"
+    no_limit = await read(reader, {"text": "a", "sampling_params": {"max_new_tokens": None}}, parse_generate)
+    assert no_limit.generate.params.max_tokens == sys.maxsize
 
 
 async def test_a_long_body_is_read_like_a_short_one(reader: RequestReader, tokenizer: Tokenizer) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.openai.request_model import parse_body
 from app.api.openai.requests import ChatRequest, TextRequest
+from app.api.request_model import parse_body
 from app.errors import InvalidRequestError
 from tests.support.completion_bodies import refusal, text
 
