@@ -22,6 +22,7 @@ from app.config import AppConfig
 from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, whole_answer
 from app.deployments.ingress.dispatcher import Dispatcher
+from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import Parse, PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, server_info
@@ -146,10 +147,9 @@ class Ingress:
 
     @api.get("/health")
     async def health(self) -> Response:
-        """200 when some rank can take a request, else 503."""
-        routable = await self._routers.view()
-        status = {"status": "ok" if routable else "no rank can take requests", "ranks": len(routable)}
-        return JSONResponse(status, status_code=200 if routable else 503)
+        """200 when some rank can take a request, else 503; and which ranks can't, and why not."""
+        answer, status = health_answer(await self._routers.view(), self._config.dp_size)
+        return JSONResponse(answer, status_code=status)
 
     @api.get("/server_info")
     @api.get("/get_server_info")
