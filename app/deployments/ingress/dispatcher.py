@@ -2,8 +2,9 @@
 
 choose ──▶ call the rank ──▶ first message ──▶ the answer begins; from here on a death is an error
   ▲                              │
-  └── the rank died, or is no ◀──┘
-      longer that replica
+  └── the rank died, is no ◀─────┘
+      longer that replica, or
+      can serve nothing now
 """
 
 from __future__ import annotations
