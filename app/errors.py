@@ -23,7 +23,7 @@ KvbeaconError
     ├── RequestTooLargeError    413: the body is larger than this server reads
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
-    ├── EngineFailedError       500: the rank's engine broke
+    ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
     ├── RankDiedError           502: the rank died after the request's first token
     └── NoRankError             503: no rank can take the request now
         └── NoRouterError       503: no router answers, so no rank can be chosen
@@ -185,7 +185,7 @@ class RequestFailedError(RequestError):
 
 
 class EngineFailedError(RequestError):
-    """The rank's engine broke, with this request or before it."""
+    """The rank's engine broke, with this request or before it, or can serve nothing for now."""
 
     status = 500
     type = "server_error"

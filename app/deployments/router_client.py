@@ -80,7 +80,7 @@ class RouterClient:
         return _routed(await self._call_one(RouterMethods.explain, request))
 
     async def view(self) -> list[Json]:
-        """One router's view of every rank that can take requests.
+        """One router's view of every rank that is there.
 
         Raises:
             NoRouterError: no router answers.

@@ -38,7 +38,7 @@ class RoutingCore:
         index: what each rank holds; written from the ranks' events.
         load: how busy each rank is; written from the ranks' reports.
         reservations: what was sent to ranks and not reported by them yet.
-        membership: the ranks that can take requests.
+        membership: the ranks that can take requests, and those that can't for now.
 
     Raises:
         ConfigError: there is no such policy.
@@ -107,6 +107,16 @@ class RoutingCore:
         """A replica that nothing is known of has taken this number: expect its events and reports."""
         self.drop(rank)
         self.load.join(rank)
+
+    def set_unavailable(self, rank: int, reason: str) -> None:
+        """`rank` can take no requests for now: its load is forgotten, its blocks stay as its events say.
+
+        Nothing else may write its load until `load.join`. Then it starts with the least work assigned to a
+        rank that could take requests meanwhile: behind them, it would win every tie until it had caught up.
+        """
+        self.membership.set_unavailable(rank, reason)
+        self.reservations.drop(rank)
+        self.load.drop(rank)
 
     def drop(self, rank: int) -> None:
         """Forget everything of `rank`: that it can take requests, its blocks, reservations and load."""

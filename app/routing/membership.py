@@ -1,4 +1,4 @@
-"""Which ranks can take requests, and the trust in what is known of each one's cache."""
+"""Which ranks can take requests, with the trust in what is known of each one's cache, and which can't now."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from app.events.following.sync_status import Trust
+from app.events.following.sync_status import CREDITED, Trust
 from app.routing.rank_sets import Integers, ranks_in
 
 Positions = int | slice | Integers
@@ -20,16 +20,18 @@ class RoutableRanks(Mapping[int, Trust]):
     Attributes:
         ranks: their numbers.
         trusts: theirs, in the same order.
-        exact: bit set of the ranks whose cache is known.
+        credited: bit set of the ranks that hold every block that is known of them.
         size: one more than the highest rank's number; 0 when there is none.
         rows: picks their elements from an array that has one for every rank up to the highest.
+        unavailable: ranks that are followed but can take no requests now, lowest first, and why not.
     """
 
-    def __init__(self, trusts: Mapping[int, Trust]) -> None:
+    def __init__(self, trusts: Mapping[int, Trust], unavailable: Mapping[int, str] | None = None) -> None:
         self._trust_of = dict(sorted(trusts.items()))
         self.ranks: Final = np.array(list(self._trust_of), np.int64)
         self.trusts: Final = tuple(self._trust_of.values())
-        self.exact: Final = sum(1 << rank for rank, trust in self._trust_of.items() if trust == "exact")
+        self.credited: Final = sum(1 << rank for rank, trust in self._trust_of.items() if trust in CREDITED)
+        self.unavailable: Final[Mapping[int, str]] = dict(sorted((unavailable or {}).items()))
         self.size: Final = int(self.ranks[-1]) + 1 if trusts else 0
         self._is_dense = self.size == len(trusts)
         self._all_ranks = sum(1 << rank for rank in trusts)
@@ -60,6 +62,8 @@ class Membership:
 
     def __init__(self) -> None:
         self._trusts: dict[int, Trust] = {}
+        self._unavailable: dict[int, str] = {}
+        """No rank is in both."""
         self._routable: RoutableRanks | None = RoutableRanks({})
         """None after a change, until it is read."""
 
@@ -67,16 +71,26 @@ class Membership:
     def routable(self) -> RoutableRanks:
         """The ranks as they are now; the same object until something changes."""
         if self._routable is None:
-            self._routable = RoutableRanks(self._trusts)
+            self._routable = RoutableRanks(self._trusts, self._unavailable)
         return self._routable
 
     def set(self, rank: int, trust: Trust) -> None:
         """`rank` can take requests, and its cache is known as well as `trust` says."""
         if self._trusts.get(rank) != trust:
+            self._unavailable.pop(rank, None)
             self._trusts[rank] = trust
             self._routable = None
 
+    def set_unavailable(self, rank: int, reason: str) -> None:
+        """`rank` is still there, but can take no requests for now, because of `reason`."""
+        if self._unavailable.get(rank) != reason:
+            self._trusts.pop(rank, None)
+            self._unavailable[rank] = reason
+            self._routable = None
+
     def remove(self, rank: int) -> None:
-        """`rank` can't take requests any more, if it could."""
-        if self._trusts.pop(rank, None) is not None:
+        """`rank` isn't there any more, if it was."""
+        if rank in self._trusts or rank in self._unavailable:
+            self._trusts.pop(rank, None)
+            self._unavailable.pop(rank, None)
             self._routable = None

@@ -74,7 +74,7 @@ class RankView:
         cached_tokens: tokens of this prompt that the rank needn't compute; less than the prompt's.
         counts: how busy the rank is.
         prefill_rate: uncached prompt tokens per second, above 0.
-        trust: whether what its cache holds is known; if it isn't exact, `cached_tokens` is 0.
+        trust: whether what its cache holds is known; unless exact or partial, `cached_tokens` is 0.
     """
 
     rank: int

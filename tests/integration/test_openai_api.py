@@ -240,7 +240,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_health_and_model_info(smollm2_graph: ServeGraph) -> None:
-    assert smollm2_graph.get("/health") == {"status": "ok", "ranks": 2}
+    assert smollm2_graph.get("/health") == {"status": "ok", "ranks": 2, "missing": []}
     info = smollm2_graph.get("/model_info")
     assert info == smollm2_graph.get("/get_model_info")
     assert info["model_path"] == info["served_model_name"] == MODEL

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast, get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from app.events.following.sync_status import Trust
 from app.routing.membership import Membership, RoutableRanks
 from app.routing.rank_sets import ranks_in
 
-TRUSTS: st.SearchStrategy[Trust] = st.sampled_from(["exact", "syncing", "stale"])
+TRUSTS: st.SearchStrategy[Trust] = st.sampled_from(get_args(Trust))
 
 
 @pytest.mark.parametrize("bits", [0, 1, 0b1010, 1 << 1023 | 1])
@@ -35,27 +37,45 @@ def test_a_snapshot_is_the_mapping_it_was_made_of(trusts: dict[int, Trust]) -> N
     assert routable == trusts
     assert routable.ranks.tolist() == list(routable) == sorted(trusts)
     assert list(routable.trusts) == [trusts[rank] for rank in routable]
-    assert routable.exact == sum(1 << rank for rank in trusts if trusts[rank] == "exact")
+    credited = {rank for rank in trusts if trusts[rank] in ("exact", "partial")}
+    assert routable.credited == sum(1 << rank for rank in credited)
     assert routable.size == max(trusts, default=-1) + 1
     assert np.arange(routable.size)[routable.rows].tolist() == sorted(trusts)
 
 
-CHANGES = st.lists(st.tuples(st.integers(0, 5), st.none() | TRUSTS))
+CHANGES = st.lists(
+    st.tuples(
+        st.integers(0, 5),
+        st.none() | st.tuples(st.just(True), TRUSTS) | st.tuples(st.just(False), st.sampled_from("ab")),
+    )
+)
+"""Of a rank: it goes, it can take requests with this trust, or it can't for this reason."""
 
 
 @given(changes=CHANGES)
 def test_it_follows_every_change_and_leaves_old_snapshots_alone(
-    changes: list[tuple[int, Trust | None]],
+    changes: list[tuple[int, tuple[bool, str] | None]],
 ) -> None:
-    membership, expected = Membership(), dict[int, Trust]()
-    for rank, trust in changes:
+    membership, expected = Membership(), dict[int, tuple[bool, str]]()
+    for rank, change in changes:
         before, expected_before = membership.routable, dict(expected)
-        if trust is None:
-            membership.remove(rank)
-            expected.pop(rank, None)
-        else:
-            membership.set(rank, trust)
-            expected[rank] = trust
-        assert membership.routable == expected
-        assert before == expected_before
+        expected.pop(rank, None)
+        match change:
+            case None:
+                membership.remove(rank)
+            case True, trust:
+                membership.set(rank, cast(Trust, trust))
+            case False, reason:
+                membership.set_unavailable(rank, reason)
+        if change is not None:
+            expected[rank] = change
+        assert content(membership.routable) == expected
+        assert content(before) == expected_before
         assert (membership.routable is before) == (expected == expected_before)
+        assert list(membership.routable.unavailable) == sorted(membership.routable.unavailable)
+
+
+def content(ranks: RoutableRanks) -> dict[int, tuple[bool, str]]:
+    return {rank: (True, trust) for rank, trust in ranks.items()} | {
+        rank: (False, reason) for rank, reason in ranks.unavailable.items()
+    }

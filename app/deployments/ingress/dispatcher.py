@@ -2,8 +2,9 @@
 
 choose ──▶ call the rank ──▶ first message ──▶ the answer begins; from here on a death is an error
   ▲                              │
-  └── the rank died, or is no ◀──┘
-      longer that replica
+  └── the rank died, is no ◀─────┘
+      longer that replica, or
+      can serve nothing now
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from app import hashing
 from app.deployments.ingress.attempt import Attempt, GenerateCall, RankStream
-from app.deployments.messages import Assignment, ChooseRequest, Json, NotAddressed, RankMessage, Refusal
+from app.deployments.messages import Assignment, ChooseRequest, Json, NotAddressed, Refusal
 from app.errors import EngineFailedError, NoRankError, NoRouterError, RankGoneError
 from app.generation import GenerateRequest
 from app.routing.decisions.decision_log import Outcome
@@ -137,17 +138,22 @@ class Dispatcher:
         )
 
     async def _start_on_some_rank(self, request: GenerateRequest, choose: ChooseRequest) -> RankStream:
-        failed: set[int] = set()
+        failed: dict[int, str] = {}
         for _ in range(1 + self._max_retries):
             choose = replace(choose, exclude=frozenset(failed))
-            assignment = await self._ask_router(self._routers.choose, choose)
-            stream = await self._start_on(assignment, request)
-            if stream is not None:
-                return stream
-            failed.add(assignment.rank)
+            try:
+                assignment = await self._ask_router(self._routers.choose, choose)
+            except NoRankError as error:
+                if not failed:
+                    raise
+                raise NoRankError(f"{error.message}; {_failures(failed)}") from error
+            try:
+                return await self._start_on(assignment, request)
+            except _LostRankError as error:
+                failed[assignment.rank] = str(error)
             # This also drops what the routers had reserved there.
             await self._routers.mark_failed(assignment.rank, assignment.replica_id)
-        raise NoRankError(f"ranks {sorted(failed)} died one after another before the first token")
+        raise NoRankError(f"no rank that was tried sent a token: {_failures(failed)}")
 
     async def _ask_router(
         self, ask: Callable[[ChooseRequest], Awaitable[Answer]], request: ChooseRequest
@@ -161,25 +167,36 @@ class Dispatcher:
                 await asyncio.sleep(self._router_retry_s)
         raise NoRouterError("no router answers")
 
-    async def _start_on(self, assignment: Assignment, request: GenerateRequest) -> RankStream | None:
-        """The stream once its first token is there; None if the replica is gone or broken."""
+    async def _start_on(self, assignment: Assignment, request: GenerateRequest) -> RankStream:
+        """The stream once its first token is there.
+
+        Raises:
+            _LostRankError: the replica is gone, broken, or can serve nothing now; another rank may.
+            RequestError: the rank refuses the request.
+            RankCallError: the call broke off, though the rank is still there.
+        """
         rank = assignment.rank
         call = self._ranks.generate(request, replica_id=assignment.replica_id)
         attempt = Attempt(self._record_outcome, request.request_id, rank)
         stream, result = None, "failed"
         try:
             first = await anext(call)
-            if isinstance(first, NotAddressed) or _is_broken(first):
-                result = "died"
-            elif isinstance(first, Refusal):
+            if isinstance(first, Refusal):
                 result = first.error.code or result
                 raise first.error
-            else:
-                attempt.record_first_token()
-                stream = RankStream(rank, first, call, attempt, request.n)
+            if isinstance(first, NotAddressed):
+                raise RankGoneError(f"replica {assignment.replica_id} is gone")
+            attempt.record_first_token()
+            stream = RankStream(rank, first, call, attempt, request.n)
+            return stream
+        except EngineFailedError as error:
+            # The rank lives, but its engine doesn't, or can't serve now.
+            result = "died"
+            raise _LostRankError(f"failed: {error.message}") from error
         except (RankGoneError, StopAsyncIteration) as error:
             result = "died"
             logger.warning("rank %d died before request %s began: %s", rank, request.request_id, error)
+            raise _LostRankError("died") from error
         except asyncio.CancelledError:
             result = "aborted"
             raise
@@ -187,7 +204,6 @@ class Dispatcher:
             if stream is None:
                 call.cancel()
                 attempt.record_result(result)
-        return stream
 
     def _release(self, request_id: str) -> None:
         """End the request's reservation, whichever router made it, without waiting for that."""
@@ -196,6 +212,9 @@ class Dispatcher:
         task.add_done_callback(self._releases.discard)
 
 
-def _is_broken(message: RankMessage) -> bool:
-    """Whether the rank lives but its engine doesn't: Ray will replace it."""
-    return isinstance(message, Refusal) and isinstance(message.error, EngineFailedError)
+class _LostRankError(Exception):
+    """A rank sent nothing of a request, which another may serve. The message says what it did instead."""
+
+
+def _failures(failed: Mapping[int, str]) -> str:
+    return "; ".join(f"rank {rank} {outcome}" for rank, outcome in failed.items())

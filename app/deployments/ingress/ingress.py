@@ -25,6 +25,7 @@ from app.config import AppConfig
 from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
 from app.deployments.ingress.dispatcher import Dispatcher
+from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
@@ -200,10 +201,9 @@ class Ingress:
 
     @api.get("/health")
     async def health(self) -> Response:
-        """200 when some rank can take a request, else 503."""
-        routable = await self._routers.view()
-        status = {"status": "ok" if routable else "no rank can take requests", "ranks": len(routable)}
-        return JSONResponse(status, status_code=200 if routable else 503)
+        """200 when some rank can take a request, else 503; and which ranks can't, and why not."""
+        answer, status = health_answer(await self._routers.view(), self._config.dp_size)
+        return JSONResponse(answer, status_code=status)
 
     @api.get("/server_info")
     @api.get("/get_server_info")

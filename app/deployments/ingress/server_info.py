@@ -70,7 +70,8 @@ def _publisher(rank: int, info: RankInfo | None) -> Json:
         return {"rank": rank, "state": "unreachable"}
     if info.publisher is None:
         return {"rank": rank, "state": "disabled"}
-    return info.publisher.as_json()
+    cache = "whole" if info.partial_cache is None else "partial"
+    return {**info.publisher.as_json(), "cache": cache, "cache_reason": info.partial_cache}
 
 
 def _internal_state(rank: int, info: RankInfo | None) -> Json:
@@ -78,7 +79,8 @@ def _internal_state(rank: int, info: RankInfo | None) -> Json:
         return {"dp_rank": rank, "state": "unreachable"}
     return {
         "dp_rank": rank,
-        "state": "ready",
+        "state": "ready" if info.unavailable is None else "unavailable",
+        "reason": info.unavailable,
         "replica_id": info.replica_id,
         "node_ip": info.node_ip,
         "pid": info.pid,

@@ -120,7 +120,7 @@ class Router:
             return
         now = time.monotonic()
         for each in reservations:
-            if self._tracker.follows(each.rank, each.replica_id):
+            if self._tracker.routes_to(each.rank, each.replica_id):
                 self._core.reservations.add_from_peer(
                     each.rank, each.request_id, each.uncached_tokens, now, each.choice_seq
                 )
@@ -197,13 +197,14 @@ class Router:
         self._tracker.mark_failed(rank, replica_id)
 
     async def view(self) -> list[Json]:
-        """What this router believes of every rank that can take requests."""
+        """What this router believes of every rank that is there, whether or not it can take requests."""
         self._core.reservations.expire(time.monotonic())
         load = self._core.load
         return [
             {
                 "rank": member.rank,
                 "replica_id": member.replica_id,
+                "unavailable": member.unavailable,
                 "trust": member.status.state,
                 "reason": member.status.reason,
                 "since": member.status.since,

@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 logger = logging.getLogger(__name__)
 
 Trust = Literal["exact", "partial", "syncing", "stale"]
 """Whether a router knows a rank's cache, a part of it for sure, is finding out, or can't know."""
+CREDITED: Final[tuple[Trust, ...]] = ("exact", "partial")
+"""With these, the rank holds every block that the router has for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +21,10 @@ class SyncStatus:
     """How well a rank's cache is known.
 
     Attributes:
-        state: `exact`: the sink holds what the rank's cache held after batch `applied_seq`. `syncing`: it
-            will soon. `stale`: the last attempt to fill it failed; it holds nothing but what the next one
-            fills it with.
+        state: `exact`: the sink holds what the rank's cache held after batch `applied_seq`. `partial`: it
+            holds all that the rank had published by then, but the rank says that its cache may hold more: no
+            subscriber finds that by itself. `syncing`: it will soon. `stale`: the last attempt to fill it
+            failed; it holds nothing but what the next one fills it with.
         reason: why the state isn't exact, or why it last was not.
         since: when this state began, Unix time in seconds.
         applied_seq: the last batch that the sink holds, -1 for none.

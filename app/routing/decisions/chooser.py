@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections import defaultdict
+from collections.abc import Mapping, Set
 from random import Random
 
 from app.errors import InvalidRequestError, NoRankError
-from app.routing.decisions.decision import Decision, Prompt
+from app.routing.decisions.decision import Decision, Prompt, obstacle
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
 from app.routing.membership import RoutableRanks
 from app.routing.policies.base import PolicyInput, PolicySpec
 from app.routing.rank_view import RankViews, Tier
+
+MAX_REASONS = 4
+"""Shown to a client that no rank can serve."""
 
 
 class Chooser:
@@ -42,7 +46,7 @@ class Chooser:
         Args:
             prompt: the request.
             routable: the ranks that can take requests, each with the trust in what is known of its cache. One
-                that isn't exact is routed by load alone: credited nothing, never left out.
+                that is neither exact nor partial is routed by load alone: credited nothing, never left out.
             exclude: ranks that this request has already failed on.
             pinned_rank: the only rank that the client allows.
 
@@ -73,6 +77,7 @@ class Chooser:
             views=views,
             candidates=candidates,
             costs=choice.costs,
+            unavailable=routable.unavailable,
             exclude=exclude,
             pinned_rank=pinned_rank,
             deferred_by=name if deferred_to is not None else None,
@@ -91,8 +96,8 @@ class Chooser:
             )
         if pinned_rank not in routable or pinned_rank in exclude:
             raise NoRankError(
-                f"rank {pinned_rank}, which the client named, can't take requests now; "
-                f"alive: {list(routable)}"
+                f"rank {pinned_rank}, which the client named, can't take requests now: "
+                f"{obstacle(pinned_rank, routable.unavailable, exclude)}; these can: {list(routable)}"
             )
         return {pinned_rank}
 
@@ -104,13 +109,27 @@ class Chooser:
         """What the ranks are known to hold of the prompt's reusable blocks."""
         tiers: list[Tier] = []
         for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
-            known = holders & routable.exact
+            known = holders & routable.credited
             if known:
                 tiers.append((routable.positions(known), depth * prompt.block_size))
         return tiers
 
 
 def _no_rank_message(routable: RoutableRanks, exclude: frozenset[int]) -> str:
-    if not routable:
-        return "no rank is alive"
-    return f"every rank that is alive ({list(routable)}) has already failed this request ({sorted(exclude)})"
+    reasons = _by_reason(routable.unavailable)
+    if routable:
+        failed = f"every rank that can take requests ({list(routable)}) has already failed this one"
+        return "; ".join([f"{failed} ({sorted(exclude)})", *reasons])
+    if reasons:
+        return f"no rank can take requests now: {'; '.join(reasons)}"
+    return "no rank is alive"
+
+
+def _by_reason(unavailable: Mapping[int, str]) -> list[str]:
+    """A sentence for each of up to `MAX_REASONS` reasons: the ranks of one worker mostly share theirs."""
+    ranks_by_reason = defaultdict[str, list[int]](list)
+    for rank, reason in unavailable.items():
+        ranks_by_reason[reason].append(rank)
+    sentences = [f"ranks {ranks} are unavailable: {reason}" for reason, ranks in ranks_by_reason.items()]
+    more = len(sentences) - MAX_REASONS
+    return sentences if more <= 0 else [*sentences[:MAX_REASONS], f"and {more} other reasons"]

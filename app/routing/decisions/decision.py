@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import msgspec
 
@@ -50,6 +50,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
         views: every routable rank, by rank.
         candidates: those of them that could have been chosen.
         costs: the candidates' costs in the policy's own unit.
+        unavailable: ranks that were there but could take no requests, and why not.
         exclude: ranks that the request had failed on already.
         pinned_rank: the only rank that the client allowed.
         deferred_by: the configured policy, if it left the choice to `policy`.
@@ -65,6 +66,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
     views: RankViews
     candidates: RankViews
     costs: Floats
+    unavailable: Mapping[int, str]
     exclude: frozenset[int] = frozenset()
     pinned_rank: int | None = None
     deferred_by: str | None = None
@@ -81,6 +83,16 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def missed_tokens(self) -> int:
-        """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one."""
+        """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one.
+
+        What is known to be held counts: a partial cache may hold more.
+        """
         tiers = self.candidates.tiers
         return tiers[0][1] - self.cached_tokens if tiers else 0
+
+
+def obstacle(rank: int, unavailable: Mapping[int, str], exclude: Set[int]) -> str:
+    """Why `rank`, which isn't routable or is in `exclude`, couldn't be chosen."""
+    if rank in exclude:
+        return "the request has failed there already"
+    return f"unavailable: {unavailable[rank]}" if rank in unavailable else "not alive"

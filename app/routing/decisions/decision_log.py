@@ -27,8 +27,8 @@ class Outcome:
         request_id: the request's.
         rank: where it was sent.
         result: "answering" (its first token is there), "finished", "aborted" (the client left), "died" (the
-            rank was gone before the first token: another is tried), or the code of the error it ended with
-            ("failed" if that has none).
+            rank was gone, or could serve nothing, before the first token: another is tried), or the code of
+            the error it ended with ("failed" if that has none).
         ttft_s: seconds from the call to the rank until the first token; None before it.
     """
 

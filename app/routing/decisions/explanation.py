@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from app.routing.decisions.decision import Decision
+from app.routing.decisions.decision import Decision, obstacle
 from app.routing.decisions.decision_log import Record
 from app.routing.decisions.reasons import reasons
 from app.routing.policies.prediction import admission_s, predicted_ttft_s
@@ -48,14 +48,14 @@ def record_json(record: Record, dp_size: int) -> Receipt:
 
 
 def _row(decision: Decision, rank: int, view: RankView | None, cost: float | None) -> Json:
-    obstacle = _obstacle(decision, rank, view)
+    why_not = _why_not(decision, rank, view)
     if view is None:
-        return {"rank": rank, "eligible": False, "why_not": obstacle}
+        return {"rank": rank, "eligible": False, "why_not": why_not}
     counts, uncached_tokens = view.counts, decision.num_tokens - view.cached_tokens
     return {
         "rank": rank,
-        "eligible": obstacle is None,
-        "why_not": obstacle,
+        "eligible": why_not is None,
+        "why_not": why_not,
         "trust": view.trust,
         "cached_tokens": view.cached_tokens,
         "uncached_tokens": uncached_tokens,
@@ -70,12 +70,10 @@ def _row(decision: Decision, rank: int, view: RankView | None, cost: float | Non
     }
 
 
-def _obstacle(decision: Decision, rank: int, view: RankView | None) -> str | None:
+def _why_not(decision: Decision, rank: int, view: RankView | None) -> str | None:
     """Why the rank couldn't be chosen; None if it could."""
-    if rank in decision.exclude:
-        return "the request has failed there already"
-    if view is None:
-        return "not alive"
+    if view is None or rank in decision.exclude:
+        return obstacle(rank, decision.unavailable, decision.exclude)
     if decision.pinned_rank not in (None, rank):
         return f"the client named rank {decision.pinned_rank}"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from app.events.following.sync_status import CREDITED
 from app.routing.decisions.decision import Decision
 from app.routing.policies.base import PastChoice
 from app.routing.policies.registry import POLICIES
@@ -15,7 +16,7 @@ def reasons(decision: Decision, dp_size: int) -> str:
         return f"rank {decision.rank} is the only one that could be chosen"
     policy = POLICIES[decision.policy]
     choice = policy.explain(PastChoice(policy, decision.rank, decision.considered, dp_size))
-    sentences = (_deferral(decision), choice, _by_cache(decision), _by_trust(decision))
+    sentences = (_deferral(decision), choice, _by_cache(decision), _uncredited(decision), _partial(decision))
     return "; ".join(filter(None, sentences))
 
 
@@ -38,6 +39,11 @@ def _by_cache(decision: Decision) -> str:
     return f"{held}, {other} but has {policy.describe_load(best, decision.num_tokens)}"
 
 
-def _by_trust(decision: Decision) -> str:
-    unknown = [view.rank for view in decision.candidates if view.trust != "exact"]
-    return f"ranks {unknown} aren't exact and are credited nothing" if unknown else ""
+def _uncredited(decision: Decision) -> str:
+    unknown = [view.rank for view in decision.candidates if view.trust not in CREDITED]
+    return f"ranks {unknown} are syncing or stale and are credited nothing" if unknown else ""
+
+
+def _partial(decision: Decision) -> str:
+    partial = [view.rank for view in decision.candidates if view.trust == "partial"]
+    return f"ranks {partial} are partial and may hold more than is known" if partial else ""

@@ -52,7 +52,8 @@ class RankAudit:
         verdict: "moving" and "no answer" say that they couldn't be compared, "not followed" that this router
             holds nothing of the rank, for want of a rank or of its events.
         reason: why not, or null.
-        trust: the router's in the rank's cache; null where there is no such rank.
+        trust: the router's in the rank's cache; null where there is no such rank. One that is partial is
+            compared as all are: by what the rank has published of its cache.
         applied_seq: the last batch on both sides.
         snapshot_seq: the last batch in the rank's snapshot.
         num_router_blocks: blocks that the router's index has for the rank.

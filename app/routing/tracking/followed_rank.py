@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from app.events.curve import KeyPair
 from app.events.following.subscriber import RankSubscriber
@@ -17,9 +19,14 @@ from app.routing.core import RoutingCore
 from app.routing.index.index_writer import IndexWriter, Journal
 from app.routing.tracking.description import RankDescription
 
+logger = logging.getLogger(__name__)
+
 
 class FollowedRank:
     """Its last description and, if it publishes, its subscriber.
+
+    A replica that says that it is unavailable is followed on: its blocks are what its events say, so they
+    are there when it can take requests again, or gone if it has published that. Only its load is forgotten.
 
     Once detached it changes nothing any more, whatever its subscriber was still working on: the number may
     be another replica's by then.
@@ -47,6 +54,8 @@ class FollowedRank:
         self._writer = IndexWriter(core.index, description.rank)
         self._core = core
         self._since = time.time()
+        self._wholeness_since = self._since
+        self._last_partial_reason = description.partial_cache
         self._is_detached = False
         self._load_came_by_itself = False
         self._subscriber: RankSubscriber | None = None
@@ -65,14 +74,23 @@ class FollowedRank:
             )
             self._subscriber.start()
             self._acknowledges = publisher.address.load_port is not None
-        core.membership.set(description.rank, self.status.state)
+        self._set_membership(self.status.state)
 
     @property
     def status(self) -> SyncStatus:
-        """How well the rank's cache is known; stale for good when it publishes nothing."""
+        """How well the rank's cache is known; stale for good when it publishes nothing.
+
+        A subscriber knows only what was published: whether that is all is what the rank says of itself.
+        """
         if self._subscriber is None:
             return SyncStatus("stale", "no events published", self._since, -1, 0, 0, 0)
-        return self._subscriber.status
+        status = self._subscriber.status
+        trust = self._trust(status.state)
+        if trust == "partial" or (trust == "exact" and self._wholeness_since > status.since):
+            reason = self._last_partial_reason or status.reason
+            since = max(status.since, self._wholeness_since)
+            return replace(status, state=trust, reason=reason, since=since)
+        return status
 
     @property
     def is_publishing(self) -> bool:
@@ -93,15 +111,15 @@ class FollowedRank:
 
     def update(self, description: RankDescription) -> None:
         """Take over a later description of the same replica."""
-        self.description = description
+        was, self.description = self.description, description
         self.missed_polls = 0
+        self._update_wholeness(was.partial_cache)
         if self._subscriber is not None and description.publisher is not None:
             self._subscriber.observe(description.publisher.state.epoch, description.publisher.state.last_seq)
-        if not self._is_behind(description.load):
-            self._core.load.report(description.rank, description.load, time.monotonic())
-        self._load_came_by_itself = False
-        if not self._acknowledges:
-            self._settle()
+        self._update_availability(was.unavailable)
+        self._set_membership(self.status.state)
+        if description.unavailable is None:
+            self._update_load(description.load)
 
     def detach(self) -> asyncio.Task[None] | None:
         """Stop writing at once; returns the subscriber's closing, if there is one."""
@@ -110,7 +128,7 @@ class FollowedRank:
         return asyncio.create_task(self._subscriber.close()) if self._subscriber is not None else None
 
     def _on_load(self, stat: LoadStat) -> None:
-        if not self._is_detached:
+        if not self._is_detached and self.description.unavailable is None:
             self._load_came_by_itself = True
             self._core.load.report(self.description.rank, stat, time.monotonic())
 
@@ -120,7 +138,48 @@ class FollowedRank:
 
     def _on_state(self, state: Trust) -> None:
         if not self._is_detached:
-            self._core.membership.set(self.description.rank, state)
+            self._set_membership(self._trust(state))
+
+    def _trust(self, followed: Trust) -> Trust:
+        """Of what is followed so well, with what the rank says of its cache."""
+        is_partial = followed == "exact" and self.description.partial_cache is not None
+        return "partial" if is_partial else followed
+
+    def _set_membership(self, trust: Trust) -> None:
+        rank, unavailable = self.description.rank, self.description.unavailable
+        if unavailable is None:
+            self._core.membership.set(rank, trust)
+        else:
+            self._core.set_unavailable(rank, unavailable)
+
+    def _update_wholeness(self, before: str | None) -> None:
+        rank, partial = self.description.rank, self.description.partial_cache
+        if partial is not None:
+            self._last_partial_reason = partial
+        if (partial is None) is not (before is None):
+            self._wholeness_since = time.time()
+            logger.info(
+                "rank %d publishes %s its cache (%s)",
+                rank,
+                "all of" if before else "part of",
+                partial or before,
+            )
+
+    def _update_availability(self, before: str | None) -> None:
+        rank, unavailable = self.description.rank, self.description.unavailable
+        if unavailable is None and before is not None:
+            logger.info("rank %d: available again (was: %s)", rank, before)
+            self._core.load.join(rank)
+        elif unavailable is not None and before is None:
+            logger.warning("rank %d: unavailable (%s)", rank, unavailable)
+            self._reserved_at_last_poll = []
+
+    def _update_load(self, described: LoadStat) -> None:
+        if not self._is_behind(described):
+            self._core.load.report(self.description.rank, described, time.monotonic())
+        self._load_came_by_itself = False
+        if not self._acknowledges:
+            self._settle()
 
     def _settle(self) -> None:
         """End the reservations that were there at the last poll: this poll's load counts their requests.

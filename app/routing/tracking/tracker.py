@@ -6,6 +6,9 @@
 A rank is named by its number but identified by its replica and that replica's publisher. When either changes,
 everything known under that number is of another replica, so blocks, load and reservations are dropped in the
 same step, before the new subscriber has connected.
+
+A rank that says that it can serve nothing now stays a member and is followed on, but takes no requests until
+it says otherwise.
 """
 
 from __future__ import annotations
@@ -33,12 +36,13 @@ SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
 
 @dataclass(frozen=True)
 class Member:
-    """One rank as this router knows it."""
+    """One rank as this router knows it; `unavailable` says why it can take no requests, None if it can."""
 
     rank: int
     replica_id: str
     status: SyncStatus
     num_blocks: int
+    unavailable: str | None
 
 
 class Tracker:
@@ -66,27 +70,30 @@ class Tracker:
         self._closing: set[asyncio.Task[None]] = set()
 
     def max_prompt_tokens(self) -> int | None:
-        """The longest prompt that some rank takes; None while there is no rank."""
+        """The longest prompt that some rank ever takes; None while no rank takes any."""
         return self._max_prompt_tokens
 
     def replica_id(self, rank: int) -> str:
         """The replica that answers for `rank`, which must be routable."""
         return self._followed[rank].description.replica_id
 
-    def follows(self, rank: int, replica_id: str) -> bool:
-        """Whether `rank` is this replica."""
-        followed = self._followed.get(rank)
-        return followed is not None and followed.description.replica_id == replica_id
+    def routes_to(self, rank: int, replica_id: str) -> bool:
+        """Whether `rank` is this replica and can take requests."""
+        return self._follows(rank, replica_id) and rank in self._core.membership.routable
 
     def followed(self, rank: int) -> FollowedRank | None:
         """The replica that is followed under this number now."""
         return self._followed.get(rank)
 
     def members(self) -> list[Member]:
-        """Every rank that can take requests, by number."""
+        """Every rank that is there, by number, whether or not it can take requests."""
         return [
             Member(
-                rank, followed.description.replica_id, followed.status, self._core.index.num_blocks_of(rank)
+                rank,
+                followed.description.replica_id,
+                followed.status,
+                self._core.index.num_blocks_of(rank),
+                followed.description.unavailable,
             )
             for rank, followed in sorted(self._followed.items())
         ]
@@ -96,23 +103,32 @@ class Tracker:
 
         Where two replicas claim a rank, the one already followed keeps it until it stops claiming.
         A replica that failed since the last poll is not believed in this one, which may be older than the
-        failure; if it still answers the next, it is back.
+        failure, when it says that it can take requests; if it still does at the next, it is back.
         """
         failed, self._failed = self._failed, {}
-        believed = [each for each in descriptions if failed.get(each.rank) != each.replica_id]
+        believed = [
+            each
+            for each in descriptions
+            if each.unavailable is not None or failed.get(each.rank) != each.replica_id
+        ]
         described = self._one_per_rank(believed)
         for rank in self._followed.keys() - described.keys():
             self._count_missed_poll(rank)
         for description in described.values():
             self._update_rank(description)
+        self._update_limit()
         if self._closing:
             await asyncio.wait(self._closing)
 
     def mark_failed(self, rank: int, replica_id: str) -> None:
-        """This replica was seen dead: drop it now, unless another has already taken its place."""
-        if self.follows(rank, replica_id):
+        """This replica was seen dead: drop it now, unless another has already taken its place.
+
+        One that says that it can take no requests gets none anyway, and is dropped when polls miss it.
+        """
+        if self._follows(rank, replica_id):
             self._failed[rank] = replica_id
-            self._drop(rank, "reported dead")
+            if rank in self._core.membership.routable:
+                self._drop(rank, "reported dead")
 
     async def close(self) -> None:
         """Stop following; nothing is known of any rank afterwards."""
@@ -121,11 +137,14 @@ class Tracker:
         if self._closing:
             await asyncio.wait(self._closing)
 
+    def _follows(self, rank: int, replica_id: str) -> bool:
+        followed = self._followed.get(rank)
+        return followed is not None and followed.description.replica_id == replica_id
+
     def _one_per_rank(self, descriptions: Sequence[RankDescription]) -> dict[int, RankDescription]:
         chosen: dict[int, RankDescription] = {}
         for description in descriptions:
-            followed = self._followed.get(description.rank)
-            is_followed = followed is not None and followed.description.replica_id == description.replica_id
+            is_followed = self._follows(description.rank, description.replica_id)
             if is_followed or description.rank not in chosen:
                 chosen[description.rank] = description
         return chosen
@@ -155,7 +174,6 @@ class Tracker:
             partial(self._fetch_snapshot, description.replica_id),
             self._curve_keys,
         )
-        self._update_limit()
 
     def _drop(self, rank: int, reason: str, *, log_level: int = logging.WARNING) -> None:
         followed = self._followed.pop(rank)
@@ -168,5 +186,7 @@ class Tracker:
             closing.add_done_callback(self._closing.discard)
 
     def _update_limit(self) -> None:
-        limits = (each.description.max_prompt_tokens for each in self._followed.values())
-        self._max_prompt_tokens = max(limits, default=None)
+        # Of unavailable ranks too: a prompt that only they could take isn't too long. But when there are no
+        # others, that is what a client should read, and a rank that has never been up may not know its limit.
+        limits = [each.description.max_prompt_tokens for each in self._followed.values()]
+        self._max_prompt_tokens = max(limits) if self._core.membership.routable else None

@@ -140,14 +140,28 @@ async def test_every_rank_that_died_is_excluded_from_the_next_choice() -> None:
     assert rig.routers.failed == [(0, "a"), (1, "b")]
 
 
-@pytest.mark.parametrize(("max_retries", "tried"), [(0, "[0]"), (2, "[0, 1, 2]")])
+@pytest.mark.parametrize(
+    ("max_retries", "tried"), [(0, "rank 0 died"), (2, "rank 0 died; rank 1 died; rank 2 died")]
+)
 async def test_when_all_retries_are_used_no_rank_is_left(max_retries: int, tried: str) -> None:
     rig = Rig(RANKS, {each.replica_id: [RankGoneError("gone")] for each in RANKS}, max_retries=max_retries)
     with pytest.raises(NoRankError) as caught:
         await rig.tokens()
-    assert caught.value.message == f"ranks {tried} died one after another before the first token"
+    assert caught.value.message == f"no rank that was tried sent a token: {tried}"
     assert len(rig.routers.asked) == len(rig.routers.failed) == max_retries + 1
     assert rig.results == [(rank, "died") for rank in range(max_retries + 1)]
+    assert await rig.is_released()
+
+
+async def test_when_no_rank_is_left_the_client_reads_why_those_that_were_tried_failed() -> None:
+    down = Refusal(EngineFailedError("worker http://w:1 refuses connections"))
+    rig = Rig([RANKS[0], RANKS[1], NoRankError("no rank is alive")], {"a": [down], "b": []})
+    with pytest.raises(NoRankError) as caught:
+        await rig.tokens()
+    assert caught.value.message == (
+        "no rank is alive; rank 0 failed: worker http://w:1 refuses connections; rank 1 died"
+    )
+    assert rig.routers.failed == [(0, "a"), (1, "b")]
     assert await rig.is_released()
 
 

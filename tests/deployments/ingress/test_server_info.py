@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -164,6 +165,8 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
             "overflows": 0,
             "curve_public_key": None,
             "refused_clients": 0,
+            "cache": "whole",
+            "cache_reason": None,
         },
         {"rank": 2, "state": "disabled"},
     ]
@@ -174,6 +177,19 @@ def test_one_entry_per_rank_also_for_one_that_does_not_answer() -> None:
     assert states[1]["load"]["num_running_reqs"] == 1
     assert states[1]["load"]["total_prefill_busy_us"] == 10
     assert len(states[1]["load"]) == 10
+
+
+def test_what_a_rank_says_of_its_state_is_shown_with_the_reason() -> None:
+    publisher = PublisherInfo(
+        PublisherAddress(1, "10.0.0.5", 5558, None, 5561, "kv", "load", 16),
+        PublisherState("e", 9, "publishing"),
+    )
+    foreign = replace(rank_info(1, publisher), unavailable="worker down", partial_cache="adopted late")
+    info = info_of(app_config(ZMQ), [rank_info(0, publisher), foreign])
+    shown = [(state["state"], state["reason"]) for state in info["internal_states"]]
+    assert shown == [("ready", None), ("unavailable", "worker down")]
+    caches = [(each["cache"], each["cache_reason"]) for each in info["publishers"]]
+    assert caches == [("whole", None), ("partial", "adopted late")]
 
 
 CURVE = {"secret_key_file": "/keys/rank.key_secret", "allowed_clients": "/keys/clients"}

@@ -14,7 +14,7 @@ from app.events.following.sync_status import Trust
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.policies.registry import POLICIES
-from tests.support.routing.cores import load_stat, new_core, new_prompt, set_routable
+from tests.support.routing.cores import assigned, load_stat, new_core, new_prompt, set_routable
 
 BLOCK_SIZE = 4
 ALL_EXACT: Mapping[int, Trust] = dict.fromkeys(range(4), "exact")
@@ -56,6 +56,14 @@ def test_at_least_one_token_is_always_computed(core: RoutingCore, num_tokens: in
     set_routable(core, {1: "exact"})
     decision = core.choose(request, now=0.0)
     assert (decision.cached_tokens, decision.uncached_tokens) == (usable, num_tokens - usable)
+
+
+def test_a_partial_rank_is_credited_what_is_known_of_it(core: RoutingCore) -> None:
+    request = prompt("a", list(range(20)))
+    core.index.store(1, request.block_hashes[:2])
+    set_routable(core, {0: "exact", 1: "partial"})
+    decision = core.choose(request, now=0.0)
+    assert (decision.rank, decision.cached_tokens, decision.trust) == (1, 8, "partial")
 
 
 @pytest.mark.parametrize("trust", ["syncing", "stale"])
@@ -142,6 +150,64 @@ def test_a_pinned_rank_that_is_down_is_not_replaced_by_another(core: RoutingCore
     set_routable(core, ALL_EXACT)
     with pytest.raises(NoRankError, match="rank 1, which the client named,"):
         core.choose(prompt("a", [1]), now=0.0, pinned_rank=1, exclude=frozenset({1}))
+
+
+def test_unavailable_ranks_get_nothing_and_say_why(core: RoutingCore) -> None:
+    request = prompt("a", list(range(20)))
+    core.index.store(1, request.block_hashes)
+    core.set_unavailable(1, "worker down")
+    decision = core.choose(request, now=0.0)
+    assert decision.rank in (0, 2, 3)
+    with pytest.raises(
+        NoRankError, match=r"rank 1.*named.*: unavailable: worker down; these can: \[0, 2, 3\]"
+    ):
+        core.choose(request, now=0.0, pinned_rank=1)
+    for rank in (0, 2):
+        core.set_unavailable(rank, "worker down")
+    with pytest.raises(NoRankError) as caught:
+        core.choose(request, now=0.0, exclude=frozenset({3}))
+    assert caught.value.message == (
+        "every rank that can take requests ([3]) has already failed this one ([3]); "
+        "ranks [0, 1, 2] are unavailable: worker down"
+    )
+    core.set_unavailable(3, "another model")
+    with pytest.raises(NoRankError) as caught:
+        core.choose(request, now=0.0)
+    assert caught.value.message == (
+        "no rank can take requests now: "
+        "ranks [0, 1, 2] are unavailable: worker down; ranks [3] are unavailable: another model"
+    )
+    assert len(core.reservations) == 0
+    core.check_integrity()
+
+
+def test_a_client_reads_a_few_of_many_reasons(core: RoutingCore) -> None:
+    set_routable(core, {})
+    for rank in range(100):
+        core.set_unavailable(rank, f"worker {rank} down")
+    with pytest.raises(NoRankError, match=r"worker 3 down; and 96 other reasons$") as caught:
+        core.choose(prompt("a", [1]), now=0.0)
+    assert len(caught.value.message) < 300
+
+
+@EVERY_POLICY
+def test_a_rank_that_was_unavailable_for_long_does_not_get_everything_afterwards(policy: str) -> None:
+    core = new_core(policy)
+    core.set_unavailable(2, "worker down")
+    core.set_unavailable(3, "worker down")
+
+    def send(first: int, count: int) -> None:
+        for i in range(first, first + count):
+            core.choose(new_prompt(f"r{i}", [i, *range(9)], BLOCK_SIZE, f"user-{i}"), now=0.0)
+            core.reservations.release(f"r{i}")
+
+    send(0, 200)
+    core.load.join(2)
+    core.membership.set(2, "exact")
+    before = assigned(core, 2)[1]
+    send(1000, 30)
+    assert assigned(core, 2)[1] - before < 25
+    core.check_integrity()
 
 
 def test_a_retry_moves_its_reservation(core: RoutingCore) -> None:

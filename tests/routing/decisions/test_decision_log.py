@@ -86,8 +86,39 @@ def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
     assert why == (
         "rank 1 has the lowest cost of predicted_ttft (seconds to the first token, and of delay to others), "
         "0.008; next is rank 2 with 0.02; "
-        "it holds 12 of the prompt's 20 tokens; ranks [2] aren't exact and are credited nothing"
+        "it holds 12 of the prompt's 20 tokens; ranks [2] are syncing or stale and are credited nothing"
     )
+
+
+def test_a_receipt_says_why_a_rank_was_unavailable_then(router: Router) -> None:
+    router.core.set_unavailable(0, "worker http://w:1 is down")
+    decision = router.choose("a", exclude=frozenset({1}))
+    router.core.membership.set(0, "exact")
+    rows = explanation(decision, dp_size=4)["ranks"]
+    assert rows[0] == {"rank": 0, "eligible": False, "why_not": "unavailable: worker http://w:1 is down"}
+    assert [row["why_not"] for row in rows[1:]] == ["the request has failed there already", None, "not alive"]
+
+
+def test_a_partial_rank_is_credited_and_said_to_be_partial(router: Router) -> None:
+    router.core.index.store(1, HASHES[:3])
+    set_routable(router.core, {0: "exact", 1: "partial", 2: "stale"})
+    receipt = explanation(router.choose("a"), dp_size=4)
+    assert (receipt["winner"], receipt["cached_tokens"], receipt["missed_cached_tokens"]) == (1, 12, 0)
+    assert [row.get("trust") for row in receipt["ranks"]] == ["exact", "partial", "stale", None]
+    assert receipt["why"].endswith(
+        "ranks [2] are syncing or stale and are credited nothing; "
+        "ranks [1] are partial and may hold more than is known"
+    )
+    assert router.log.stats.as_json()["decisions"] == {"predicted_ttft": {"partial": 1}}
+
+
+def test_what_a_partial_rank_is_known_to_hold_is_missed_as_an_exact_ones(router: Router) -> None:
+    set_routable(router.core, {0: "partial", 1: "exact"})
+    router.core.index.store(0, HASHES[:4])
+    router.core.index.store(1, HASHES[:1])
+    router.report_waiting(0, 500)
+    decision = router.choose("a")
+    assert (decision.rank, decision.trust, decision.missed_tokens) == (1, "exact", 12)
 
 
 def test_a_pinned_requests_receipt_shows_the_ranks_that_it_could_not_have(router: Router) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import yaml
 
+from app.events.following.sync_status import CREDITED
 from benchmarks.graphs.replicas import replica_pids
 from tests.support.deadlines import DeadlineMissed, wait_until
 from tests.support.graph.serve_config import REPO, Json
@@ -183,7 +184,9 @@ class ServeGraph:
     def _is_followed(self) -> bool:
         held = {each["dp_rank"]: each.get("num_cached_blocks") for each in self._internal_states()}
         known = {
-            each["rank"]: each["num_blocks"] for each in self.get("/router/ranks") if each["trust"] == "exact"
+            each["rank"]: each["num_blocks"]
+            for each in self.get("/router/ranks")
+            if each["trust"] in CREDITED
         }
         return known == held
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 from app.events.config import KvEventsConfig
-from app.events.following.sync_status import SyncStatus
+from app.events.following.sync_status import SyncStatus, Trust
 from app.events.publishing.publisher import EventPublisher
-from app.events.schema import BlockRemoved, BlockStored, LoadStat
+from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, LoadStat
 from app.events.snapshot import CachedBlock, CacheSnapshot
 from app.hashing import chain, wire_hash
 from app.routing.tracking.description import RankDescription
@@ -42,6 +42,8 @@ class LiveRank:
         self.held: dict[int, int | None] = {}
         """Held block → its parent."""
         self.load = load_stat(rank=rank)
+        self.unavailable: str | None = None
+        self.partial_cache: str | None = None
         self.publisher = self.start_publisher(port)
 
     @property
@@ -68,6 +70,10 @@ class LiveRank:
         tokens = [0] * len(block_hashes) * BLOCK_SIZE
         self.publisher.publish([BlockStored(block_hashes, None, tokens, BLOCK_SIZE, medium=medium)])
 
+    def clear(self) -> None:
+        self.held.clear()
+        self.publisher.publish([AllBlocksCleared()])
+
     def remove(self, block_hashes: list[int]) -> None:
         for block_hash in block_hashes:
             del self.held[block_hash]
@@ -75,7 +81,13 @@ class LiveRank:
 
     def describe(self) -> RankDescription:
         return RankDescription(
-            self.rank, self.replica_id, self.publisher.info("127.0.0.1"), self.load, MAX_PROMPT
+            self.rank,
+            self.replica_id,
+            self.publisher.info("127.0.0.1"),
+            self.load,
+            MAX_PROMPT,
+            unavailable=self.unavailable,
+            partial_cache=self.partial_cache,
         )
 
 
@@ -108,7 +120,7 @@ class Follower:
         self.polled = ranks
         await self.tracker.update([live.describe() for live in ranks])
 
-    async def until_known(self, live: LiveRank) -> None:
+    async def until_known(self, live: LiveRank, trust: Trust = "exact") -> None:
         """Polls again and again, as a router does.
 
         A batch published just after a subscriber has connected may not reach it: only polls show that.
@@ -116,8 +128,9 @@ class Follower:
 
         async def is_known() -> bool:
             await self.poll(*self.polled)
-            is_exact = self.core.membership.routable.get(live.rank) == "exact"
-            return is_exact and self.core.index.blocks_of(live.rank) == set(live.held)
+            followed = self.tracker.followed(live.rank)
+            is_trusted = followed is not None and followed.status.state == trust
+            return is_trusted and self.core.index.blocks_of(live.rank) == set(live.held)
 
         await until(is_known, f"the blocks of {live.replica_id} are known", DEADLINE_S)
 
