@@ -259,19 +259,7 @@ class RemoteEngine:
     ) -> None:
         """Send the request and hand out what comes back; an error is its last item."""
         try:
-            if (api := self._api) is None:
-                raise EngineFailedError(self._unavailable)
-            if request.cache_salt is not None:
-                self._follower.add_salt(request.cache_salt)
-            asked = worker_requests(request, self.description.max_model_len, num_cached)
-            chunks = partial(self._take_chunk, stream, own, len(request.prompt_token_ids))
-            if request.earlier_outputs is None:
-                await self._exchange(api, asked[0], chunks)
-            else:
-                await _all(
-                    self._exchange(api, each, partial(_renumbered, chunks, index))
-                    for index, each in asked.items()
-                )
+            await self._send(request, num_cached, partial(self._take_chunk, stream, own))
         except RequestError as error:
             stream.put(error)
         except WireError as error:
@@ -281,6 +269,24 @@ class RemoteEngine:
             stream.put(EngineFailedError(f"{self._rank.url}: {error!r}"))
         finally:
             self._end(stream)
+
+    async def _send(
+        self, request: GenerateRequest, num_cached: int, take: Callable[[TokenChunk], object]
+    ) -> None:
+        """All that the request asks of the worker."""
+        if (api := self._api) is None:
+            raise EngineFailedError(self._unavailable)
+        if request.cache_salt is not None:
+            self._follower.add_salt(request.cache_salt)
+        asked = worker_requests(request, self.description.max_model_len, num_cached)
+        if request.earlier_outputs is None:
+            await self._exchange(api, asked[0], take)
+            return
+        num_tokens = len(request.prompt_token_ids)
+        await _all(
+            self._exchange(api, each, partial(_resumed, take, index, num_tokens))
+            for index, each in asked.items()
+        )
 
     async def _exchange(
         self, api: GenerateApi, asked: WorkerRequest, take: Callable[[TokenChunk], object]
@@ -295,15 +301,10 @@ class RemoteEngine:
         if num_unfinished > 0:
             raise EngineFailedError(f"{self._rank.url}: the answer ended too early")
 
-    def _take_chunk(
-        self, stream: OutputStream, own: OwnRequest, num_prompt_tokens: int, chunk: TokenChunk
-    ) -> None:
+    def _take_chunk(self, stream: OutputStream, own: OwnRequest, chunk: TokenChunk) -> None:
         if not own.has_token:
             self._load.first_token(own, chunk.num_cached_tokens)
             self._publish_load()
-        if chunk.num_prompt_tokens != num_prompt_tokens:  # earlier output went as prompt
-            cached = min(chunk.num_cached_tokens, num_prompt_tokens)
-            chunk = replace(chunk, num_prompt_tokens=num_prompt_tokens, num_cached_tokens=cached)
         stream.put(chunk)
         if stream.is_over:
             self._end(stream)
@@ -359,9 +360,12 @@ def _api(worker: WorkerDescription, url: str) -> GenerateApi:
     )
 
 
-def _renumbered(take: Callable[[TokenChunk], object], index: int, chunk: TokenChunk) -> None:
-    """A sample that goes on is the only one of its request at the worker."""
-    take(replace(chunk, index=index))
+def _resumed(
+    take: Callable[[TokenChunk], object], index: int, num_prompt_tokens: int, chunk: TokenChunk
+) -> None:
+    """A sample that goes on is the only one of its request there, and its earlier output is part of the prompt."""
+    cached = min(chunk.num_cached_tokens, num_prompt_tokens)
+    take(replace(chunk, index=index, num_prompt_tokens=num_prompt_tokens, num_cached_tokens=cached))
 
 
 async def _all(works: Any) -> None:

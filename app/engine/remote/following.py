@@ -11,7 +11,7 @@ from app import hashing
 from app.engine.interface import Result
 from app.engine.relay.feed import Flush, ForeignFeed
 from app.engine.relay.feed_status import ForeignPublisher
-from app.engine.relay.relay import Relay
+from app.engine.relay.relay import HashKind, Relay
 from app.engine.remote.load import RemoteLoad
 from app.engine.remote.worker import Publisher, WorkerDescription
 from app.events.following.connection import subscriber_context
@@ -116,29 +116,25 @@ class RankFollower:
             self._missing = worker.no_publisher if publisher is None else encrypted
             logger.warning("%s: nothing is known of its cache: %s", self._name, self._missing)
             return
-        self._relay = Relay(
-            self._block_size,
-            hashes="opaque" if worker.kind == "vllm" else "chained",
-            source=self._name,
-        )
-        self._feed = ForeignFeed(
-            ForeignPublisher(publisher.events, publisher.replay, publisher.topic),
-            self._relay,
-            self._take_events,
-            name=self._name,
-            flush=self._flush,
-        )
+        hashes: HashKind = "opaque" if worker.kind == "vllm" else "chained"
+        self._relay = Relay(self._block_size, hashes=hashes, source=self._name)
+        address = ForeignPublisher(publisher.events, publisher.replay, publisher.topic)
+        self._feed = ForeignFeed(address, self._relay, self._take_events, name=self._name, flush=self._flush)
         self._feed.start()
-        if publisher.load is not None and publisher.load_topic is not None:
-            self._load_subscriber = LoadSubscriber(
-                subscriber_context(),
-                publisher.load,
-                rank=dp_rank,
-                topic=publisher.load_topic,
-                on_load=self._take_load,
-                on_acknowledged=self._load.acknowledge,
-            )
-            self._load_subscriber.start()
+        self._follow_load(publisher, dp_rank)
+
+    def _follow_load(self, publisher: Publisher, dp_rank: int) -> None:
+        if publisher.load is None or publisher.load_topic is None:
+            return
+        self._load_subscriber = LoadSubscriber(
+            subscriber_context(),
+            publisher.load,
+            rank=dp_rank,
+            topic=publisher.load_topic,
+            on_load=self._take_load,
+            on_acknowledged=self._load.acknowledge,
+        )
+        self._load_subscriber.start()
 
     async def close(self) -> None:
         """Follow nothing, and publish that nothing is known; a second call does nothing."""

@@ -78,22 +78,22 @@ class RemoteLoad:
         added = [each for each in self._requests if report is None or not each.is_reported]
         running = [each for each in added if each.has_token]
         waiting = [each for each in added if not each.has_token]
-        held = sum(each.num_prompt_tokens for each in running)
-        uncached = sum(each.num_uncached_tokens for each in waiting)
-        if report is not None and not report.num_waiting_uncached_tokens and report.num_waiting_reqs:
+        base = report or _NOTHING
+        if not base.num_waiting_uncached_tokens and base.num_waiting_reqs:
             # It says how many wait, and not for how much: of ours that is known.
-            reported = [each for each in self._requests if each.is_reported and not each.has_token]
-            uncached += sum(each.num_uncached_tokens for each in reported)
-        base = report or _nothing(self._dp_rank)
-        return LoadStat(
+            waiting_for = [each for each in self._requests if not each.has_token]
+        else:
+            waiting_for = waiting
+        uncached = sum(each.num_uncached_tokens for each in waiting_for)
+        return msgspec.structs.replace(
+            base,
             num_running_reqs=base.num_running_reqs + _samples(running),
             num_waiting_reqs=base.num_waiting_reqs + _samples(waiting),
-            num_tokens=base.num_tokens + held,
+            num_tokens=base.num_tokens + _prompt_tokens(running),
             max_total_num_tokens=base.max_total_num_tokens or self._capacity_tokens,
             dp_rank=self._dp_rank,
             num_waiting_uncached_tokens=base.num_waiting_uncached_tokens + uncached,
-            num_total_tokens=base.num_total_tokens + sum(each.num_prompt_tokens for each in added),
-            max_running_requests=base.max_running_requests,
+            num_total_tokens=base.num_total_tokens + _prompt_tokens(added),
             total_prefill_uncached_tokens=self._num_prefilled_tokens,
             total_prefill_busy_us=round(self._prefill_busy_us),
         )
@@ -171,8 +171,8 @@ def _samples(requests: Iterable[OwnRequest]) -> int:
     return sum(each.num_samples for each in requests)
 
 
-def _nothing(dp_rank: int) -> LoadStat:
-    return msgspec.structs.replace(_NOTHING, dp_rank=dp_rank)
+def _prompt_tokens(requests: Iterable[OwnRequest]) -> int:
+    return sum(each.num_prompt_tokens for each in requests)
 
 
 _NOTHING = LoadStat(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

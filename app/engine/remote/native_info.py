@@ -12,6 +12,7 @@ from app.engine.remote.worker import Publisher, WorkerDescription, WorkerKind
 from app.errors import WireError, WorkerError
 from app.events.descriptor import read_descriptor
 from app.events.ports import dial_host
+from app.events.publisher_info import PublisherAddress
 from app.events.schema import LoadStat
 
 Json = dict[str, Any]
@@ -25,22 +26,17 @@ def read_server_info(info: Json, server_host: str, dp_rank: int) -> WorkerDescri
     """
     kind: WorkerKind = "kvbeacon" if isinstance(info.get("publishers"), list) else "sglang"
     state = _entry(info.get("internal_states"), dp_rank)
-    if kind == "kvbeacon" and state.get("state") == "unreachable":
-        raise WorkerError(f"/server_info: rank {dp_rank} of the worker is unreachable")
-    if kind == "kvbeacon" and state.get("unavailable"):
-        raise WorkerError(f"/server_info: rank {dp_rank} of the worker: {state['unavailable']}")
+    if kind == "kvbeacon":
+        _check_state(state, dp_rank)
     dp_size = _dp_size(info)
     publisher, no_publisher = _publisher(info, server_host, dp_rank)
     block_size = _positive(info.get("page_size"))
+    names = (info.get(key) for key in ("model_path", "served_model_name"))
     return WorkerDescription(
         kind=kind,
         version=str(info.get("version") or ""),
         dp_size=dp_size,
-        model_names=tuple(
-            dict.fromkeys(
-                name for key in ("model_path", "served_model_name") if isinstance(name := info.get(key), str)
-            )
-        ),
+        model_names=tuple(dict.fromkeys(name for name in names if isinstance(name, str))),
         max_model_len=_positive(info.get("max_model_len")) or _positive(info.get("context_length")),
         block_size=block_size,
         num_blocks=_positive(state.get("num_blocks")) or _blocks(info, state, block_size),
@@ -63,18 +59,16 @@ def read_loads(answer: Json, dp_rank: int) -> LoadStat | None:
     if load is None:
         return None
     held = _count(load, "num_used_tokens") or _count(load, "num_tokens")
-    return LoadStat(
-        num_running_reqs=_count(load, "num_running_reqs"),
-        num_waiting_reqs=_count(load, "num_waiting_reqs"),
-        num_tokens=held,
-        max_total_num_tokens=_count(load, "max_total_num_tokens"),
-        dp_rank=dp_rank,
-        num_waiting_uncached_tokens=_count(load, "num_waiting_uncached_tokens"),
-        num_total_tokens=_count(load, "num_total_tokens") or held,
-        max_running_requests=_count(load, "max_running_requests"),
-        total_prefill_uncached_tokens=_count(load, "total_prefill_uncached_tokens"),
-        total_prefill_busy_us=_count(load, "total_prefill_busy_us"),
-    )
+    counts = {name: _count(load, name) for name in LoadStat.__struct_fields__}
+    total = counts["num_total_tokens"] or held
+    return LoadStat(**{**counts, "num_tokens": held, "num_total_tokens": total, "dp_rank": dp_rank})
+
+
+def _check_state(state: Json, dp_rank: int) -> None:
+    """kvbeacon says which of its ranks can't serve now."""
+    reason = "unreachable" if state.get("state") == "unreachable" else state.get("unavailable")
+    if reason:
+        raise WorkerError(f"/server_info: rank {dp_rank} of the worker: {reason}")
 
 
 def _publisher(info: Json, server_host: str, dp_rank: int) -> tuple[Publisher | None, str]:
@@ -89,17 +83,17 @@ def _publisher(info: Json, server_host: str, dp_rank: int) -> tuple[Publisher | 
         raise WorkerError(f"/server_info: {error}") from None
     if dp_rank >= len(addresses):
         return None, f"kv_events of its /server_info has {len(addresses)} ranks"
-    address = addresses[dp_rank]
-    return (
-        Publisher(
-            address.event_endpoint,
-            address.replay_endpoint,
-            address.load_endpoint,
-            address.topic,
-            address.load_topic,
-            is_encrypted=address.curve_public_key is not None,
-        ),
-        "",
+    return _from_address(addresses[dp_rank]), ""
+
+
+def _from_address(address: PublisherAddress) -> Publisher:
+    return Publisher(
+        address.event_endpoint,
+        address.replay_endpoint,
+        address.load_endpoint,
+        address.topic,
+        address.load_topic,
+        is_encrypted=address.curve_public_key is not None,
     )
 
 

@@ -58,16 +58,15 @@ def describe(
     sources: Json, models: Json, version: str, metrics: Metrics, engine: str, server_host: str, has_api: bool
 ) -> WorkerDescription:
     """The engine with this number, from the server's answers; `has_api`: whether it generates from tokens."""
-    cards = [each for each in models.get("data") or () if isinstance(each, dict)]
-    names = (each.get(key) for each in cards for key in ("id", "root"))
-    context = next((each["max_model_len"] for each in cards if type(each.get("max_model_len")) is int), None)
+    names, context = _models(models)
     dp_size = len(sources) or 1
     publisher, no_publisher = _publisher(sources.get(engine), server_host)
+    cannot_generate = f"it doesn't serve {VllmApi.path}: start it with `{NEEDED_FLAG}`"
     return WorkerDescription(
         kind="vllm",
         version=version,
         dp_size=dp_size,
-        model_names=tuple(dict.fromkeys(name for name in names if isinstance(name, str))),
+        model_names=names,
         max_model_len=context,
         block_size=metrics.label("vllm:cache_config_info", "block_size"),
         num_blocks=metrics.label("vllm:cache_config_info", "num_gpu_blocks"),
@@ -76,9 +75,7 @@ def describe(
         dp_rank=int(engine) if dp_size > 1 else None,
         # A priority that isn't 0 is refused there, by name, unless its scheduling policy is `priority`.
         higher_first=False,
-        cannot_generate=None
-        if has_api
-        else f"it doesn't serve {VllmApi.path}: start it with `{NEEDED_FLAG}`",
+        cannot_generate=None if has_api else cannot_generate,
     )
 
 
@@ -101,6 +98,15 @@ def read_load(metrics: Metrics, worker: WorkerDescription, dp_rank: int) -> Load
         total_prefill_uncached_tokens=0,
         total_prefill_busy_us=0,
     )
+
+
+def _models(answer: Json) -> tuple[tuple[str, ...], int | None]:
+    """Every name in `/v1/models`, and the context in tokens."""
+    cards = [each for each in answer.get("data") or () if isinstance(each, dict)]
+    names = (each.get(key) for each in cards for key in ("id", "root"))
+    contexts = (each.get("max_model_len") for each in cards)
+    context = next((each for each in contexts if type(each) is int), None)
+    return tuple(dict.fromkeys(name for name in names if isinstance(name, str))), context
 
 
 def _publisher(source: Any, server_host: str) -> tuple[Publisher | None, str]:

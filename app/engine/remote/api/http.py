@@ -7,7 +7,8 @@ close may take a request with it. Every wait has a limit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ import httpx2
 import msgspec
 
 from app.engine.remote.api.refusals import refusal
-from app.errors import EngineFailedError, WorkerError, WorkerSlowError
+from app.errors import EngineFailedError, WireError, WorkerError, WorkerSlowError
 from app.events.schema import DECODE_FAULTS
 
 CONNECT_S = 2.0
@@ -101,21 +102,23 @@ class WorkerHttp:
             WorkerSlowError: there is none within `timeout_s` seconds.
             WorkerError: the worker can't be reached, or the answer is longer than allowed.
         """
-        body = bytearray()
         try:
             async with asyncio.timeout(timeout_s):
-                url, limit = self.url + path, httpx2.Timeout(timeout_s, connect=CONNECT_S)
-                async with self._client.stream(method, url, timeout=limit) as response:
-                    async for part in response.aiter_bytes():
-                        body += part
-                        if len(body) > MAX_ANSWER_BYTES:
-                            raise WorkerError(f"{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+                return await self._ask(path, method, httpx2.Timeout(timeout_s, connect=CONNECT_S))
         except TimeoutError:
             raise WorkerSlowError(f"{path}: no answer within {timeout_s:g} s") from None
         except httpx2.TimeoutException as error:
             raise WorkerSlowError(f"{path}: {_shown(error)}") from None
         except _FAULTS as error:
             raise WorkerError(f"{path}: {_shown(error)}") from None
+
+    async def _ask(self, path: str, method: str, limit: httpx2.Timeout) -> Answer:
+        body = bytearray()
+        async with self._client.stream(method, self.url + path, timeout=limit) as response:
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise WorkerError(f"{path}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
         return Answer(path, response.status_code, bytes(body))
 
     async def events(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
@@ -127,39 +130,43 @@ class WorkerHttp:
         """
         limit = httpx2.Timeout(FIRST_EVENT_S, connect=CONNECT_S)
         headers = {"content-type": "application/json", "accept": "text/event-stream", **headers}
-        buffer = bytearray()
+        url = self.url + path
         try:
-            request = self._client.stream(
-                "POST", self.url + path, content=body, headers=headers, timeout=limit
-            )
+            request = self._client.stream("POST", url, content=body, headers=headers, timeout=limit)
             async with request as response:
                 if response.status_code != 200:
                     answer = (await response.aread())[:MAX_ANSWER_BYTES]
-                    raise refusal(self.url + path, response.status_code, answer, response.headers)
-                parts = aiter(response.aiter_raw())
-                limit_s = FIRST_EVENT_S
-                while True:
-                    try:
-                        async with asyncio.timeout(limit_s):
-                            part = await anext(parts)
-                    except StopAsyncIteration:
-                        return
-                    buffer += part
-                    *lines, rest = buffer.split(b"\n")
-                    if len(rest) > MAX_EVENT_BYTES:
-                        raise self._failed(path, f"an event is longer than {MAX_EVENT_BYTES} bytes")
-                    buffer = bytearray(rest)
-                    for line in lines:
-                        if line.startswith(b"data:"):
-                            limit_s = IDLE_S
-                            yield bytes(line[5:].strip())
-        except TimeoutError:
-            raise self._failed(path, f"nothing came for {limit_s:g} s") from None
-        except _FAULTS as error:
-            raise self._failed(path, _shown(error)) from None
+                    raise refusal(url, response.status_code, answer, response.headers)
+                async with aclosing(_events_in(response.aiter_raw())) as events:
+                    async for data in events:
+                        yield data
+        except (TimeoutError, WireError, *_FAULTS) as error:
+            raise EngineFailedError(f"{url}: {_shown(error)}") from None
 
-    def _failed(self, path: str, reason: str) -> EngineFailedError:
-        return EngineFailedError(f"{self.url}{path}: {reason}")
+
+async def _events_in(parts: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The data of each event; other fields, and comments, are none of ours.
+
+    Raises:
+        TimeoutError: nothing came for too long.
+        WireError: an event is too long.
+    """
+    buffer, limit_s = b"", FIRST_EVENT_S
+    while True:
+        try:
+            async with asyncio.timeout(limit_s):
+                buffer += await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise TimeoutError(f"nothing came for {limit_s:g} s") from None
+        *lines, buffer = buffer.split(b"\n")
+        if len(buffer) > MAX_EVENT_BYTES:
+            raise WireError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        for line in lines:
+            if line.startswith(b"data:"):
+                limit_s = IDLE_S
+                yield line[5:].strip()
 
 
 def _shown(error: Exception) -> str:

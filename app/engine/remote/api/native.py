@@ -82,13 +82,14 @@ class NativeApi:
         if request.cache_salt is not None:
             body["cache_salt"] = request.cache_salt
         if request.priority:
-            if not self._takes_priority:
-                message = (
-                    f"priority = {request.priority}: the worker doesn't schedule by priority; allowed is 0"
-                )
-                raise InvalidRequestError(message, param="priority")
-            body["priority"] = -request.priority if self._higher_first else request.priority
+            body["priority"] = self._priority(request.priority)
         return msgspec.json.encode(body)
+
+    def _priority(self, priority: int) -> int:
+        if not self._takes_priority:
+            message = f"priority = {priority}: the worker schedules by no priority; allowed is 0"
+            raise InvalidRequestError(message, param="priority")
+        return -priority if self._higher_first else priority
 
     def headers(self) -> Mapping[str, str]:
         """See `GenerateApi`."""
@@ -113,29 +114,29 @@ class _NativeAnswer:
         event = decode_capped(_decode, data, "event of /generate")
         if event.error is not None:
             raise refusal_in_stream(self._where, event.error)
-        meta, index = event.meta_info, event.index
-        if meta is None or event.output_ids is None:
-            raise WireError(f"event of /generate without output_ids and meta_info: {data[:200]!r}")
+        if (meta := event.meta_info) is None:
+            raise WireError(f"event of /generate without meta_info: {data[:200]!r}")
+        token_ids = self._new_tokens(event.index, event.output_ids or [], meta.completion_tokens)
+        finish_reason = _finish_reason(self._where, meta.finish_reason)
+        if token_ids or finish_reason is not None:
+            yield TokenChunk(
+                token_ids=token_ids,
+                num_prompt_tokens=meta.prompt_tokens,
+                num_cached_tokens=meta.cached_tokens,
+                finish_reason=finish_reason,
+                index=event.index,
+                logprobs=_logprobs(meta, len(token_ids)),
+            )
+
+    def _new_tokens(self, index: int, output_ids: list[int], num_tokens: int) -> list[int]:
+        """Of a sample's tokens those at the end that are new, when it has `num_tokens` in all."""
         if not 0 <= index < len(self._num_tokens):
             raise WireError(f"event of /generate for sample {index}; there are {len(self._num_tokens)}")
-        num_new = meta.completion_tokens - self._num_tokens[index]
-        if not 0 <= num_new <= len(event.output_ids):
-            raise WireError(
-                f"event of /generate: {len(event.output_ids)} output_ids, {meta.completion_tokens} "
-                f"completion_tokens, {self._num_tokens[index]} before"
-            )
-        finish_reason = _finish_reason(self._where, meta.finish_reason)
-        if num_new == 0 and finish_reason is None:
-            return
-        self._num_tokens[index] += num_new
-        yield TokenChunk(
-            token_ids=event.output_ids[len(event.output_ids) - num_new :],
-            num_prompt_tokens=meta.prompt_tokens,
-            num_cached_tokens=meta.cached_tokens,
-            finish_reason=finish_reason,
-            index=index,
-            logprobs=_logprobs(meta, num_new),
-        )
+        before, self._num_tokens[index] = self._num_tokens[index], num_tokens
+        if not 0 <= num_tokens - before <= len(output_ids):
+            given = f"{len(output_ids)} output_ids, {num_tokens} completion_tokens, {before} before"
+            raise WireError(f"event of /generate: {given}")
+        return output_ids[len(output_ids) - (num_tokens - before) :]
 
 
 def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:

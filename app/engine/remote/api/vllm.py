@@ -177,24 +177,17 @@ def _check_salt(salt: str) -> None:
         raise InvalidRequestError(message, param="cache_salt")
 
 
+_SAME_NAMES = (
+    *("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "min_p", "seed"),
+    *("stop", "stop_token_ids", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+"""Fields that mean the same in both."""
+
+
 def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     """vLLM's names."""
-    given: dict[str, Any] = {
-        "max_tokens": params.max_tokens,
-        "temperature": params.temperature,
-        "top_k": params.top_k,
-        "top_p": params.top_p,
-        "min_p": params.min_p,
-        "n": n,
-        "seed": params.seed,
-        "stop": list(params.stop),
-        "stop_token_ids": list(params.stop_token_ids),
-        "ignore_eos": params.ignore_eos,
-        "min_tokens": params.min_tokens,
-        "presence_penalty": params.presence_penalty,
-        "frequency_penalty": params.frequency_penalty,
-        "repetition_penalty": params.repetition_penalty,
-    }
+    given: dict[str, Any] = {name: getattr(params, name) for name in _SAME_NAMES} | {"n": n}
     if params.logit_bias:
         given["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
     if params.logprobs is not None:
