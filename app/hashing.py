@@ -20,6 +20,8 @@ MAX_SALT_CHARS = 256
 """Characters of a salt that a request's body may carry."""
 MAX_TENANT_SALT_CHARS = 2 * MAX_SALT_CHARS
 """Characters of the salt of a tenant's request, see `tenant_salt`."""
+WORKER_SALT_CHARS = 128
+"""Characters of a salt that every worker by URL takes in a request's body; vLLM allows no more."""
 _INT64 = Struct(">q")
 _SALT_PREFIX = b"sglang-cache-salt-v1\0"
 _TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
@@ -32,20 +34,21 @@ def seed(cache_salt: str | None) -> bytes:
     return hashlib.sha256(_SALT_PREFIX + cache_salt.encode()).digest()
 
 
-def tenant_salt(tenant: str, cache_salt: str | None) -> str:
+def tenant_salt(tenant: str, cache_salt: str | None, num_chars: int = 2 * MAX_SALT_CHARS) -> str:
     """The salt of a tenant's request, which takes the place of the one that its body may have.
 
         shake_256(prefix ‖ length of the name as uint32 little-endian ‖ name ‖ [ "\\0" ‖ the body's salt ])
 
     The length (in bytes) comes first, so the hashed bytes can be parsed in one way only, and no two pairs of
-    name and body's salt have a salt in common. The result is `MAX_SALT_CHARS` bytes in hexadecimal digits,
-    twice as long as a body's salt may be: no body's salt equals a tenant's. (Only SGLang's native API takes
-    one that long, from a server that passes its tenant's on.)
+    name and body's salt have a salt in common. The result is hexadecimal digits, by
+    default twice as many as a body's salt may have characters: no body's salt equals a tenant's. (Only SGLang's
+    native API takes one that long, from a server that passes its tenant's on. In front of workers by URL
+    tenants' salts are `WORKER_SALT_CHARS` long.)
     """
     name = tenant.encode()
     own = b"" if cache_salt is None else b"\0" + cache_salt.encode()
     scope = _TENANT_PREFIX + len(name).to_bytes(4, "little") + name + own
-    return hashlib.shake_256(scope).hexdigest(MAX_SALT_CHARS)
+    return hashlib.shake_256(scope).hexdigest(num_chars // 2)
 
 
 def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT) -> list[bytes]:

@@ -39,6 +39,7 @@ from app.deployments.router_client import RouterClient
 from app.errors import InvalidRequestError, NotAllowedError, PromptTooLongError, RequestError
 from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
+from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name
 from app.text.tokenizer import Tokenizer
@@ -122,6 +123,8 @@ class Ingress:
             model_name=served_name(config.model),
             max_model_len=self._max_model_len,
             dp_size=config.dp_size,
+            # Workers take tenants' salts in bodies, where they may be no longer than others.
+            tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
         )
         self._dispatcher = Dispatcher(
             self._routers,

@@ -52,6 +52,7 @@ class RequestReader:
         model_name: what a request may name as its model.
         max_model_len: tokens of the context.
         dp_size: ranks of the deployment.
+        tenant_salt_chars: characters of a tenant's salt.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class RequestReader:
         model_name: str,
         max_model_len: int,
         dp_size: int,
+        tenant_salt_chars: int = 2 * hashing.MAX_SALT_CHARS,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._max_model_len = max_model_len
         self._dp_size = dp_size
+        self._tenant_salt_chars = tenant_salt_chars
 
     async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
         """The request, its body parsed by `parse`.
@@ -84,12 +87,15 @@ class RequestReader:
             uuid.uuid4().hex,
             token_ids,
             body.engine_params(),
-            cache_salt=body.cache_salt if tenant is None else hashing.tenant_salt(tenant, body.cache_salt),
+            cache_salt=self._cache_salt(tenant, body.cache_salt),
             n=body.n,
             priority=body.priority,
         )
         rank = pinned_rank(request.headers, body.rank_fields, self._dp_size)
         return PreparedRequest(body, generate, rank, session_id or body.session_id)
+
+    def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
+        return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
 
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""

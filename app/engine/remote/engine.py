@@ -363,7 +363,7 @@ def _api(worker: WorkerDescription, url: str) -> GenerateApi:
 def _resumed(
     take: Callable[[TokenChunk], object], index: int, num_prompt_tokens: int, chunk: TokenChunk
 ) -> None:
-    """A sample that goes on is the only one of its request there, and its earlier output is part of the prompt."""
+    """A sample that goes on is the only one of its request there, with its earlier output as prompt."""
     cached = min(chunk.num_cached_tokens, num_prompt_tokens)
     take(replace(chunk, index=index, num_prompt_tokens=num_prompt_tokens, num_cached_tokens=cached))
 

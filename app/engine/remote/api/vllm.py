@@ -22,9 +22,9 @@ from app.engine.remote.api.refusals import refusal_in_stream
 from app.errors import EngineFailedError, InvalidRequestError, WireError
 from app.events.schema import decode_capped
 from app.generation import MAX_LOGPROBS, SamplingParams, StructuredOutput, TokenChunk, TokenLogprobs
+from app.hashing import WORKER_SALT_CHARS
 
 DONE = b"[DONE]"
-MAX_SALT_CHARS = 128
 _NOT_IN_SALTS = frozenset("@/\\\0")
 
 
@@ -170,9 +170,9 @@ def _likeliest(chosen: _Logprob, wanted: int) -> tuple[tuple[int, float], ...]:
 
 def _check_salt(salt: str) -> None:
     """vLLM would refuse it with a message that shows no more than this one does: a salt is a secret."""
-    if len(salt) > MAX_SALT_CHARS or _NOT_IN_SALTS.intersection(salt):
+    if len(salt) > WORKER_SALT_CHARS or _NOT_IN_SALTS.intersection(salt):
         message = (
-            f"cache_salt: at most {MAX_SALT_CHARS} characters, without '@', '/', '\\' and NUL, are allowed"
+            f"cache_salt: at most {WORKER_SALT_CHARS} characters, without '@', '/', '\\' and NUL, are allowed"
         )
         raise InvalidRequestError(message, param="cache_salt")
 
