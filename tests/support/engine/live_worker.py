@@ -1,7 +1,7 @@
 """A worker by URL: a real rank behind a real HTTP server that speaks SGLang's native API, or vLLM's.
 
-The answers' shapes are SGLang 0.5's and vLLM 0.32's, as their sources have them. Everything runs on the test's
-event loop, but the rank's engine.
+The answers' shapes are SGLang 0.5's and vLLM 0.32's, as their sources have them. Everything but the rank's
+engine runs on the test's event loop.
 """
 
 from __future__ import annotations
