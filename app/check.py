@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from app.config import AppConfig, ModelConfig, load_config
+from app.config import AppConfig, load_config
 from app.engine.check import check_model
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
@@ -56,7 +56,7 @@ def check(file: Path) -> None:
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             ports.take(f"rank {rank}", host, int(port))
     for config in configs:
-        _check_model(config.model)
+        _check_model(config)
 
 
 def _read(file: Path) -> ServeDeploySchema:
@@ -88,11 +88,13 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
                 yield rank, endpoint
 
 
-def _check_model(config: ModelConfig) -> None:
-    """Reads what is small of the model; the weights are left to the ranks."""
-    folder = resolve_model(config)
-    check_model(folder)
-    resolve_max_model_len(config.max_model_len, context_length(folder))
+def _check_model(config: AppConfig) -> None:
+    """Reads what is small of the model; the weights are left to the ranks, or to workers by URL."""
+    is_remote = config.remote_ranks is not None
+    folder = resolve_model(config.model, weights=not is_remote)
+    if not is_remote:
+        check_model(folder)
+    resolve_max_model_len(config.model.max_model_len, context_length(folder))
     Tokenizer.from_folder(folder)
 
 

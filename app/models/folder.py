@@ -11,17 +11,17 @@ from app.errors import ModelNotFoundError, UnsupportedModelError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether `folder` is there and lacks nothing."""
-    return folder.is_dir() and missing_file(folder) is None
+def is_complete(folder: Path, *, weights: bool = True) -> bool:
+    """Whether `folder` is there and lacks nothing; `weights` False: but perhaps those."""
+    return folder.is_dir() and missing_file(folder, weights=weights) is None
 
 
-def missing_file(folder: Path) -> str | None:
-    """The first file that serving needs and `folder` lacks."""
+def missing_file(folder: Path, *, weights: bool = True) -> str | None:
+    """The first file that serving needs and `folder` lacks; `weights` False: those aren't needed."""
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             return name
-    if (folder / WEIGHTS).is_file():
+    if not weights or (folder / WEIGHTS).is_file():
         return None
     if not (folder / INDEX).is_file():
         return f"{WEIGHTS} (or {INDEX})"

@@ -35,22 +35,24 @@ def is_hub_id(path: str) -> bool:
     return _ID.fullmatch(path) is not None
 
 
-def snapshot(repo_id: str) -> Path:
+def snapshot(repo_id: str, *, weights: bool = True) -> Path:
     """The folder with the model's files. A cached one is taken as it is, without asking for a newer one.
+
+    Without `weights` those aren't fetched.
 
     Raises:
         ModelNotFoundError: no such model, no access, no network, or a file that serving needs isn't in it.
     """
     cached = _cached(repo_id)
-    if cached is not None and is_complete(cached):
+    if cached is not None and is_complete(cached, weights=weights):
         return cached
     logger.info("fetching %s from the Hugging Face Hub", repo_id)
     try:
-        folder = _download(repo_id)
+        folder = _download(repo_id, weights=weights)
     except (OSError, httpx2.HTTPError) as error:
         reason = f"no such folder, and not to be had from the Hugging Face Hub: {_first_line(error)}"
         raise ModelNotFoundError(_complaint(repo_id, reason)) from error
-    missing = missing_file(folder)
+    missing = missing_file(folder, weights=weights)
     if missing is not None:
         raise ModelNotFoundError(_complaint(repo_id, f"its snapshot {folder} has no {missing}"))
     return folder
@@ -70,8 +72,10 @@ def _cached(repo_id: str) -> Path | None:
         return None
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, *, weights: bool) -> Path:
     """Only what serving reads: many models also hold their weights in other formats."""
+    if not weights:
+        return Path(snapshot_download(repo_id, allow_patterns=_SMALL_FILES))
     folder = Path(snapshot_download(repo_id, allow_patterns=[*_SMALL_FILES, WEIGHTS, INDEX]))
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         snapshot_download(repo_id, allow_patterns=shards(folder / INDEX))

@@ -28,12 +28,13 @@ logger = logging.getLogger(__name__)
 _GGUF = ".gguf"
 
 
-def resolve_model(config: ModelConfig, progress: bool | None = None) -> Path:
+def resolve_model(config: ModelConfig, progress: bool | None = None, *, weights: bool = True) -> Path:
     """The folder with the model's files, fetched and converted first if necessary.
 
     Args:
         config: which model, and the cache folder.
         progress: whether to draw bars on stderr. Default: when stderr is a terminal.
+        weights: whether they are needed; where ranks are workers by URL they aren't.
 
     Raises:
         ModelNotFoundError: no such folder, file, name or id, a folder that lacks a file, or a failed fetch.
@@ -43,7 +44,7 @@ def resolve_model(config: ModelConfig, progress: bool | None = None) -> Path:
     progress = sys.stderr.isatty() if progress is None else progress
     path = _as_path(config.path)
     if path.is_dir():
-        missing = missing_file(path)
+        missing = missing_file(path, weights=weights)
         if missing is not None:
             raise ModelNotFoundError(f"model.path = {config.path!r}: the folder has no {missing}")
         return path.resolve()
@@ -52,7 +53,7 @@ def resolve_model(config: ModelConfig, progress: bool | None = None) -> Path:
     if config.path in KNOWN_MODELS:
         return _known(KNOWN_MODELS[config.path], config, progress=progress)
     if hub.is_hub_id(config.path) and path.suffix != _GGUF:
-        return hub.snapshot(config.path)
+        return hub.snapshot(config.path, weights=weights)
     names = ", ".join(sorted(KNOWN_MODELS))
     raise ModelNotFoundError(
         f"model.path = {config.path!r}: no such folder or {_GGUF} file, not a known name (known: {names}), "

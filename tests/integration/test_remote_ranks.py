@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -118,6 +119,17 @@ def test_the_front_holds_what_the_workers_hold(fleet: Fleet) -> None:
     info = fleet.front.get("/server_info")["internal_states"]
     assert {each["device"] for each in info} == {"remote"}
     assert all(each["kernels"].startswith("kvbeacon") for each in info)
+
+
+def test_the_ranks_processes_have_no_torch(fleet: Fleet) -> None:
+    def has_torch(pid: int) -> bool:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+    def of(path: str) -> list[bool]:
+        states = fleet.front.get(f"{path}/server_info")["internal_states"]
+        return [has_torch(each["pid"]) for each in states]
+
+    assert (of(""), of("/a")) == ([False] * 3, [True] * 2)
 
 
 def test_a_streams_tokens_and_logprobs_are_the_workers(fleet: Fleet) -> None:

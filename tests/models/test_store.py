@@ -143,6 +143,15 @@ def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
         resolve_model(ModelConfig(path=str(folder)))
 
 
+def test_workers_by_url_need_no_weights(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    config = ModelConfig(path=str(tmp_path))
+    assert resolve_model(config, weights=False) == tmp_path.resolve()
+    with pytest.raises(ModelNotFoundError, match=r"has no model\.safetensors"):
+        resolve_model(config)
+
+
 def test_a_broken_index_is_named(tmp_path: Path) -> None:
     folder = local_model(tmp_path / "mine", "config.json", "tokenizer.json", "model.safetensors.index.json")
     with pytest.raises(ModelNotFoundError, match=r"model\.safetensors\.index\.json"):

@@ -19,7 +19,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
     """
     assert config.remote_ranks is not None, config
     worker, worker_rank = config.remote_ranks.worker_of(dp_rank)
-    model_dir = resolve_model(config.model)
+    model_dir = resolve_model(config.model, weights=False)
     scheduler = config.engine.scheduler
     expected = Expected(
         dp_size=worker.dp_size,
