@@ -45,7 +45,7 @@ FULL = SamplingParams(
 
 
 def request(params: SamplingParams = FULL, **fields: Any) -> WorkerRequest:
-    values = {"request_id": "r", "token_ids": [1, 2], "params": params, "n": 2, "priority": 0}
+    values: dict[str, Any] = {"request_id": "r", "token_ids": [1, 2], "params": params, "n": 2, "priority": 0}
     return WorkerRequest(**(values | {"cache_salt": "pepper", "num_cached_tokens": 0} | fields))
 
 
@@ -125,9 +125,9 @@ def test_structured_output(kind: Any, source: str, native: object, vllm: object)
 
 
 def test_what_a_worker_cannot_honour_is_named() -> None:
-    for fields in ({"cache_salt": "a/b"}, {"cache_salt": "x" * 129}):
+    for salt in ("a/b", "x" * 129):
         with pytest.raises(InvalidRequestError, match="cache_salt"):
-            VllmApi("w", None).body(request(**fields))
+            VllmApi("w", None).body(request(cache_salt=salt))
     with pytest.raises(InvalidRequestError, match="priority = 4"):
         NativeApi("w", None, takes_priority=False).body(request(priority=4))
 
