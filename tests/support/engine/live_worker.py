@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,8 +75,7 @@ class LiveWorker:
 
     async def start(self) -> None:
         """Return once it answers."""
-        listening = socket.create_server(("127.0.0.1", self.port))
-        self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
+        self._task = asyncio.create_task(self._server.serve())
         await until(lambda: self._server.started, "the worker's HTTP server started")
 
     async def stop(self) -> None:
