@@ -194,7 +194,8 @@ async def test_a_client_that_disconnects_aborts_its_request(tiny_graph: ServeGra
     async with Streams(tiny_graph) as streams:
         async with streams.http.stream("POST", "/generate", json=body) as response:
             assert response.headers["x-dp-rank"] == "0"
-            await anext(response.aiter_lines())
+            lines = response.aiter_lines()
+            assert await anext(lines)
             await streams.until_load(0, num_running_reqs=1)
 
         async def is_idle() -> bool:
