@@ -260,7 +260,7 @@ def test_a_flushed_cache_is_forgotten_by_rank_and_router(tiny_graph: ServeGraph,
         return [each["num_blocks"] for each in tiny_graph.get("/router/ranks")] == [0, 0]
 
     wait_until(is_forgotten, "no blocks in the index")
-    assert all(rank["num_blocks"] == 0 for rank in tiny_graph.audit())
+    assert all(rank["num_rank_blocks"] == 0 for rank in tiny_graph.audit())
     for rank, prompt in enumerate(prompts):
         assert cached_tokens(tiny_graph.complete(prompt, rank=rank)) == 0
         assert cached_tokens(tiny_graph.complete(prompt, rank=rank)) == 96
