@@ -108,7 +108,7 @@ class GenerateBody(RankFields):
     @field_validator("model", mode="before")
     @classmethod
     def _unnamed(cls, value: Any) -> Any:
-        """SGLang's fields have no model; smg, its router, writes `_UNNAMED_MODEL` where a client named none."""
+        """SGLang's fields have no model; its router smg writes `_UNNAMED_MODEL` where a client named none."""
         return None if value == _UNNAMED_MODEL else value
 
     @field_validator("text", "input_ids", mode="before")
