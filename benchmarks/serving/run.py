@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import ray
-import torch
 from tqdm import tqdm
 
 from benchmarks.graphs.graph import deployed, running_ray, with_policy
+from benchmarks.machine import machine
 from benchmarks.serving.client import ChatClient
 from benchmarks.serving.drive import hold_all, wait_until_ready, warm_up
 from benchmarks.serving.options import POLICIES
@@ -66,15 +63,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "block_size": config.engine.cache.block_size,
         "num_blocks_per_rank": config.engine.cache.num_blocks,
         "num_blocks_needed_by_all": plan.needed_blocks,
-        "machine": {
-            "cpus": os.cpu_count(),
-            "load_average_1m": os.getloadavg()[0],
-            "architecture": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "ray": ray.__version__,
-        },
+        "machine": machine(),
     }
 
 
