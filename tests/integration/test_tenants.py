@@ -21,7 +21,9 @@ HEADER = "X-Tenant"
 NUM_HITS = 96
 """Of the 100 tokens of a `new_prompt`."""
 # Everything that takes a prompt, found by its method: a new endpoint is tested here without being named.
-PROMPT_PATHS = sorted(path for path, methods in api.openapi()["paths"].items() if "post" in methods)
+PROMPT_PATHS = sorted(
+    path for path, methods in api.openapi()["paths"].items() if "post" in methods and "get" not in methods
+)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def ask(
 
 
 def test_everything_that_takes_a_prompt_is_known() -> None:
-    assert PROMPT_PATHS == ["/router/explain", "/v1/chat/completions", "/v1/completions"]
+    assert PROMPT_PATHS == ["/generate", "/router/explain", "/v1/chat/completions", "/v1/completions"]
 
 
 @pytest.mark.parametrize("path", PROMPT_PATHS)
@@ -85,8 +87,9 @@ def test_a_header_that_names_no_one_tenant_is_refused_and_not_shown(
 
 
 def test_what_takes_no_prompt_needs_no_tenant(graph: ServeGraph) -> None:
-    for path in ("/health", "/v1/models", "/v1/models/tiny", "/model_info", "/router/ranks"):
+    for path in ("/health", "/v1/models", "/v1/models/tiny", "/model_info", "/router/ranks", "/v1/loads"):
         graph.get(path)
+    graph.get("/health_generate")
     assert graph.get("/server_info")["ingress"]["tenant_header"] == HEADER
 
 
@@ -155,6 +158,23 @@ def test_a_chats_stream_is_its_tenants_too(graph: ServeGraph) -> None:
     first, again, other = cached("a"), cached("a"), cached("b")
     assert first == other < 32  # a template's beginning is each tenant's own too
     assert again > 100
+
+
+def test_sglangs_api_keeps_tenants_apart_too(graph: ServeGraph) -> None:
+    prompt = new_prompt()
+
+    def cached(tenant: str, **fields: Any) -> int:
+        body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 1}, **fields}
+        headers = {HEADER: tenant, "X-Data-Parallel-Rank": "0"}
+        response = graph.http.post("/generate", json=body, headers=headers)
+        assert response.status_code == 200, response.text
+        number: int = response.json()["meta_info"]["cached_tokens"]
+        return number
+
+    assert [cached(tenant) for tenant in ("a", "a", "b")] == [0, NUM_HITS, 0]
+    # A salt as long as a tenant's opens nothing: where there are tenants, each has its own of it.
+    assert cached("c", cache_salt=hashing.tenant_salt("a", None)) == 0
+    assert cached_tokens(ask(graph, "a", prompt)) == NUM_HITS
 
 
 def test_the_router_looks_for_the_hashes_that_the_tenants_rank_publishes(graph: ServeGraph) -> None:

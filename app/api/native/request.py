@@ -60,6 +60,8 @@ _PER_PROMPT = (
 )
 """Fields that may be lists beside a list of prompts, with an entry for each."""
 
+_UNNAMED_MODEL = "unknown"
+
 Salt = Annotated[str, Field(max_length=MAX_TENANT_SALT_CHARS)]
 """As long as one that another kvbeacon made for a tenant: it reaches its workers as it is."""
 
@@ -102,6 +104,12 @@ class GenerateBody(RankFields):
             return values
         lists = {name: values[name] for name in _PER_PROMPT if isinstance(values.get(name), list)}
         return values | {name: value[0] for name, value in lists.items() if len(value) == 1}
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _unnamed(cls, value: Any) -> Any:
+        """SGLang's fields have no model; its router smg writes `_UNNAMED_MODEL` where a client named none."""
+        return None if value == _UNNAMED_MODEL else value
 
     @field_validator("text", "input_ids", mode="before")
     @classmethod

@@ -309,12 +309,7 @@ class Engine:
             del self._samples[request.request_id]
 
     def _account(self, schedule: Schedule, seconds: float) -> None:
-        """A mixed step's time belongs to prefill by its share of the tokens.
-
-        One token of prefill, a health check's say, takes what a step takes, and tells nothing of the rate.
-        """
-        if schedule.num_prefill_tokens == 1:
-            return
+        """A mixed step's time belongs to prefill by its share of the tokens."""
         num_tokens = schedule.num_prefill_tokens + schedule.num_decode_tokens
         self._num_prefilled_tokens += schedule.num_prefill_tokens
         self._prefill_busy_us += seconds * 1e6 * schedule.num_prefill_tokens / num_tokens

@@ -27,7 +27,11 @@ class ScheduledRequest:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One step's work."""
+    """One step's work.
+
+    A prompt of one token, a health check's say, counts as decoding: it takes as long, and its rate would be
+    none that prompts are computed at.
+    """
 
     scheduled: tuple[ScheduledRequest, ...]
     sampled: tuple[Request, ...]  # those whose last known token is computed: each gets its next one

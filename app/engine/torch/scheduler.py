@@ -106,7 +106,9 @@ class Scheduler:
         self._plan_prompts(plan, may_admit=not has_preempted)
         scheduled = tuple(ScheduledRequest(*item) for item in plan.num_tokens.items())
         num_tokens = self._max_batch_tokens - plan.budget
-        num_prefill = sum(item.num_tokens for item in scheduled if item.is_prefill)
+        num_prefill = sum(
+            item.num_tokens for item in scheduled if item.is_prefill and item.request.num_tokens > 1
+        )
         sampled = tuple(item.request for item in scheduled if item.is_sampled)
         return Schedule(scheduled, sampled, num_prefill, num_tokens - num_prefill)
 

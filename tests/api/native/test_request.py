@@ -260,6 +260,30 @@ def test_everything_that_a_client_of_sglang_sends_by_default_asks_for_nothing() 
     assert (body.prompt, body.priority, body.cache_salt) == ("Hello", 0, None)
 
 
+ROUTERS_BODIES: dict[str, dict[str, Any]] = {
+    "smg 1.13.0": {
+        "model": "unknown",
+        **{"return_text_in_logprobs": False, "stream": False, "log_metrics": True, "background": False},
+        **{"no_logs": False, "return_bytes": False, "return_entropy": False},
+    },
+    "sglang-router 0.3.2": {
+        "model": None,
+        **{"return_text_in_logprobs": False, "stream": False, "log_metrics": True, "background": False},
+        **{"no_logs": False, "return_bytes": False, "return_entropy": False},
+        **{"return_hidden_states": False, "data_parallel_rank": 1},
+    },
+}
+"""What these routers make of a request that names nothing of it; the second with --dp-aware."""
+
+
+@pytest.mark.parametrize("router", ROUTERS_BODIES)
+def test_sglangs_routers_bodies_are_taken(router: str) -> None:
+    body = native(**ROUTERS_BODIES[router])
+    assert body.model is None
+    assert body.engine_params() == SamplingParams(128)
+    assert native(model="mine").model == "mine"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

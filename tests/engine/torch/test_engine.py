@@ -307,6 +307,14 @@ def test_decoding_counts_as_no_prefill(new_engine: NewEngine) -> None:
     assert after.total_prefill_uncached_tokens == 10
 
 
+def test_a_prompt_of_one_token_counts_as_no_prefill_either(new_engine: NewEngine) -> None:
+    engine = new_engine()
+    engine.add_request(GenerateRequest("a", PROMPT[:1], greedy(1)))
+    run(engine)
+    load = engine.load_stat(0)
+    assert (load.total_prefill_uncached_tokens, load.total_prefill_busy_us) == (0, 0)
+
+
 def test_logits_that_are_not_finite_end_the_request_with_an_error(
     new_engine: NewEngine, new_tiny_llama: Callable[..., Path]
 ) -> None:

@@ -64,5 +64,5 @@ def tiny_args(model: str) -> Json:
             "scheduler": {"max_running_requests": 3, "max_waiting_requests": 24},
         },
         "routing": {"policy": "session"},  # predicted_ttft for every request without a session
-        "ingress": {"max_request_bytes": 100_000},
+        "ingress": {"max_request_bytes": 100_000, "allow_flush_cache": True},
     }

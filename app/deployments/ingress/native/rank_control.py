@@ -6,12 +6,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Sequence
+from typing import Protocol
 
 from app.deployments.background import detached_task
+from app.deployments.ingress.attempt import GenerateCall
 from app.deployments.messages import Json, RankInfo, Refusal
-from app.deployments.rank_client import RankClient
-from app.deployments.rank_directory import RankDirectory
-from app.errors import InvalidRequestError, KvbeaconError, shown
+from app.errors import InvalidRequestError, KvbeaconError, QueueFullError, shown
 from app.generation import GenerateRequest, SamplingParams, TokenChunk
 
 PROBED_RANKS = 3
@@ -31,6 +31,23 @@ _FIRST = -(2**31)
 """The priority that is served before every other."""
 
 
+class Ranks(Protocol):
+    """What is needed to call one; `RankClient` has it."""
+
+    def generate(self, request: GenerateRequest, *, replica_id: str) -> GenerateCall:
+        """Start a request on a rank."""
+
+    async def reset_cache(self, replica_id: str, *, timeout_s: float) -> bool:
+        """Whether it did. Raises `RankCallError`, or `TimeoutError` after `timeout_s` seconds."""
+
+
+class Directory(Protocol):
+    """Knows which ranks there are; `RankDirectory` has it."""
+
+    async def poll(self) -> list[RankInfo]:
+        """The ranks that answer."""
+
+
 class RankControl:
     """Asks ranks directly: no router reserves or remembers anything of it.
 
@@ -41,9 +58,7 @@ class RankControl:
         probe_s: seconds within which some rank must give a sign of life.
     """
 
-    def __init__(
-        self, ranks: RankClient, directory: RankDirectory, *, dp_size: int, probe_s: float = PROBE_S
-    ) -> None:
+    def __init__(self, ranks: Ranks, directory: Directory, *, dp_size: int, probe_s: float = PROBE_S) -> None:
         self._ranks = ranks
         self._directory = directory
         self._dp_size = dp_size
@@ -77,9 +92,13 @@ class RankControl:
         request = GenerateRequest(f"health-{uuid.uuid4().hex}", [0], params, priority=_FIRST)
         call = self._ranks.generate(request, replica_id=info.replica_id)
         try:
-            message = await anext(call, None)
+            message = await anext(call)
+        except (KvbeaconError, StopAsyncIteration) as error:
+            raise KvbeaconError(f"rank {info.rank}: {str(error) or 'its output ended'}") from None
         finally:
             call.cancel()
+        if isinstance(message, Refusal) and isinstance(message.error, QueueFullError):
+            await asyncio.sleep(self._probe_s)  # meanwhile the rank may show that it computes
         if not isinstance(message, TokenChunk):
             reason = message.error if isinstance(message, Refusal) else "its replica is gone"
             raise KvbeaconError(f"rank {info.rank}: {reason}")
@@ -115,7 +134,7 @@ class RankControl:
         try:
             while not await self._ranks.reset_cache(info.replica_id, timeout_s=RESET_S):
                 if time.monotonic() >= deadline:
-                    return "it is busy, and its engine resets its cache only when idle"
+                    return "it is busy, and its engine resets only when idle"
                 await asyncio.sleep(RESET_RETRY_S)
         except TimeoutError:
             return f"no answer within {RESET_S:g} s"
