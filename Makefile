@@ -47,8 +47,17 @@ $(VLLM_ENV)/installed:
 	flock $(VLLM_ENV).lock sh -ec 'test -e $@ || { \
 		rm -rf $(VLLM_ENV); \
 		$(PYTHON) -m venv $(VLLM_ENV); \
-		$(VLLM_ENV)/bin/pip install --quiet --no-deps --requirement $(VLLM_PACKAGES); \
+		$(VLLM_ENV)/bin/pip install -qq --no-deps --requirement $(VLLM_PACKAGES); \
 		touch $@; }'
+
+# Asks PyPI whether each extra can be installed with the rest, now, and downloads metadata only.
+check-extras: setup
+	@set -e; for extra in $$($(BIN)/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"])'); do \
+		$(BIN)/uv pip compile --quiet --extra $$extra pyproject.toml > /dev/null \
+			|| { echo "the extra $$extra cannot be installed: see above"; exit 1; }; \
+		echo "$$extra: can be installed"; \
+	done
 
 lint: setup
 	$(BIN)/ruff check

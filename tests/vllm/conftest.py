@@ -1,13 +1,15 @@
 """Settings that vLLM reads from the environment, before any test imports it.
 
-`make test-vllm` runs these tests, in an environment of their own. Where vLLM isn't installed they are left out,
-and the report's head says so.
+`make test-vllm` runs these tests, in an environment of their own. Where vLLM isn't installed they are left
+out, and the report's head says so.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+
+import pytest
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 SETTINGS = {
@@ -23,6 +25,12 @@ for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
 
 collect_ignore_glob = [] if HAS_VLLM else ["test_*.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if HAS_VLLM:
+        # It wraps a context for asyncio and destroys the wrapping one only.
+        config.addinivalue_line("filterwarnings", "ignore:Unclosed context <zmq.Context:ResourceWarning")
 
 
 def pytest_report_header() -> str:
