@@ -117,6 +117,8 @@ class RemoteEngine:
     def status(self) -> EngineStatus:
         """See `RankEngine`."""
         partial_cache = self._follower.partial
+        if partial_cache is None and self._watch.worker is not None:
+            partial_cache = self._watch.worker.partial_cache
         if partial_cache is not None and self._flush_fault is not None:
             partial_cache = f"{partial_cache}; it can't be flushed: {self._flush_fault}"
         return EngineStatus(unavailable=self._watch.unavailable, partial_cache=partial_cache)

@@ -42,6 +42,7 @@ def read_server_info(info: Json, server_host: str, dp_rank: int) -> WorkerDescri
         num_blocks=_positive(state.get("num_blocks")) or _blocks(info, state, block_size),
         publisher=publisher,
         no_publisher=no_publisher,
+        partial_cache=_partial_cache(info, dp_rank),
         dp_rank=dp_rank if dp_size > 1 else None,
         takes_priority=kind == "kvbeacon" or info.get("enable_priority_scheduling") is True,
         higher_first=info.get("schedule_low_priority_values_first") is not True,
@@ -66,9 +67,17 @@ def read_loads(answer: Json, dp_rank: int) -> LoadStat | None:
 
 def _check_state(state: Json, dp_rank: int) -> None:
     """kvbeacon says which of its ranks can't serve now."""
-    reason = "unreachable" if state.get("state") == "unreachable" else state.get("unavailable")
-    if reason:
+    if state.get("state") in ("unreachable", "unavailable"):
+        reason = state.get("reason") or state["state"]
         raise WorkerError(f"/server_info: rank {dp_rank} of the worker: {reason}")
+
+
+def _partial_cache(info: Json, dp_rank: int) -> str | None:
+    """kvbeacon's ranks may be workers by URL themselves, and know only a part of what is cached there."""
+    entry = _entry(info.get("publishers"), dp_rank)
+    if entry.get("cache") != "partial":
+        return None
+    return f"it knows only a part itself: {entry.get('cache_reason')}"
 
 
 def _publisher(info: Json, server_host: str, dp_rank: int) -> tuple[Publisher | None, str]:

@@ -46,6 +46,7 @@ class WorkerDescription:
         num_blocks: of the rank's cache; None: it doesn't say.
         publisher: of the rank; None: nothing can be followed.
         no_publisher: why there is none.
+        partial_cache: why its publisher itself doesn't know all of the cache; None: it does.
         dp_rank: the rank by which requests are pinned; None: there is no other.
         takes_priority, higher_first: how it treats a request's priority.
         cannot_generate: why requests can't be sent there; None: they can.
@@ -60,6 +61,7 @@ class WorkerDescription:
     num_blocks: int | None
     publisher: Publisher | None
     no_publisher: str = ""
+    partial_cache: str | None = None
     dp_rank: int | None = None
     takes_priority: bool = True
     higher_first: bool = True

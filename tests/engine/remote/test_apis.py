@@ -182,7 +182,7 @@ def test_refusals_without_openais_shape() -> None:
 
 
 def test_kvbeacons_own_entry_says_the_ports_and_the_state() -> None:
-    entry = {
+    entry: dict[str, Any] = {
         "rank": 1,
         "host": "*",
         "event_port": 7,
@@ -195,7 +195,10 @@ def test_kvbeacons_own_entry_says_the_ports_and_the_state() -> None:
     assert worker.publisher is not None
     assert (worker.publisher.events, worker.publisher.replay) == ("tcp://host:7", None)
     assert (worker.kind, worker.num_blocks, worker.dp_rank) == ("kvbeacon", 9, 1)
-    for state in ({"state": "unreachable"}, {"state": "ready", "unavailable": "its worker is down"}):
+    entry |= {"cache": "partial", "cache_reason": "late"}
+    worker = read_server_info(info, "host", 1)
+    assert worker.partial_cache == "it knows only a part itself: late"
+    for state in ({"state": "unreachable"}, {"state": "unavailable", "reason": "down"}):
         with pytest.raises(WorkerError, match="rank 1 of the worker"):
             read_server_info(info | {"internal_states": [{"dp_rank": 1, **state}]}, "host", 1)
 
