@@ -15,8 +15,8 @@ import torch
 
 from app.config import Device, Dtype, EngineConfig
 from app.engine.cache.prefix_cache import PrefixCache
-from app.engine.torch.admission import Admission
 from app.engine.limits import Limits
+from app.engine.torch.admission import Admission
 from app.engine.torch.memory import kv_cache
 from app.engine.torch.memory.available import check_weights_fit
 from app.engine.torch.memory.placement import resolve_device, resolve_dtype, resolve_kernels

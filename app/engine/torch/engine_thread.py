@@ -20,8 +20,8 @@ from functools import partial
 from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
-from app.engine.torch.engine import Engine
 from app.engine.output_streams import OutputStream, OutputStreams, StreamItem
+from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import EngineFailedError, RequestError, RequestFailedError
 from app.events.schema import CacheEvent
