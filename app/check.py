@@ -18,8 +18,8 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from app.config import AppConfig, ModelConfig, load_config
-from app.engine.check import check_model
+from app.config import AppConfig, load_config
+from app.engine.check import check_engine, check_model
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
@@ -56,7 +56,8 @@ def check(file: Path) -> None:
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             ports.take(f"rank {rank}", host, int(port))
     for config in configs:
-        _check_model(config.model)
+        check_engine(config)
+        _check_model(config)
 
 
 def _read(file: Path) -> ServeDeploySchema:
@@ -88,11 +89,11 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
                 yield rank, endpoint
 
 
-def _check_model(config: ModelConfig) -> None:
+def _check_model(config: AppConfig) -> None:
     """Reads what is small of the model; the weights are left to the ranks."""
-    folder = resolve_model(config)
-    check_model(folder)
-    resolve_max_model_len(config.max_model_len, context_length(folder))
+    folder = resolve_model(config.model)
+    check_model(folder, config.engine_kind)
+    resolve_max_model_len(config.model.max_model_len, context_length(folder))
     Tokenizer.from_folder(folder)
 
 
