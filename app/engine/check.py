@@ -1,4 +1,4 @@
-"""Whether an engine can serve a model, and has what is set: by little, before anything starts, without torch."""
+"""Whether an engine has what is set, and can serve a model: before anything starts, and without torch."""
 
 from __future__ import annotations
 

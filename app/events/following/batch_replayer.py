@@ -5,15 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import zmq
 
 from app.errors import WireError
 from app.events.following.recovery_client import RecoveryClient
-from app.events.following.synced_cache import SyncedCache
 
 REPLAY_FAULTS = (WireError, TimeoutError, zmq.ZMQError)
 """What a replay may fail with: its batches don't fit, it takes too long, or there is no connection."""
+
+
+class ReplayedCache(Protocol):
+    """What batches are applied to, in order."""
+
+    @property
+    def applied_seq(self) -> int:
+        """The last applied batch; -1: none."""
+        ...
+
+    def apply(self, seq: int, payload: bytes) -> None:
+        """Apply the batch after the last one; raises `WireError` where it isn't, or can't be used."""
+        ...
+
+    def has(self, seq: int, payload: bytes) -> bool:
+        """Whether this very batch was applied; sure where `knows(seq)`."""
+        ...
+
+    def knows(self, seq: int) -> bool:
+        """Whether a batch `seq` that `has` denies is certainly of another publisher."""
+        ...
 
 
 class BatchReplayer:
@@ -25,7 +46,7 @@ class BatchReplayer:
         timeout_s: how long a whole replay may take.
     """
 
-    def __init__(self, cache: SyncedCache, client: RecoveryClient, timeout_s: float) -> None:
+    def __init__(self, cache: ReplayedCache, client: RecoveryClient, timeout_s: float) -> None:
         self._cache = cache
         self._client = client
         self._timeout_s = timeout_s
