@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.support.deadlines import wait_until
+from tests.support.engine.vllm_processes import is_alive
 
 REPO = Path(__file__).resolve().parents[3]
 PARENT = """
@@ -37,14 +38,6 @@ if __name__ == "__main__":
         print("joined", flush=True)
     time.sleep(1000)
 """
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie isn't: nobody here may reap it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def start(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], list[int], Path]:
