@@ -15,8 +15,8 @@ from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
+from app.engine.resources import rank_placement
 from app.engine.vllm.arguments import check_given
-from app.engine.vllm.resources import rank_placement
 from app.events.endpoints import parse_kv_events
 from app.routing.policies.registry import POLICIES
 

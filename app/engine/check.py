@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from app.config import AppConfig, EngineKind
+from app.engine.resources import rank_placement
 from app.engine.torch.model.architecture import read_architecture
 from app.engine.vllm.arguments import check_given, check_known
-from app.engine.vllm.resources import rank_placement
 
 
 def check_engine(config: AppConfig) -> None:

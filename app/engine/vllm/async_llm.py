@@ -1,4 +1,4 @@
-"""An `AsyncLLM` as a `VllmCore`: starts it, translates requests, outputs and errors."""
+"""An `AsyncLLM` as a `VllmCore`: starts it, translates requests, outputs, errors and stats."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from vllm.inputs.engine import tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import SchedulerStats
 
 from app.engine.vllm.admission import VllmSample
 from app.engine.vllm.load_meter import StepStats
 from app.engine.vllm.orphan_guard import OrphanGuard
 from app.engine.vllm.outputs import VllmOutput
-from app.engine.vllm.stat_logger import StepListener
 from app.errors import ConfigError, EngineFailedError, InvalidRequestError, ModelError, RequestFailedError
 
 SHUTDOWN_S = 5.0
@@ -56,7 +57,7 @@ class AsyncLlm:
             with self._guard.watching():
                 self._llm = AsyncLLM.from_vllm_config(
                     config,
-                    stat_loggers=[lambda vllm_config, index: StepListener(self._step)],
+                    stat_loggers=[lambda vllm_config, index: _StepListener(self._step)],
                     enable_log_requests=bool(arguments.get("enable_log_requests", False)),
                     disable_log_stats=bool(arguments.get("disable_log_stats", False)),
                 )
@@ -132,3 +133,33 @@ def _sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
         output_kind=RequestOutputKind.DELTA,
         skip_clone=True,  # made for this request alone
     )
+
+
+class _StepListener(StatLoggerBase):  # type: ignore[misc]  # vLLM's is untyped
+    """Hands on what the scheduler says; called on the event loop, once per step that says anything."""
+
+    def __init__(self, on_step: Callable[[StepStats], None]) -> None:
+        self._on_step = on_step
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: Any,
+        mm_cache_stats: Any = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """See `StatLoggerBase`."""
+        if scheduler_stats is None:
+            return
+        details = scheduler_stats.iteration_details
+        self._on_step(
+            StepStats(
+                num_running=scheduler_stats.num_running_reqs,
+                cache_usage=scheduler_stats.kv_cache_usage,
+                num_prefill_tokens=details.num_ctx_tokens if details else 0,
+                num_decode_tokens=details.num_generation_tokens if details else 0,
+            )
+        )
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.config import AppConfig, load_config
+from app.engine.resources import rank_placement
 from app.engine.vllm.arguments import DECIDED, check_given, check_known, engine_arguments
-from app.engine.vllm.resources import rank_placement
 from app.errors import ConfigError
 
 
