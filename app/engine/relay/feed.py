@@ -138,7 +138,7 @@ class ForeignFeed:
         )
 
     def content(self, read: Callable[[Sequence[CachedBlock]], Result]) -> Future[Result]:
-        """`RankEngine.content`, on any thread: `read` is called on this one at once, with the relay locked."""
+        """`RankEngine.content`, on any thread: `read` is called at once, with the relay locked."""
         return self._cache.content(read)
 
     # ---- life cycle

@@ -1,7 +1,7 @@
 """What other engines publish, read so tolerantly that one strange event costs only itself.
 
 A payload is `[ts, events, rank]` as in `app.events.batch_codec`; an event is a map or an array. These are the
-fields of SGLang 0.5 and vLLM 0.33, as far as they matter here. Others are ignored, and so is the rank: several
+fields of SGLang 0.5 and vLLM 0.33 that matter here. Others are ignored, and so is the rank: several
 independent workers may all say 0. Hashes stay what they are: signed or unsigned 64-bit integers, or bytes.
 
     whole batch into structs ──fails──▶ event by event ──fails──▶ a fault, with its reason
@@ -39,7 +39,7 @@ class Fault(msgspec.Struct, frozen=True):
 class ForeignStored(msgspec.Struct, tag="BlockStored", gc=False, kw_only=True):
     """Blocks that are in the cache now, in chain order.
 
-    `extra_keys` has for each block None or what vLLM's hash covers beside the tokens, untagged, in this order:
+    `extra_keys` has for each block None or what vLLM's hash covers beside the tokens, untagged, in order:
     LoRA name, `[multimodal identifier, offset]`…, cache salt (first block only), prompt embeddings' digest.
     """
 
@@ -80,7 +80,7 @@ class ForeignBatch(msgspec.Struct, gc=False):
     faults: Sequence[Fault] = ()
 
 
-# In the array format `medium` is followed by the LoRA's name and the extra keys in vLLM, in others by anything.
+# In the array format vLLM's LoRA name and extra keys follow `medium`, in others anything.
 
 
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored", gc=False):

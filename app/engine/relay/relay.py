@@ -6,9 +6,9 @@
                                     └──▶ sha256 of the tokens after the parent's digest
 
 With opaque hashes (vLLM) each block's token ids are hashed after its parent's digest. With chained ones
-(SGLang, kvbeacon) a worker whose blocks are as long as ours has hashed just so already: its hashes are taken as
-they are, salts included. Another block size is translated by token: a block of ours is credited when foreign
-blocks that are held cover all of it.
+(SGLang, kvbeacon) a worker whose blocks are as long as ours has hashed just so already: its hashes are taken
+as they are, salts included. Another block size is translated by token: a block of ours is credited when
+foreign blocks that are held cover all of it.
 """
 
 from __future__ import annotations
