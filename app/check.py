@@ -93,7 +93,8 @@ def _check_model(config: AppConfig) -> None:
     """Reads what is small of the model; the weights are left to the ranks."""
     folder = resolve_model(config.model)
     check_model(folder, config.engine_kind)
-    resolve_max_model_len(config.model.max_model_len, context_length(folder))
+    if config.engine_kind == "torch":  # vLLM reads it of more kinds of models, and says it itself
+        resolve_max_model_len(config.model.max_model_len, context_length(folder))
     Tokenizer.from_folder(folder)
 
 

@@ -21,7 +21,6 @@ from app.engine.vllm.arguments import check_given, check_known, engine_arguments
 from app.engine.vllm.engine import VllmEngine
 from app.engine.vllm.load_meter import LoadMeter
 from app.errors import ConfigError
-from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer
@@ -60,7 +59,6 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
     arguments = engine_arguments(
         config,
         model_dir,
-        max_model_len=resolve_max_model_len(config.model.max_model_len, context_length(model_dir)),
         on_cpu=on_cpu,
         available_bytes=None if _CPU_KV_CACHE in os.environ else available_bytes(torch.device("cpu")),
         events=_events(publisher),

@@ -88,7 +88,6 @@ def engine_arguments(
     config: AppConfig,
     model_dir: Path,
     *,
-    max_model_len: int,
     on_cpu: bool,
     available_bytes: int | None = None,
     events: Mapping[str, object] | None = None,
@@ -98,7 +97,6 @@ def engine_arguments(
     Args:
         config: checked by `check_given`.
         model_dir: the model, in the Hugging Face layout.
-        max_model_len: the model's context, or what the config makes of it.
         on_cpu: whether vLLM computes on a CPU.
         available_bytes: memory of the CPU's machine that is free for the KV cache; None leaves its size to
             vLLM's environment variable.
@@ -116,19 +114,22 @@ def engine_arguments(
         "max_num_batched_tokens": scheduler.max_batch_tokens,
         "kv_events_config": events,
         "disable_log_stats": True,  # those that vLLM logs itself; load reports have their own
-        "structured_outputs_config": {"backend": "guidance"},  # whose dialects are ours
+        # As much of the context as fits, where it isn't set.
+        "max_model_len": config.model.max_model_len or -1,
     }
     if cache.num_blocks is not None:
-        # A request that needs more blocks than there are is refused by vLLM at its start, ours at admission.
-        max_model_len = min(max_model_len, cache.num_blocks * cache.block_size)
+        if config.model.max_model_len is not None:
+            # Where a longest request wouldn't fit, vLLM doesn't start; such a request is refused here.
+            in_cache = cache.num_blocks * cache.block_size
+            arguments["max_model_len"] = min(config.model.max_model_len, in_cache)
         arguments["num_gpu_blocks_override"] = cache.num_blocks + 1  # one of its blocks holds nothing
-    elif config.model.max_model_len is None:
-        max_model_len = -1  # as much as fits, up to the context
-    arguments["max_model_len"] = max_model_len
     arguments.update(_memory(config, on_cpu=on_cpu, available_bytes=available_bytes))
     if config.num_engine_workers > 1:
         arguments["distributed_executor_backend"] = "mp"  # and not what it finds in its surroundings
-    return arguments | config.engine.vllm
+    structured = config.engine.vllm.get("structured_outputs_config", {})
+    if isinstance(structured, dict):  # whose dialects are ours, unless it says otherwise
+        structured = {"backend": "guidance"} | structured
+    return arguments | config.engine.vllm | {"structured_outputs_config": structured}
 
 
 def _memory(config: AppConfig, *, on_cpu: bool, available_bytes: int | None) -> dict[str, Any]:

@@ -247,7 +247,7 @@ class VllmEngine:
 
     def _publish(self, events: Sequence[CacheEvent]) -> None:
         self._cached.apply(events)
-        if self._listener is not None:
+        if self._listener is not None and not self._has_ended:
             self._listener.publish(events)
 
     def _step(self, stats: StepStats) -> None:

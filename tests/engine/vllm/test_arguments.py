@@ -20,9 +20,7 @@ def config(vllm: dict[str, Any] | None = None, **args: Any) -> AppConfig:
 
 
 def arguments(settings: AppConfig, *, on_cpu: bool = False, available: int | None = None) -> dict[str, Any]:
-    return engine_arguments(
-        settings, Path("/m"), max_model_len=8192, on_cpu=on_cpu, available_bytes=available
-    )
+    return engine_arguments(settings, Path("/m"), on_cpu=on_cpu, available_bytes=available)
 
 
 @pytest.mark.parametrize("name", sorted(DECIDED))
@@ -100,6 +98,16 @@ def test_the_configs_numbers_are_vllms() -> None:
 def test_the_context_is_what_memory_allows_unless_it_is_set() -> None:
     assert arguments(config())["max_model_len"] == -1
     assert arguments(config(model={"max_model_len": 8192}))["max_model_len"] == 8192
+
+
+def test_structured_output_has_our_librarys_dialects_unless_it_is_said_otherwise() -> None:
+    for given, expected in (
+        ({}, {"backend": "guidance"}),
+        ({"disable_any_whitespace": True}, {"backend": "guidance", "disable_any_whitespace": True}),
+        ({"backend": "xgrammar"}, {"backend": "xgrammar"}),
+    ):
+        found = arguments(config({"structured_outputs_config": given}))
+        assert found["structured_outputs_config"] == expected
 
 
 def test_memory() -> None:
