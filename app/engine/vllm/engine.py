@@ -88,7 +88,9 @@ class VllmEngine:
         self._feed: ForeignFeed | None = None
         if publisher is not None:
             name = f"vLLM of rank {dp_rank}"
-            self._feed = ForeignFeed(publisher, self._relay, self._publish, name=name)
+            # Should events ever be lost for good, an empty cache is known again.
+            flush = core.reset_prefix_cache
+            self._feed = ForeignFeed(publisher, self._relay, self._publish, name=name, flush=flush)
         self._has_ended = False
         self._admitted: list[str] = []
         self._is_report_due = False
