@@ -15,6 +15,8 @@ from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
+from app.engine.resources import rank_placement
+from app.engine.vllm.arguments import check_given
 from app.events.endpoints import parse_kv_events
 from app.routing.policies.registry import POLICIES
 
@@ -38,6 +40,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
     # Unknown policies and keys, and overlapping ports, are refused here, before any rank starts.
     config = load_config(args, policies=POLICIES)
     events = parse_kv_events(config)
+    check_given(config)
+    placement = rank_placement(config)
 
     # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
     request_router = RequestRouterConfig.model_validate({"request_router_class": ReplicaAddressing})
@@ -45,7 +49,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
         name="DPRank",
         num_replicas=config.dp_size,
         max_ongoing_requests=_rank_capacity(config),
-        ray_actor_options=config.resources.model_dump(),
+        ray_actor_options=placement.actor,
+        **placement.group,
         request_router_config=request_router,
         logging_config=QUIET,
     )(DPRank).bind(config, events)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.config import AppConfig, load_config
-from app.engine.check import check_model
+from app.engine.check import check_engine, check_model
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
@@ -56,6 +56,7 @@ def check(file: Path) -> None:
             host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
             ports.take(f"rank {rank}", host, int(port))
     for config in configs:
+        check_engine(config)
         _check_model(config)
 
 
@@ -90,11 +91,10 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
 
 def _check_model(config: AppConfig) -> None:
     """Reads what is small of the model; the weights are left to the ranks, or to workers by URL."""
-    is_remote = config.remote_ranks is not None
-    folder = resolve_model(config.model, weights=not is_remote)
-    if not is_remote:
-        check_model(folder)
-    resolve_max_model_len(config.model.max_model_len, context_length(folder))
+    folder = resolve_model(config.model, weights=config.remote_ranks is None)
+    check_model(folder, config.engine_kind)
+    if config.engine_kind != "vllm":  # it reads it of more kinds of models, and says it itself
+        resolve_max_model_len(config.model.max_model_len, context_length(folder))
     Tokenizer.from_folder(folder)
 
 

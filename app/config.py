@@ -314,6 +314,20 @@ class AppConfig(Settings):
         return "remote" if self.remote_ranks is not None else self.engine.backend
 
     @property
+    def tp_size(self) -> int:
+        """GPUs over which each of a rank's tensors is spread."""
+        return self._vllm_size("tensor_parallel_size")
+
+    @property
+    def num_engine_workers(self) -> int:
+        """Processes in which one rank's model computes, each with a GPU if there are GPUs."""
+        return self.tp_size * self._vllm_size("pipeline_parallel_size")
+
+    def _vllm_size(self, name: str) -> int:
+        size = self.engine.vllm.get(name, 1)  # checked where the engine's arguments are
+        return size if self.engine_kind == "vllm" and isinstance(size, int) else 1
+
+    @property
     def threads_per_rank(self) -> int:
         """Torch threads of one rank on a cpu."""
         return self.engine.num_threads or max(1, int(self.resources.num_cpus))

@@ -10,6 +10,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from app.check import IMPORT_PATH
 from app.config import load_config
+from app.engine.check import check_engine
 from app.events.endpoints import parse_kv_events
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,7 @@ def test_shipped_config_is_valid_and_described(file: Path) -> None:
     assert application.import_path == IMPORT_PATH
     config = load_config(application.args)
     events = parse_kv_events(config)
+    check_engine(config)
     assert events.reason == ""
     assert events.descriptor is not None
     assert events.descriptor["dp_size"] == config.dp_size

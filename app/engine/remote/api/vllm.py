@@ -25,6 +25,8 @@ from app.generation import MAX_LOGPROBS, SamplingParams, StructuredOutput, Token
 from app.hashing import WORKER_SALT_CHARS
 
 DONE = b"[DONE]"
+MIN_TEMPERATURE = 0.01
+"""Of a request that isn't greedy."""
 _NOT_IN_SALTS = frozenset("@/\\\0")
 
 
@@ -85,6 +87,7 @@ class VllmApi:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        _check_temperature(request.params)
         if request.cache_salt is not None:
             _check_salt(request.cache_salt)
             body["cache_salt"] = request.cache_salt
@@ -168,6 +171,14 @@ def _likeliest(chosen: _Logprob, wanted: int) -> tuple[tuple[int, float], ...]:
     return tuple((each.token_id, each.logprob) for each in by_logprob[:wanted])
 
 
+def _check_temperature(params: SamplingParams) -> None:
+    """Near 0 vLLM would silently take 0.01."""
+    if not params.is_greedy and params.temperature < MIN_TEMPERATURE:
+        allowed = f"0, or at least {MIN_TEMPERATURE}"
+        message = f"temperature = {params.temperature}: the worker allows {allowed}"
+        raise InvalidRequestError(message, param="temperature")
+
+
 def _check_salt(salt: str) -> None:
     """vLLM would refuse it with a message that shows no more than this one does: a salt is a secret."""
     if len(salt) > WORKER_SALT_CHARS or _NOT_IN_SALTS.intersection(salt):
@@ -188,6 +199,8 @@ _SAME_NAMES = (
 def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     """vLLM's names."""
     given: dict[str, Any] = {name: getattr(params, name) for name in _SAME_NAMES} | {"n": n}
+    if params.is_greedy:
+        given["temperature"] = 0.0
     if params.logit_bias:
         given["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
     if params.logprobs is not None:

@@ -1,0 +1,55 @@
+"""What Ray reserves for a rank whose model computes in vLLM's worker processes.
+
+- `mp`, the default: the workers are children of the replica and share its GPUs. The replica asks for all of
+  them, and Ray gives an actor GPUs of one node only.
+- `ray`: the workers are actors of their own in the replica's placement group, a bundle with one GPU each. The
+  replica itself has CPUs of the first bundle. Without pipeline parallelism all lie on one node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.config import AppConfig
+from app.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankPlacement:
+    """Options of a rank's deployment.
+
+    Attributes:
+        actor: `ray_actor_options`.
+        group: `placement_group_bundles` and `placement_group_strategy`, or nothing.
+    """
+
+    actor: dict[str, Any]
+    group: dict[str, Any] = field(default_factory=dict)
+
+
+def rank_placement(config: AppConfig) -> RankPlacement:
+    """What one rank needs.
+
+    Raises:
+        ConfigError: `resources.num_gpus` isn't one for each worker.
+    """
+    resources, workers = config.resources, config.num_engine_workers
+    uses_ray = config.engine.vllm.get("distributed_executor_backend") == "ray"
+    if config.engine_kind != "vllm" or (workers == 1 and not uses_ray):
+        return RankPlacement(resources.model_dump())
+    allowed = (workers,) if uses_ray else (0, workers)
+    if resources.num_gpus not in allowed:
+        choices = " or ".join(map(str, allowed))
+        raise ConfigError(
+            f"resources.num_gpus = {resources.num_gpus}: engine.vllm has {workers} workers for each rank; "
+            f"allowed: {choices}"
+        )
+    if not uses_ray:
+        return RankPlacement(resources.model_dump())
+    first, others = {"CPU": resources.num_cpus, "GPU": 1.0}, [{"GPU": 1.0} for _ in range(workers - 1)]
+    strategy = "STRICT_PACK" if workers == config.tp_size else "PACK"
+    return RankPlacement(
+        {"num_cpus": resources.num_cpus, "num_gpus": 0.0},
+        {"placement_group_bundles": [first, *others], "placement_group_strategy": strategy},
+    )

@@ -1,0 +1,139 @@
+"""The whole graph with two ranks of vLLM: outside the replicas nothing differs from ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from app import hashing
+from app.events.descriptor import read_descriptor
+from tests.support.deadlines import wait_until
+from tests.support.engine.vllm_processes import engine_cores, is_alive
+from tests.support.graph.exchanges import cached_tokens, new_prompt, refused
+from tests.support.graph.serve_config import kv_events, serve_config
+from tests.support.graph.serve_graph import ServeGraph
+
+BLOCK_SIZE = 32
+NUM_BLOCKS = 48
+RETURN_S = 240
+"""Seconds within which a killed rank is back: vLLM starts in half a minute where it has a core of its own."""
+
+
+@pytest.fixture(scope="module")
+def graph() -> Iterator[ServeGraph]:
+    args = {
+        "engine": {
+            "backend": "vllm",
+            "vllm": {"enforce_eager": True},
+            "cache": {"block_size": BLOCK_SIZE, "num_blocks": NUM_BLOCKS},
+            "scheduler": {"max_running_requests": 4, "max_waiting_requests": 16},
+        },
+        "kv_events_config": json.dumps(kv_events(2) | {"token_ids": False}),
+        "ingress": {"tenant_header": "X-Tenant"},
+    }
+    graph = ServeGraph(serve_config({"/": args}))
+    graph.http.headers["X-Tenant"] = "one"
+    graph.start()
+    try:
+        graph.wait_until_ready()
+        yield graph
+    finally:
+        graph.stop()
+
+
+def test_a_conversation_stays_where_its_blocks_are(graph: ServeGraph) -> None:
+    messages = [{"role": "user", "content": "Tell me of the sea, " * 30}]
+    first = chat(graph, messages)
+    messages += [first.json()["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+    second = chat(graph, messages)
+    assert second.headers["x-dp-rank"] == first.headers["x-dp-rank"]
+    assert cached_tokens(second) >= cached_tokens(first) + 96
+    graph.wait_until_followed()
+    graph.audit()
+
+
+def test_after_evictions_every_index_is_equal_to_its_cache(graph: ServeGraph) -> None:
+    prompts = [new_prompt(300) for _ in range(12)]
+    for number, prompt in enumerate(prompts):
+        graph.complete(prompt, rank=number % 2)
+    graph.wait_until_followed()
+    ranks = graph.audit()
+    assert len(ranks) == 2
+    held = [state["num_cached_blocks"] for state in graph.get("/server_info")["internal_states"]]
+    assert all(0 < each <= NUM_BLOCKS for each in held), held
+    assert cached_tokens(graph.complete(prompts[-1])) == 288
+
+
+def test_a_tenants_blocks_are_its_own(graph: ServeGraph) -> None:
+    prompt = new_prompt(100)
+    graph.complete(prompt, rank=0)
+    assert cached_tokens(graph.complete(prompt)) == 96
+    other = graph.http.post(
+        "/v1/completions", json={"prompt": prompt, "max_tokens": 1}, headers={"X-Tenant": "two"}
+    )
+    assert cached_tokens(other) == 0
+    graph.wait_until_followed()
+    wanted = hashing.wire_hashes(
+        hashing.chain(prompt, BLOCK_SIZE, hashing.seed(hashing.tenant_salt("one", None)))
+    )
+    assert set(wanted) <= set(graph.snapshots()[0]["block_hashes"])
+
+
+def test_errors_name_what_vllm_cant_honour(graph: ServeGraph) -> None:
+    body = {"prompt": new_prompt(10), "temperature": 2.0, "max_tokens": 1, "min_p": 0.1}
+    assert graph.http.post("/v1/completions", json=body).status_code == 200
+    odd = graph.http.post("/v1/completions", json=body | {"temperature": 0.001})
+    assert "0.01" in refused(odd, 400, param="temperature")
+
+
+def test_a_client_that_leaves_frees_the_rank(graph: ServeGraph) -> None:
+    body = {"prompt": new_prompt(100), "max_tokens": 1000, "stream": True, "ignore_eos": True}
+    headers = {"X-Data-Parallel-Rank": "1"}
+    with graph.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+        next(response.iter_lines())
+        wait_until(lambda: graph.load(1)["num_running_reqs"] == 1, "it runs")
+    wait_until(lambda: graph.load(1)["num_running_reqs"] == 0, "the rank idle")
+
+
+def test_the_descriptor_is_ours(graph: ServeGraph) -> None:
+    info = graph.get("/server_info")
+    assert len(read_descriptor(info["kv_events"], "127.0.0.1")) == 2
+    assert info["kv_events"]["block_size"] == BLOCK_SIZE
+
+
+def test_a_killed_engine_core_takes_its_replica_and_a_killed_replica_its_engine_core(
+    graph: ServeGraph,
+) -> None:
+    """Last: afterwards both ranks are new ones."""
+    prompt = new_prompt(100)
+    graph.complete(prompt, rank=1)
+    graph.wait_until_followed()
+    before = graph.get("/server_info")["internal_states"]
+    (orphan,), (core,) = [engine_cores(state["pid"]) for state in before]
+    os.kill(core, signal.SIGKILL)
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    wait_until(lambda: not is_alive(orphan), "the killed replica's engine core gone")
+    wait_until(lambda: are_new(graph, [state["pid"] for state in before]), "both ranks back", RETURN_S)
+    assert cached_tokens(graph.complete(prompt, rank=1)) == 0
+    graph.wait_until_followed()
+    graph.audit()
+
+
+def chat(graph: ServeGraph, messages: list[dict[str, str]]) -> httpx.Response:
+    response = graph.http.post(
+        "/v1/chat/completions", json={"messages": messages, "max_tokens": 40, "temperature": 0}
+    )
+    assert response.status_code == 200, response.text
+    return response
+
+
+def are_new(graph: ServeGraph, old: list[int]) -> bool:
+    if not graph.is_ready:
+        return False
+    states = graph.get("/server_info")["internal_states"]
+    return len(states) == 2 and not {state.get("pid") for state in states} & {*old, None}
