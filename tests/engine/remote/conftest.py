@@ -22,11 +22,15 @@ NewRemote = Callable[..., RemoteEngine]
 
 @pytest.fixture
 async def new_worker(tiny_llama_dir: Path) -> AsyncIterator[NewWorker]:
-    """Starts a worker; keywords are `LiveWorker`'s, `is_started` False leaves that to the test."""
+    """Starts a worker; keywords are `LiveWorker`'s, `is_started` False leaves that to the test.
+
+    It keeps the last `buffer_steps` batches of events for replays.
+    """
     workers: list[LiveWorker] = []
 
-    async def start(*, is_started: bool = True, **options: Any) -> LiveWorker:
-        worker = LiveWorker(LiveRank(tiny_engine(tiny_llama_dir), new_publisher(BLOCK)), **options)
+    async def start(*, is_started: bool = True, buffer_steps: int = 1000, **options: Any) -> LiveWorker:
+        publisher = new_publisher(BLOCK, buffer_steps=buffer_steps)
+        worker = LiveWorker(LiveRank(tiny_engine(tiny_llama_dir), publisher), **options)
         workers.append(worker)
         if is_started:
             await worker.start()

@@ -128,3 +128,31 @@ async def test_reset_asks_the_worker(is_vllm: bool, new_worker: NewWorker, new_r
     worker.behaviour.flush_status = 200
     assert await engine.reset_cache()
     await until(lambda: not recorded.hashes, "cleared")
+
+
+@pytest.mark.parametrize("is_vllm", [False, True], ids=["native", "vllm"])
+async def test_a_worker_adopted_late_is_partial_until_its_cache_is_flushed(
+    is_vllm: bool, new_worker: NewWorker, new_remote: NewRemote
+) -> None:
+    worker, recorded = await new_worker(is_vllm=is_vllm, buffer_steps=2), Recorded()
+    for start in (0, 100, 200):
+        await answer(worker.rank.generate(list(range(start, start + 21)), GREEDY))
+    engine = new_remote(worker.url, recorded)
+    await until_available(engine)
+    await until(lambda: "partial" in (engine.status.partial_cache or ""), lambda: engine.status)
+    seen = set(recorded.hashes)
+    assert 0 < len(seen) < 18
+    again = list(range(21))
+    chunks = await all_of(engine.admit(new_request("a", again, GREEDY)))
+    assert chunks[-1].num_cached_tokens == 20, "more is cached than was seen, and it is served all the same"
+    assert worker.num_flushes == 0
+
+    flushing = new_remote(worker.url, Recorded(), may_flush=True)
+    await until(
+        lambda: "it can't be flushed" in (flushing.status.partial_cache or ""), lambda: flushing.status
+    )
+    worker.behaviour.flush_status = 200
+    await until(lambda: flushing.status.partial_cache is None, lambda: flushing.status)
+    await until(lambda: engine.status.partial_cache is None, lambda: engine.status)
+    assert worker.num_flushes == 1
+    assert recorded.hashes == set()

@@ -16,13 +16,18 @@ from tests.support.engine.live_engine import LiveEngine, new_request
 from tests.support.free_ports import find_free_ports
 
 
-def new_publisher(block_size: int) -> EventPublisher:
-    """A started publisher of events, replays and load reports, on ports of its own."""
+def new_publisher(block_size: int, **options: Any) -> EventPublisher:
+    """A started publisher of events, replays and load reports, on ports of its own.
+
+    Args:
+        options: more of `KvEventsConfig`.
+    """
     base = find_free_ports(3)
     config = KvEventsConfig(
         publisher="zmq",
         endpoint=f"tcp://127.0.0.1:{base}",
         replay_endpoint=f"tcp://127.0.0.1:{base + 2}",
+        **options,
     )
     publisher = EventPublisher(config, dp_rank=0, dp_size=1, block_size=block_size)
     publisher.start()
