@@ -2,7 +2,7 @@
 
 `serve_config.yaml` gives these under `args:` of the application; `load_config` turns them into an
 `AppConfig` or raises `ConfigError` that names the field, the value and what is allowed. Each part of the
-program receives its own slice. `kv_events_config` stays the raw JSON string of SGLang's contract here;
+program receives its own slice. `kv_events_config`, SGLang's contract, stays as it was given here;
 `app.events.endpoints` reads it.
 """
 
@@ -184,8 +184,10 @@ class AppConfig(Settings):
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     resources: RankResources = RankResources()
-    kv_events_config: str | None = Field(
-        None, description="SGLang's JSON string; null publishes nothing and routes by load alone."
+    kv_events_config: str | dict[str, Any] | None = Field(
+        None,
+        description="SGLang's JSON string, or a mapping of the same keys; null publishes nothing and routes by "
+        "load alone.",
     )
     routing: RoutingConfig = RoutingConfig()
     ingress: IngressConfig = IngressConfig()
