@@ -186,11 +186,20 @@ class AppConfig(Settings):
     resources: RankResources = RankResources()
     kv_events_config: str | dict[str, Any] | None = Field(
         None,
-        description="SGLang's JSON string, or a mapping of the same keys; null publishes nothing and routes by "
-        "load alone.",
+        description="SGLang's JSON string, or a mapping of its keys; null publishes nothing and routes by load "
+        "alone.",
     )
     routing: RoutingConfig = RoutingConfig()
     ingress: IngressConfig = IngressConfig()
+
+    @field_validator("kv_events_config", mode="before")
+    @classmethod
+    def _is_a_document(cls, value: Any) -> Any:
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return value
+        if not isinstance(value, str | None):
+            raise ValueError("allowed are a JSON string, a mapping whose keys are text, and null")
+        return value
 
     @property
     def threads_per_rank(self) -> int:

@@ -72,7 +72,7 @@ def test_the_example_prints_what_it_missed_and_what_comes(
     framing: str,
     encrypts: bool,
 ) -> None:
-    base = find_free_ports(3)
+    base = find_free_ports(6)
     config = {
         "endpoint": f"tcp://*:{base}",
         "replay_endpoint": f"tcp://*:{base + 2}",

@@ -28,8 +28,8 @@ def config(tiny_model: str) -> Json:
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """The first of 8 consecutive ports, of which the second is taken and the others are free."""
-    port = find_free_ports(8)
+    """The first of 12 consecutive ports, of which the second is taken and the others are free."""
+    port = find_free_ports(12)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port + 1))
         listener.listen()
@@ -123,7 +123,7 @@ def test_the_preflight_names_a_taken_http_port(
 def test_the_preflight_names_two_parts_that_need_one_port(
     complaint: Callable[[Json], str], config: Json
 ) -> None:
-    port = find_free_ports(8)
+    port = find_free_ports(12)
     http = config | {"http_options": config["http_options"] | {"port": port + 1}}
     message = complaint(with_args(http, events_on(port)))
     assert f"port {port + 1}: HTTP and rank 1 both need it" in message

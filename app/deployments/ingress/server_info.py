@@ -15,12 +15,13 @@ from app.models.store import served_name
 
 
 def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
-    """Everything about the deployment: SGLang's names at top level, with SGLang's types; every setting of
-    ours under `config`; and each rank as it is.
+    """Everything about the deployment: SGLang's names at top level, every setting of ours under `config`,
+    and each rank as it is.
 
-    Routers that know SGLang parse the whole answer, and refuse it where a name has another type. `kv_events` is the descriptor that routers look for, null when there is nothing to follow, or while ranks
-    encrypt and none says with which key. `publishers` has one entry per rank, also for one that doesn't
-    answer (`"state": "unreachable"`).
+    Routers that know SGLang parse the whole answer, and refuse it where one of its names has another type
+    than SGLang's. `kv_events` is the descriptor that they look for, null when there is nothing to follow, or
+    while no rank says its key or address where only ranks know it. `publishers` has one entry per rank, also
+    for one that doesn't answer (`"state": "unreachable"`).
     """
     by_rank = {info.rank: info for info in ranks}
     return {

@@ -18,7 +18,7 @@ from tests.support.free_ports import find_free_ports
 
 def new_publisher(block_size: int) -> EventPublisher:
     """A started publisher of events, replays and load reports, on ports of its own."""
-    base = find_free_ports(3)
+    base = find_free_ports(6)
     config = KvEventsConfig(
         publisher="zmq",
         endpoint=f"tcp://127.0.0.1:{base}",

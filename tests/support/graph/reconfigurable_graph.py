@@ -67,4 +67,4 @@ class ReconfigurableGraph(ServeGraph):
     def _is_in_force(self) -> bool:
         info = self.get("/server_info")
         in_rank = info["internal_states"][0].get("num_blocks")
-        return {info["engine"]["cache"]["num_blocks"], in_rank} == {self._num_blocks}
+        return {info["config"]["engine"]["cache"]["num_blocks"], in_rank} == {self._num_blocks}

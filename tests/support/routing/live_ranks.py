@@ -51,7 +51,7 @@ class LiveRank:
 
     def start_publisher(self, port: int | None) -> EventPublisher:
         """A new one; given `port`, of rank 0's events, it waits until that is free."""
-        base = port or find_free_ports(8)
+        base = port or find_free_ports(12)
         publisher = EventPublisher(
             KvEventsConfig(endpoint=f"tcp://127.0.0.1:{base}", topic="kv"),
             dp_rank=self.rank,
