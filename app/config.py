@@ -186,8 +186,8 @@ class AppConfig(Settings):
     resources: RankResources = RankResources()
     kv_events_config: str | dict[str, Any] | None = Field(
         None,
-        description="SGLang's JSON string, or a mapping of its keys; null publishes nothing and routes by load "
-        "alone.",
+        description="SGLang's JSON string, or a mapping of its keys; null publishes nothing and routes "
+        "by load alone.",
     )
     routing: RoutingConfig = RoutingConfig()
     ingress: IngressConfig = IngressConfig()
@@ -223,7 +223,7 @@ def load_config(args: Mapping[str, Any], *, policies: Collection[str] | None = N
 def one_of(names: Iterable[str]) -> str:
     """Names that are allowed, for a message."""
     *others, last = map(repr, names)
-    return f"{', '.join(others)} or {last}"
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def validate(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from app.config import Settings, validate
+from app.config import Settings, one_of, validate
 from app.errors import ConfigError
 from app.events.curve import CurveConfig
 from app.events.schema import ACK_TOPIC, Format
@@ -20,7 +20,8 @@ from app.events.schema import ACK_TOPIC, Format
 WHERE = "kv_events_config"
 """What errors and warnings call it."""
 _SIMILARITY = 0.75
-"""Of a key to one of ours, from which on it is taken for a misspelling."""
+"""Of a key to one of ours, from which on it is taken for a misspelling: one slip in four letters."""
+_SIMILARITY_OF_SHORT = 0.6
 
 
 def _no_truth(value: Any) -> Any:
@@ -132,8 +133,9 @@ def read_config(values: Mapping[str, Any]) -> tuple[KvEventsConfig, list[str]]:
 
 
 def _misspelling(key: str) -> str | None:
-    meant = get_close_matches(_plain(key), KvEventsConfig.model_fields, n=1, cutoff=_SIMILARITY)
-    return f"{WHERE}.{key:.80}: unknown key; did you mean {meant[0]!r}?" if meant else None
+    cutoff = _SIMILARITY if len(key) > len("hwm") else _SIMILARITY_OF_SHORT
+    meant = get_close_matches(_plain(key), KvEventsConfig.model_fields, n=2, cutoff=cutoff)
+    return f"{WHERE}.{key:.80}: unknown key; did you mean {one_of(meant)}?" if meant else None
 
 
 def _plain(key: str) -> str:

@@ -1,8 +1,8 @@
 """What a chat completion and a text completion have in common as requests.
 
-A field that OpenAI defines and the engine doesn't have is accepted only with the value that asks for nothing
-(`echo: false`); any other value, and any unknown field, is an error that names it. Nothing is silently
-dropped.
+A field that OpenAI or SGLang defines and the engine doesn't have is accepted only with the value that asks
+for nothing (`echo: false`); any other value, and any unknown field, is an error that names it. Nothing is
+silently dropped.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": ("auto", "default"),
+    # SGLang's, which its routers write out in every request.
+    "no_stop_trim": (False,),
+    "continue_final_message": (False,),
+    "skip_special_tokens": (True,),
+    "separate_reasoning": (True, False),
+    "stream_reasoning": (True, False),
+    "return_hidden_states": (False,),
 }
 """Fields that the engine doesn't have, and the values that ask for nothing."""
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")

@@ -145,7 +145,7 @@ SGLANGS_TYPES: dict[str, type | tuple[type, ...]] = {
     "kv_events_config": str,
     "internal_states": list,
 }
-"""Of SGLang's names, those that smg 1.13.0, sglang-router 0.3.2 and SGLang's own router read, among others."""
+"""SGLang's names, among them all that smg 1.13.0, sglang-router 0.3.2 and SGLang's own router read."""
 
 
 def test_sglangs_names_have_sglangs_types_and_all_others_are_known_to_be_ours() -> None:

@@ -317,6 +317,55 @@ def test_the_description_is_what_was_bound(make_rank: MakeRank) -> None:
     assert (info.state.status, info.state.epoch, info.state.last_seq) == ("publishing", publisher.epoch, 0)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "*"])
+def test_ports_that_the_system_chose_are_described(
+    make_rank: MakeRank, open_socket: OpenSocket, host: str
+) -> None:
+    endpoint = f"tcp://{host}:0"
+    ranks = [
+        make_rank({"dp_rank": rank, "dp_size": 2}, endpoint=endpoint, replay_endpoint=endpoint)
+        for rank in range(2)
+    ]
+    ports = set()
+    for rank in ranks:
+        address = rank.publisher.info("127.0.0.1").address
+        assert address.host == "127.0.0.1"
+        ports |= {address.event_port, address.replay_port, address.load_port}
+        sub = subscribe(open_socket, address.event_port)
+        first_message(sub, lambda rank=rank: rank.step(stored(1)))
+        assert address.replay_port is not None
+        assert read_replay(open_socket, address.replay_port, 0)[0] == [AllBlocksCleared()]
+        assert address.load_port is not None
+        sub = subscribe(open_socket, address.load_port)
+        first_message(sub, lambda rank=rank: rank.publisher.publish_load(STAT))
+    assert len(ports) == 6
+    assert all(ports)
+
+
+def test_nothing_is_described_as_dialable_before_the_system_has_chosen() -> None:
+    config = KvEventsConfig(publisher="zmq", endpoint="tcp://*:0")
+    info = EventPublisher(config, dp_rank=0, dp_size=1, block_size=1).info("10.1.2.3")
+    assert (info.is_publishing, info.address.event_port) == (False, 0)
+
+
+def test_an_interfaces_name_is_described_by_its_address(make_rank: MakeRank) -> None:
+    address = make_rank(endpoint=f"tcp://lo:{find_free_ports(4)}").publisher.info("10.1.2.3").address
+    assert address.host == "127.0.0.1"
+    assert address.load_port == address.event_port + 2
+
+
+def test_ports_at_another_host_than_the_events_are_not_described(make_rank: MakeRank) -> None:
+    base = find_free_ports(12)
+    publisher = make_rank(
+        endpoint=f"tcp://*:{base}",
+        replay_endpoint=f"tcp://127.0.0.1:{base + 2}",
+        load_publish_endpoint=f"tcp://127.0.0.1:{base + 4}",
+    ).publisher
+    elsewhere, here = (publisher.info(host).address for host in ("10.1.2.3", "127.0.0.1"))
+    assert (elsewhere.replay_port, elsewhere.load_port, elsewhere.load_topic) == (None, None, None)
+    assert (here.replay_port, here.load_port, here.load_topic) == (base + 2, base + 4, "load")
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
 def test_ipv6_is_bound(make_rank: MakeRank, open_socket: OpenSocket) -> None:
     port = find_free_ports(4)
