@@ -213,7 +213,7 @@ def test_what_ranks_open_is_what_is_described_and_no_port_is_used_twice(
         assert max(events, replay) + dp_size - 1 > 65_535
         return
     assert described.descriptor is not None
-    used = set()
+    used: set[int] = set()
     for rank in {0, dp_size - 1}:
         opened = rank_endpoints(described.config, rank, dp_size)
         assert opened.replay is not None

@@ -23,7 +23,7 @@ def config(**keys: Any) -> KvEventsConfig:
     return KvEventsConfig(publisher="zmq", **keys)
 
 
-TAKEN = {
+TAKEN: dict[str, dict[str, Any]] = {
     "SGLang's bind": {"endpoint": "tcp://*:5557", "topic": "kv", "bind": True},
     "SGLang's format": {"endpoint": "tcp://*:5557", "topic": "kv", "format": "default"},
     "vLLM's switch": {"endpoint": "tcp://*:5557", "topic": "kv", "enable_kv_cache_events": True},

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import zmq
@@ -332,12 +333,12 @@ def test_ports_that_the_system_chose_are_described(
         assert address.host == "127.0.0.1"
         ports |= {address.event_port, address.replay_port, address.load_port}
         sub = subscribe(open_socket, address.event_port)
-        first_message(sub, lambda rank=rank: rank.step(stored(1)))
+        first_message(sub, partial(rank.step, stored(1)))
         assert address.replay_port is not None
         assert read_replay(open_socket, address.replay_port, 0)[0] == [AllBlocksCleared()]
         assert address.load_port is not None
         sub = subscribe(open_socket, address.load_port)
-        first_message(sub, lambda rank=rank: rank.publisher.publish_load(STAT))
+        first_message(sub, partial(rank.publisher.publish_load, STAT))
     assert len(ports) == 6
     assert all(ports)
 
