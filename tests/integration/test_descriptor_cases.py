@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -156,6 +157,26 @@ def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfigurableGraph, host
         "block_size",
     ):
         assert publisher[key] == getattr(described, key)
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_ports_that_the_system_chooses_are_in_publishers(
+    graph: ReconfigurableGraph, as_mapping: bool
+) -> None:
+    events = {"publisher": "zmq", "endpoint": "tcp://127.0.0.1:0", "replay_endpoint": "tcp://127.0.0.1:0"}
+    config = events if as_mapping else json.dumps(events)
+    answer = graph.answer_with(config)
+    check_everything_else(answer)
+    assert answer.info["kv_events"] is None
+    (publisher,) = answer.info["publishers"]
+    assert publisher["state"] == "publishing"
+    ports = {publisher[key] for key in ("event_port", "replay_port", "load_port")}
+    assert len(ports) == 3
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    explained = [line for line in graph.output().splitlines() if "the system chooses the ports" in line]
+    assert explained
+    assert " WARNING " in explained[0]
 
 
 def test_each_misconfiguration_is_logged_once_as_a_warning_with_the_rule_that_it_breaks(

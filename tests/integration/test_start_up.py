@@ -145,6 +145,17 @@ def test_the_preflight_says_why_no_router_could_follow(
     assert "is not JSON" in caplog.text
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "*", "lo"])
+def test_the_preflight_takes_port_0_interfaces_and_a_mapping(
+    tmp_path: Path, config: Json, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    for port in (0, find_free_ports(12)):
+        events = {"publisher": "zmq", "endpoint": f"tcp://{host}:{port}", "topic": "kv", "made_by": "x"}
+        file = written(tmp_path, with_args(config, {"kv_events_config": events}))
+        assert app.check.main([str(file)]) == 0
+    assert caplog.text.count("kv_events_config.made_by: unknown key, ignored") == 2
+
+
 def test_the_preflight_refuses_a_file_that_is_not_text(tmp_path: Path) -> None:
     file = tmp_path / "serve_config.yaml"
     file.write_bytes(b"applications: [] # caf\xe9")
