@@ -8,6 +8,7 @@ program receives its own slice. `kv_events_config`, SGLang's contract, stays as 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -195,10 +196,15 @@ class AppConfig(Settings):
     @field_validator("kv_events_config", mode="before")
     @classmethod
     def _is_a_document(cls, value: Any) -> Any:
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return value
-        if not isinstance(value, str | None):
-            raise ValueError("allowed are a JSON string, a mapping whose keys are text, and null")
+        """`/server_info` shows it as it was given, so JSON must be able to say it."""
+        if not isinstance(value, str | dict | None):
+            raise ValueError("allowed are a JSON string, a mapping and null")
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise ValueError("allowed are keys that are text")
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"JSON can't say this: {error}") from None
         return value
 
     @property

@@ -25,7 +25,7 @@ CHAT = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 4, "t
 @pytest.fixture(params=["smg", "sglang-router"])
 def executable(request: pytest.FixtureRequest) -> str:
     """The router's command."""
-    found = shutil.which(request.param)
+    found: str | None = shutil.which(request.param)
     if found is None:
         pytest.skip(f"{request.param} isn't installed")
     return found
