@@ -22,6 +22,8 @@ from app.errors import ConfigError
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KernelBackend = Literal["auto", "torch", "cpu", "triton"]
+EngineKind = Literal["torch", "vllm", "remote"]
+"""What a rank runs: our engine, vLLM in the replica, or a worker by URL."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -103,6 +105,12 @@ class SchedulerConfig(Settings):
 class EngineConfig(Settings):
     """The engine of one rank."""
 
+    backend: Literal["torch", "vllm"] = Field(
+        "torch", description="`torch` is ours; `vllm` must be installed."
+    )
+    vllm: dict[str, Any] = Field(
+        {}, description="vLLM's engine arguments by their names, for `backend: vllm`; see docs/engines.md."
+    )
     cache: CacheConfig = CacheConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     kernels: KernelBackend = Field(
@@ -110,6 +118,26 @@ class EngineConfig(Settings):
     )
     num_threads: PositiveInt | None = Field(
         None, description="Torch threads per rank on a cpu. Default: `resources.num_cpus`, at least 1."
+    )
+
+
+class RemoteWorker(Settings):
+    """A server whose DP ranks are followed and served from."""
+
+    url: str = Field(min_length=1, description="Where its HTTP is: http://host:port.")
+    dp_size: PositiveInt = Field(
+        1, le=MAX_DP_SIZE, description="Its DP ranks, each one of ours: a worker that is down can't say it."
+    )
+
+
+class RemoteRanksConfig(Settings):
+    """Workers by URL, instead of engines of our own: SGLang, vLLM or kvbeacon."""
+
+    workers: tuple[RemoteWorker, ...] = Field(min_length=1, description="In the order of their ranks.")
+    adopt: Literal["partial", "flush"] = Field(
+        "partial",
+        description="When a worker's early events are gone: `flush` empties its cache once, `partial` "
+        "leaves it and credits only what was seen.",
     )
 
 
@@ -184,6 +212,9 @@ class AppConfig(Settings):
     dp_size: PositiveInt = Field(2, le=MAX_DP_SIZE, description="Data-parallel ranks.")
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
+    remote_ranks: RemoteRanksConfig | None = Field(
+        None, description="Workers by URL instead of engines; `dp_size` is then the sum of theirs."
+    )
     resources: RankResources = RankResources()
     kv_events_config: str | dict[str, Any] | None = Field(
         None,
@@ -206,6 +237,11 @@ class AppConfig(Settings):
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"JSON can't say this: {error}") from None
         return value
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """What each rank runs."""
+        return "remote" if self.remote_ranks is not None else self.engine.backend
 
     @property
     def threads_per_rank(self) -> int:

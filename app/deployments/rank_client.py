@@ -25,6 +25,7 @@ class RankMethods(Protocol):
 
     async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed: ...
     async def snapshot(self, *, replica_id: str) -> CacheSnapshot | None: ...
+    async def reset_cache(self, *, replica_id: str) -> bool | None: ...
     def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]: ...
 
 
@@ -115,6 +116,20 @@ class RankClient:
         if snapshot is None:
             raise RankGoneError(f"replica {replica_id} is gone")
         return snapshot
+
+    async def reset_cache(self, replica_id: str, *, timeout_s: float) -> bool:
+        """Let a rank forget all cached blocks; whether it did, as some engines can only when idle.
+
+        Raises:
+            RankCallError: the replica is gone, its engine has failed, or it can't do this.
+            TimeoutError: no answer within `timeout_s` seconds.
+        """
+        with _own_errors():
+            async with asyncio.timeout(timeout_s):
+                done: bool | None = await self._handle.reset_cache.remote(replica_id=replica_id)
+        if done is None:
+            raise RankGoneError(f"replica {replica_id} is gone")
+        return done
 
 
 @contextmanager

@@ -61,6 +61,19 @@ class EngineDescription:
     kernels: str
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What may change of an engine while it lives.
+
+    Attributes:
+        unavailable: why no request can be served now; None: they can. It may end by itself.
+        partial_cache: why the cache may hold more than was published; None: all of it was published.
+    """
+
+    unavailable: str | None = None
+    partial_cache: str | None = None
+
+
 class AdmittedRequest(Protocol):
     """One admission's output: a chunk for each sample that a step adds to; iterate it once.
 
@@ -89,6 +102,11 @@ class RankEngine(Protocol):
     @property
     def description(self) -> EngineDescription:
         """What stays the same."""
+        ...
+
+    @property
+    def status(self) -> EngineStatus:
+        """What may change, as it is now."""
         ...
 
     @property
@@ -140,5 +158,13 @@ class RankEngine(Protocol):
 
         Raises (at once, or as the future's result):
             EngineFailedError: the engine has stopped.
+        """
+        ...
+
+    async def reset_cache(self) -> bool:
+        """Forget all cached blocks, and publish that. Whether it was done: some engines do so only when idle.
+
+        Raises:
+            EngineFailedError: the engine has stopped, or can't do it.
         """
         ...

@@ -1,4 +1,4 @@
 """Between text and token ids: tokenizer, chat template, text streams, grammars.
 
-The API, the ingress, `app.check` and `app.engine.load` import it. Engines don't: they take token ids.
+The API, the ingress, `app.check` and `app.engine.loading` import it. Engines don't: they take token ids.
 """

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from app.config import AppConfig
-from app.engine.load import load_step_engine
+from app.engine.loading.torch_engine import load_step_engine
 from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
 from app.generation import GenerateRequest, SamplingParams

@@ -13,7 +13,7 @@ from statistics import median
 
 from app.config import AppConfig
 from app.engine.cache.prefix_cache import BlockTable, PrefixCache
-from app.engine.load import load_step_engine
+from app.engine.loading.torch_engine import load_step_engine
 from app.events.config import KvEventsConfig
 from app.events.publishing.publisher import EventPublisher
 from app.events.schema import BlockStored

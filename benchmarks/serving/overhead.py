@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from app.config import AppConfig
-from app.engine.load import load_step_engine
+from app.engine.loading.torch_engine import load_step_engine
 from app.generation import GenerateRequest, SamplingParams
 from app.models.store import resolve_model
 from app.text.tokenizer import Tokenizer

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import httpx
-import ray
-import torch
 from tqdm import tqdm
 
 from benchmarks.graphs.graph import deployed, running_ray, with_policy
-from benchmarks.serving.client import ChatClient, hold_conversation
+from benchmarks.machine import machine
+from benchmarks.serving.client import ChatClient
+from benchmarks.serving.drive import hold_all, wait_until_ready, warm_up
 from benchmarks.serving.options import POLICIES
 from benchmarks.serving.overhead import LocalEngine, TtftPair, measure_pair, overhead_ms
 from benchmarks.serving.plan import Plan
-from benchmarks.serving.summary import Reply, Summary, median_summary, summarize
-from benchmarks.serving.workload import Conversation, make_prompt
-
-WARM_UP_WORDS = 150
-"""Long enough for routers to measure a rank's prefill rate."""
-READY_WITHIN_S = 60.0
-POLL_INTERVAL_S = 0.2
+from benchmarks.serving.summary import Summary, median_summary, summarize
+from benchmarks.serving.workload import make_prompt
 
 
 @dataclass(frozen=True)
@@ -71,15 +63,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "block_size": config.engine.cache.block_size,
         "num_blocks_per_rank": config.engine.cache.num_blocks,
         "num_blocks_needed_by_all": plan.needed_blocks,
-        "machine": {
-            "cpus": os.cpu_count(),
-            "load_average_1m": os.getloadavg()[0],
-            "architecture": platform.machine(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "ray": ray.__version__,
-        },
+        "machine": machine(),
     }
 
 
@@ -98,54 +82,13 @@ async def _run(
     async with ChatClient(
         url, answer_tokens=options.answer_tokens, concurrency=options.concurrency
     ) as client:
-        await _wait_until_ready(client, plan.config.dp_size)
-        await _warm_up(client, plan.config.dp_size)
+        await wait_until_ready(client, plan.config.dp_size)
+        await warm_up(client, plan.config.dp_size)
         started = time.perf_counter()
-        replies = await _hold_all(client, plan.conversations, options.stagger_s, label)
+        replies = await hold_all(client, plan.conversations, options.stagger_s, label)
         summary = summarize(replies, time.perf_counter() - started)
     async with ChatClient(url, answer_tokens=1, concurrency=1) as client:
         return summary, await _measure_pairs(client, engine, options.overhead_words, num_pairs, label)
-
-
-async def _wait_until_ready(client: ChatClient, dp_size: int) -> None:
-    """Wait until the router knows the content of every rank's cache."""
-    async with asyncio.timeout(READY_WITHIN_S):
-        while not await _all_exact(client, dp_size):
-            await asyncio.sleep(POLL_INTERVAL_S)
-
-
-async def _all_exact(client: ChatClient, dp_size: int) -> bool:
-    try:
-        ranks = await client.get("/router/ranks")
-    except httpx.HTTPStatusError:  # the proxy doesn't know the application yet
-        return False
-    return [rank["trust"] for rank in ranks] == ["exact"] * dp_size
-
-
-async def _warm_up(client: ChatClient, dp_size: int) -> None:
-    """Let every rank compute something, so that every connection exists; no run can reuse these blocks."""
-    for rank in range(dp_size):
-        for number in range(2):
-            await client.chat(make_prompt(WARM_UP_WORDS, seed=number), cache_salt="warm-up", rank=rank)
-
-
-async def _hold_all(
-    client: ChatClient, conversations: Sequence[Conversation], stagger_s: float, label: str
-) -> list[Reply]:
-    """All users' replies; the first failure ends everything."""
-    total = sum(len(each.questions) for each in conversations)
-    with tqdm(total=total, desc=label, unit="request") as progress:
-
-        async def arrive(position: int, conversation: Conversation) -> list[Reply]:
-            await asyncio.sleep(position * stagger_s)
-            return await hold_conversation(client, conversation, progress.update)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(arrive(*each)) for each in enumerate(conversations)]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-    return [reply for task in tasks for reply in task.result()]
 
 
 async def _measure_pairs(

@@ -14,7 +14,8 @@ import torch
 
 from app.config import AppConfig
 from app.engine.check import check_model
-from app.engine.load import load_engine, load_step_engine
+from app.engine.load import load_engine
+from app.engine.loading.torch_engine import load_step_engine
 from app.errors import ConfigError, UnsupportedModelError
 from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 from app.text.tokenizer import Tokenizer

@@ -95,7 +95,7 @@ class DPRank:
         if replica_id not in (None, self._replica_id):
             return NotAddressed()
         self._engine.check_health()
-        engine = self._engine.description
+        engine, status = self._engine.description, self._engine.status
         return RankInfo(
             rank=self._rank,
             replica_id=self._replica_id,
@@ -110,6 +110,8 @@ class DPRank:
             device=engine.device,
             dtype=engine.dtype,
             kernels=engine.kernels,
+            unavailable=status.unavailable,
+            partial_cache=status.partial_cache,
         )
 
     def _describe_publisher(self) -> PublisherInfo | None:
@@ -135,6 +137,12 @@ class DPRank:
         if replica_id != self._replica_id:
             return None
         return await self._core.snapshot()
+
+    async def reset_cache(self, *, replica_id: str) -> bool | None:
+        """Forget all cached blocks; whether it was done, None if another replica was meant."""
+        if replica_id != self._replica_id:
+            return None
+        return await self._engine.reset_cache()
 
     def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises."""

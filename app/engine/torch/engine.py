@@ -236,10 +236,7 @@ class Engine:
         return self._cache.cached_blocks()
 
     def reset_cache(self) -> None:
-        """Forget all cached contents. Running requests go on with their blocks, which no other finds.
-
-        Waiting for a caller: a rank has no way to be asked for this yet.
-        """
+        """Forget all cached contents. Running requests go on with their blocks, which no other finds."""
         self._cache.reset()
 
     def load_stat(self, dp_rank: int) -> LoadStat:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from app.engine.interface import EngineDescription, EngineListener, Result
+from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
 from app.engine.torch.engine import Engine
 from app.engine.torch.output_streams import OutputStream, OutputStreams, StreamItem
 from app.engine.torch.outputs import RequestOutput
@@ -42,7 +42,7 @@ class EngineThread:
         dp_rank: the rank's number, for load reports.
 
     Attributes:
-        description, load, num_cached_blocks: see `RankEngine`.
+        description, status, load, num_cached_blocks: see `RankEngine`.
     """
 
     def __init__(self, engine: Engine, dp_rank: int) -> None:
@@ -55,6 +55,7 @@ class EngineThread:
             dtype=str(engine.dtype).removeprefix("torch."),
             kernels=engine.kernels_name,
         )
+        self.status = EngineStatus()
         self.load = engine.load_stat(dp_rank)
         self.num_cached_blocks = 0
         self._engine = engine
@@ -104,6 +105,11 @@ class EngineThread:
         stream = self._streams.open(request.request_id, request.n if earlier is None else len(earlier))
         self._inbox.put(partial(self._add, request, stream))
         return stream
+
+    async def reset_cache(self) -> bool:
+        """See `RankEngine`. Running requests go on with their blocks, which no other finds."""
+        await asyncio.wrap_future(self.submit(Engine.reset_cache))
+        return True
 
     # Called on any thread.
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 logger = logging.getLogger(__name__)
 
-Trust = Literal["exact", "syncing", "stale"]
-"""Whether a router knows a rank's cache, is finding out, or can't know."""
+Trust = Literal["exact", "partial", "syncing", "stale"]
+"""Whether a router knows a rank's cache, a part of it for sure, is finding out, or can't know."""
 
 
 @dataclass(frozen=True, slots=True)

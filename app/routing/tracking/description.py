@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from app.events.publisher_info import PublisherInfo
 from app.events.schema import LoadStat
@@ -18,6 +18,8 @@ class RankDescription:
         publisher: where its events are; None when it publishes none.
         load: how busy it is.
         max_prompt_tokens: longer prompts than this are refused by the rank, always.
+        unavailable: why it can serve no request now; None: it can.
+        partial_cache: why its cache may hold more than it has published; None: it has published all.
     """
 
     rank: int
@@ -25,3 +27,5 @@ class RankDescription:
     publisher: PublisherInfo | None
     load: LoadStat
     max_prompt_tokens: int
+    unavailable: str | None = field(default=None, kw_only=True)
+    partial_cache: str | None = field(default=None, kw_only=True)

@@ -6,7 +6,7 @@ import itertools
 import sys
 
 from app.config import AppConfig
-from app.engine.load import load_step_engine
+from app.engine.loading.torch_engine import load_step_engine
 from app.generation import GenerateRequest, SamplingParams
 from benchmarks.engine.peers.server import Generate, serve
 
