@@ -104,7 +104,8 @@ def publishers_at(url: str) -> list[PublisherAddress]:
         # One host and ports in a row can't describe all ranks (the system may choose their ports). Then
         # kvbeacon still has a list of them.
         if not publishers:
-            listed = [each for each in info.get("publishers", []) if each.get("state") == "publishing"]
+            listed = msgspec.convert(info.get("publishers", []), list[dict[str, Any]])
+            listed = [each for each in listed if each.get("state") == "publishing"]
             publishers = msgspec.convert(listed, list[PublisherAddress])
     except (WireError, msgspec.ValidationError) as error:
         fail(f"{url}: {error}")
