@@ -24,7 +24,8 @@ class Node(msgspec.Struct, gc=False):
 
     Attributes:
         parent: the foreign hash before it; None at the root.
-        names: our blocks that end in this one, by their wire hashes: as many as its tokens complete.
+        names: our blocks that end in this one, by their wire hashes: as many as its tokens complete; None
+            stands for just `last_name`, the usual case.
         last_name: the last of our blocks up to its end; None: there is none yet.
         digest: the digest of that last block, or of the root; empty also where hashes are taken as they are.
         pending: tokens after that block, as uint32 little-endian.
@@ -35,7 +36,7 @@ class Node(msgspec.Struct, gc=False):
     """
 
     parent: ForeignHash | None
-    names: tuple[int, ...]
+    names: tuple[int, ...] | None
     last_name: int | None
     digest: bytes
     pending: bytes
@@ -43,6 +44,13 @@ class Node(msgspec.Struct, gc=False):
     copies: int
     reachable: bool
     child: ForeignHash | None = None
+
+    def own_names(self) -> tuple[int, ...]:
+        """Our blocks that end in this one."""
+        if self.names is not None:
+            return self.names
+        assert self.last_name is not None
+        return (self.last_name,)
 
 
 class BlockTree:

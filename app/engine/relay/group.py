@@ -5,18 +5,18 @@ from __future__ import annotations
 import array
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from struct import Struct
+from itertools import chain, repeat
+from typing import cast
 
 import msgspec
 
+from app import hashing
 from app.engine.relay.block_tree import NO_NAMES, BlockTree, Node
 from app.engine.relay.foreign_events import ForeignHash
 from app.engine.relay.ledger import Counts, Ledger
 from app.engine.relay.placement import UNKNOWN_PARENT
-
-_NAME = Struct(">q")
 
 
 class Span(msgspec.Struct, gc=False):
@@ -91,12 +91,14 @@ class Group:
     def store(self, span: Span) -> None:
         """One more copy of each block of `span`."""
         nodes, tree = self.tree.nodes, self.tree
-        run = _Run(self._ledger)
         parent, parent_key = None, span.parent
         reason = None
         if parent_key is not None:
             parent = nodes.get(parent_key)
             reason = UNKNOWN_PARENT if parent is None else parent.reason
+        if reason is None and self._store_chain(span, parent):
+            return
+        run = _Run(self._ledger)
         is_aligned = parent is None or not parent.pending
         for index, key in enumerate(span.keys):
             held = nodes.get(key)
@@ -128,6 +130,42 @@ class Group:
         )
         run.end(span.token_ids if is_whole else None)
 
+    def _store_chain(self, span: Span, parent: Node | None) -> bool:
+        """Store and credit a chain in one piece, if all of it is new and nothing unusual; whether it was."""
+        keys, nodes = span.keys, self.tree.nodes
+        if (
+            len(span.data) not in ((0, self._width * len(keys)) if span.named else (self._width * len(keys),))
+            or span.apart_from < len(keys)
+            or self.tree.orphans
+            or not nodes.keys().isdisjoint(keys)
+            or len(set(keys)) < len(keys)
+            or (parent is not None and (parent.pending or not parent.reachable))
+        ):
+            return False
+        digests: Iterable[bytes] = repeat(b"")
+        if span.named:
+            names = cast(Sequence[int], keys)
+        else:
+            digests = self._digests(span.data, span.seed if parent is None else parent.digest)
+            names = hashing.wire_hashes(digests)
+        name_before = None if parent is None else parent.last_name
+        if not self._ledger.gain_chain(self.counts, names, name_before):
+            return False
+        if parent is not None and span.parent is not None:
+            self.tree.link(keys[0], parent, span.parent)
+        before, after = chain((span.parent,), keys), chain(keys[1:], (None,))
+        for key, parent_key, name, digest, child in zip(keys, before, names, digests, after, strict=False):
+            nodes[key] = Node(parent_key, None, name, digest, b"", None, 1, True, child)
+        self._ledger.say_stored(list(names), name_before, span.token_ids)
+        return True
+
+    def _digests(self, data: bytes, digest: bytes) -> list[bytes]:
+        digests = []
+        for start in range(0, len(data), self._width):
+            digest = sha256(digest + data[start : start + self._width]).digest()
+            digests.append(digest)
+        return digests
+
     def remove(self, keys: Sequence[ForeignHash]) -> int:
         """One copy less of each block; how many of them weren't held."""
         nodes, unknown = self.tree.nodes, 0
@@ -147,7 +185,7 @@ class Group:
     def check_integrity(self) -> None:
         """Raise AssertionError where the counts aren't those of the reachable blocks."""
         self.tree.check_integrity()
-        names = (name for node in self.tree.nodes.values() if node.reachable for name in node.names)
+        names = (name for node in self.tree.nodes.values() if node.reachable for name in node.own_names())
         assert Counter(names) == Counter(self.counts), "counts"
         placed = [node for node in self.tree.nodes.values() if node.reason is None]
         assert self.num_unreachable == sum(not node.reachable for node in placed), "unreachable"
@@ -190,13 +228,13 @@ class Group:
         width = self._width
         if len(data) == width:
             digest = sha256(digest + data).digest()
-            return digest, b"", _NAME.unpack_from(digest), (data,)
+            return digest, b"", (hashing.wire_hash(digest),), (data,)
         full = len(data) - len(data) % width
         pieces = [data[start : start + width] for start in range(0, full, width)]
         names: list[int] = []
         for piece in pieces:
             digest = sha256(digest + piece).digest()
-            names += _NAME.unpack_from(digest)
+            names.append(hashing.wire_hash(digest))
         return digest, data[full:], tuple(names), pieces
 
     def _credit(self, names: Sequence[int], parent: int | None, run: _Run, pieces: Sequence[bytes]) -> None:
@@ -220,7 +258,8 @@ class Group:
                 for each in nodes:
                     assert each.parent is not None
                     before = self.tree.nodes[each.parent].last_name
-                    self._credit(each.names, before, run, [b""] * len(each.names))
+                    names = each.own_names()
+                    self._credit(names, before, run, [b""] * len(names))
                 run.end()
 
     def _remove_placed(self, key: ForeignHash, node: Node) -> None:
@@ -236,7 +275,7 @@ class Group:
             self.num_unreachable -= 1
 
     def _discredit(self, node: Node) -> None:
-        for name in node.names:
+        for name in node.own_names():
             self._ledger.lose(self.counts, name)
 
     def _keep_apart(self, held: Node | None, parent: ForeignHash | None, reason: str, copies: int) -> Node:

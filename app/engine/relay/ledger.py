@@ -8,6 +8,7 @@ blocks of one group may name the same block of ours: it is held until both are g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 
 from app.events.schema import (
     MAX_HASHES_PER_EVENT,
@@ -53,6 +54,19 @@ class Ledger:
         if held or not (len(self._groups) == 1 or all(name in group for group in self._groups)):
             return False
         self.content[name] = CachedBlock(name, parent)
+        return True
+
+    def gain_chain(self, counts: Counts, names: Sequence[int], parent: int | None) -> bool:
+        """As `gain` for each of a chain, if all of it is new and there is no other group; whether it was."""
+        if len(self._groups) > 1 or not counts.keys().isdisjoint(names):
+            return False
+        num_counts = len(counts)
+        counts.update(zip(names, repeat(1)))
+        if len(counts) - num_counts < len(names):  # one is there twice
+            for name in set(names):
+                del counts[name]
+            return False
+        self.content.update(zip(names, map(CachedBlock, names, chain((parent,), names)), strict=False))
         return True
 
     def lose(self, counts: Counts, name: int) -> None:

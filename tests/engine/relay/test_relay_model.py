@@ -49,7 +49,7 @@ class Run:
     def _prompt(self) -> Prompt:
         rng = self.rng
         # Pieces of a few tokens, so that prompts share prefixes of all lengths.
-        tokens = [token for _ in range(MAX_TOKENS // 3) for token in ([0, 0, 0], [0, 0, 1])[rng.random() < 0.2]]
+        tokens = [bit for _ in range(MAX_TOKENS // 3) for bit in (0, 0, int(rng.random() < 0.2))]
         salt = SALT if rng.random() < 0.3 else None
         if self.cache.chained:
             return Prompt(tuple(tokens), salt)

@@ -26,7 +26,7 @@ class Prompt:
 
 @dataclass
 class Entry:
-    """A held block: the last of `num_blocks` blocks of `prompt`; `placed`: its place in our chain is known."""
+    """A held block, the last of `num_blocks` of `prompt`; `placed`: its place in our chain is known."""
 
     prompt: Prompt
     num_blocks: int
@@ -96,7 +96,8 @@ class ForeignCache:
 
     def hits(self, block_size: int) -> dict[int, int | None]:
         """Every block of `block_size` tokens that a new prompt could hit, by name, and its parent's name."""
-        per_group = [self._hits(group, block_size) for group, kind in self.groups.items() if kind in FULL_ATTENTION]
+        full = [group for group, kind in self.groups.items() if kind in FULL_ATTENTION]
+        per_group = [self._hits(group, block_size) for group in full]
         common = set.intersection(*map(set, per_group))
         return {name: parent for name, parent in per_group[0].items() if name in common}
 

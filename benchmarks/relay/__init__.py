@@ -1,0 +1,1 @@
+"""The relay of foreign cache events: `python -m benchmarks.relay`."""
