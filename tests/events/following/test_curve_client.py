@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 
 import pytest
 import zmq
@@ -65,12 +66,12 @@ async def test_with_the_right_keys_events_load_and_replay_come(
     assert await comes_true(publish_load)
     assert loads[0] == STAT
     assert info.address.replay_endpoint is not None
-    recovery = RecoveryClient(
-        async_context, info.address.replay_endpoint, timeout_s=5, curve=curve_client(info, keys.router)
-    )
-    assert await replayed(recovery) == list(range(21))
-    assert (await recovery.snapshot()).seq == 20
-    recovery.close()
+    curve = curve_client(info, keys.router)
+    with closing(
+        RecoveryClient(async_context, info.address.replay_endpoint, timeout_s=5, curve=curve)
+    ) as recovery:
+        assert await replayed(recovery) == list(range(21))
+        assert (await recovery.snapshot()).seq == 20
     subscriber.observe(rank.epoch, rank.seq)
     assert await comes_true(lambda: subscriber.status.applied_seq == rank.seq)
     assert sink.hashes == rank.truth.hashes
@@ -152,11 +153,18 @@ async def test_a_router_without_a_key_file_dials_no_rank_that_encrypts(
 async def test_something_else_at_the_address_is_connected_without_a_handshake(
     async_context: zmq.asyncio.Context,
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connection = Connection(async_context, f"tcp://127.0.0.1:{listener.getsockname()[1]}", [b""])
-        assert not await connection.wait_connected(0.3)
-        assert "connected, but no handshake" in connection.trouble
-        connection.close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        closing(
+            Connection(async_context, f"tcp://127.0.0.1:{listener.getsockname()[1]}", [b""])
+        ) as connection,
+    ):
+
+        async def is_told() -> bool:
+            assert not await connection.wait_connected(0.1)
+            return "connected, but no handshake" in connection.trouble
+
+        assert await comes_true(is_told)
 
 
 async def test_a_refused_question_is_an_error_and_can_be_asked_again(
@@ -166,17 +174,18 @@ async def test_a_refused_question_is_an_error_and_can_be_asked_again(
     ports = {"endpoint": f"tcp://127.0.0.1:{base}", "replay_endpoint": f"tcp://127.0.0.1:{base + 4}"}
     first = encrypted_rank(**ports)
     curve = curve_client(first.info, keys.router)
-    recovery = RecoveryClient(async_context, ports["replay_endpoint"], timeout_s=2, curve=curve)
-    assert await replayed(recovery) == [0]
-    first.publisher.close()
-    # Another client must be on the list, or the rank wouldn't start.
-    keys.make("other")
-    keys.allow("other")
-    keys.forbid("router")
-    second = encrypted_rank(**ports, curve=keys.config | {"router_key_file": None})
-    assert await comes_true(lambda: second.info.state.refused_clients > 0)
-    with pytest.raises(TimeoutError):
-        await replayed(recovery)
-    keys.allow("router")
-    assert await replayed(recovery) == [0]
-    recovery.close()
+    with closing(
+        RecoveryClient(async_context, ports["replay_endpoint"], timeout_s=2, curve=curve)
+    ) as recovery:
+        assert await replayed(recovery) == [0]
+        first.publisher.close()
+        # Another client must be on the list, or the rank wouldn't start.
+        keys.make("other")
+        keys.allow("other")
+        keys.forbid("router")
+        second = encrypted_rank(**ports, curve=keys.config | {"router_key_file": None})
+        assert await comes_true(lambda: second.info.state.refused_clients > 0)
+        with pytest.raises(TimeoutError):
+            await replayed(recovery)
+        keys.allow("router")
+        assert await replayed(recovery) == [0]
