@@ -98,7 +98,8 @@ def test_a_client_that_leaves_frees_the_rank(graph: ServeGraph) -> None:
     headers = {"X-Data-Parallel-Rank": "1"}
     with graph.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
         assert response.status_code == 200, response.read()
-        next(response.iter_lines())
+        lines = response.iter_lines()  # which closes the connection when it is collected
+        next(lines)
         wait_until(lambda: graph.load(1)["num_running_reqs"] == 1, lambda: f"it runs: {graph.load(1)}")
     wait_until(lambda: graph.load(1)["num_running_reqs"] == 0, "the rank idle")
 
