@@ -49,6 +49,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
     known = import_module("app.engine.vllm.argument_names")
     check_known(config.engine.vllm, known.ENGINE_ARGUMENTS)
     on_cpu = _prepare_device(config, known.DEVICE)
+    async_llm = import_module("app.engine.vllm.async_llm")
 
     model_dir = resolve_model(config.model)
     tokenizer = Tokenizer.from_folder(model_dir)
@@ -63,7 +64,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
         available_bytes=None if _CPU_KV_CACHE in os.environ else available_bytes(torch.device("cpu")),
         events=_events(publisher),
     )
-    core = import_module("app.engine.vllm.async_llm").AsyncLlm(arguments, folder)
+    core = async_llm.AsyncLlm(arguments, folder)
     block_size = config.engine.cache.block_size
     if core.block_size != block_size:
         core.shutdown()
