@@ -83,7 +83,7 @@ def describe(
         publisher=publisher,
         no_publisher=no_publisher,
         dp_rank=int(engine) if dp_size > 1 else None,
-        # A priority that isn't 0 is refused there, by name, unless its scheduling policy is `priority`.
+        # Whether priorities count there isn't said; unless they do, they are ignored.
         higher_first=False,
         cannot_generate=None if has_api else cannot_generate,
     )
