@@ -23,6 +23,7 @@ from app.engine.check import check_engine, check_model
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
 from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
+from app.events.ports import is_interface
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
 from app.routing.policies.registry import POLICIES
@@ -52,9 +53,8 @@ def check(file: Path) -> None:
     ports = _Ports()
     ports.take("HTTP", schema.http_options.host, schema.http_options.port)
     for config in configs:
-        for rank, endpoint in _endpoints(config):
-            host, _, port = endpoint.address.removeprefix("tcp://").rpartition(":")
-            ports.take(f"rank {rank}", host, int(port))
+        for rank, endpoint, port in _endpoints(config):
+            ports.take(f"rank {rank}", endpoint.host, port)
     for config in configs:
         check_engine(config)
         _check_model(config)
@@ -72,11 +72,10 @@ def _read(file: Path) -> ServeDeploySchema:
         raise ConfigError(f"{field} = {detail['input']!r}: {detail['msg']}") from None
 
 
-def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
-    """Every tcp address that some rank binds."""
+def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint, int]]:
+    """Every tcp address that some rank binds, with its port, but for those that the system chooses."""
     events = parse_kv_events(config)
-    if events.misconfigured:
-        logger.warning("KV events are misconfigured, so no router can follow them: %s", events.reason)
+    events.log(logger)
     if events.config is None:
         return
     if events.config.curve is not None:
@@ -85,8 +84,8 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint]]:
     for rank in range(config.dp_size):
         opened = rank_endpoints(events.config, rank, config.dp_size)
         for endpoint in (opened.events, opened.replay, opened.load):
-            if endpoint is not None and endpoint.binds and endpoint.port is not None:
-                yield rank, endpoint
+            if endpoint is not None and endpoint.binds and endpoint.port:  # 0 is any free one
+                yield rank, endpoint, endpoint.port
 
 
 def _check_model(config: AppConfig) -> None:
@@ -115,7 +114,8 @@ class _Ports:
 
 def _try_port(who: str, host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = "" if host == "*" else host.strip("[]")
+    # An interface has as many addresses as it likes: any of the machine's stands for them.
+    address = "" if host == "*" or is_interface(host) else host.strip("[]")
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do: a port whose last connections are still closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

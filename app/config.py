@@ -2,12 +2,13 @@
 
 `serve_config.yaml` gives these under `args:` of the application; `load_config` turns them into an
 `AppConfig` or raises `ConfigError` that names the field, the value and what is allowed. Each part of the
-program receives its own slice. `kv_events_config` stays the raw JSON string of SGLang's contract here;
+program receives its own slice. `kv_events_config`, SGLang's contract, stays as it was given here;
 `app.events.endpoints` reads it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -267,11 +268,27 @@ class AppConfig(Settings):
         "`resources.num_cpus` 0.1 by default.",
     )
     resources: RankResources = RankResources()
-    kv_events_config: str | None = Field(
-        None, description="SGLang's JSON string; null publishes nothing and routes by load alone."
+    kv_events_config: str | dict[str, Any] | None = Field(
+        None,
+        description="SGLang's JSON string, or a mapping of its keys; null publishes nothing and routes "
+        "by load alone.",
     )
     routing: RoutingConfig = RoutingConfig()
     ingress: IngressConfig = IngressConfig()
+
+    @field_validator("kv_events_config", mode="before")
+    @classmethod
+    def _is_a_document(cls, value: Any) -> Any:
+        """`/server_info` shows it as it was given, so JSON must be able to say it."""
+        if not isinstance(value, str | dict | None):
+            raise ValueError("allowed are a JSON string, a mapping and null")
+        if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+            raise ValueError("allowed are keys that are text")
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"JSON can't say this: {error}") from None
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def one_of(names: Iterable[str]) -> str:
     """Names that are allowed, for a message."""
     *others, last = map(repr, names)
-    return f"{', '.join(others)} or {last}"
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def validate(

@@ -11,9 +11,12 @@ stored and removed.
 from __future__ import annotations
 
 import sys
+import time
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import zmq
 from zmq.auth import load_certificate
 
@@ -25,41 +28,56 @@ from app.events.replay import ReplayRequest, parse_reply, request_frames
 from app.events.schema import BlockRemoved, BlockStored, split_message
 
 REPLAY_TIMEOUT_MS = 1000
+POLL_MS = 100
+QUIET_S = 1.0
+"""After this long without a batch the replay is asked for more: the last ones may have been missed."""
+Keys = tuple[bytes, bytes | None]
 
 
 class Follower:
     """One rank's batches, in order."""
 
-    def __init__(self, publisher: PublisherAddress, key_file: str | None) -> None:
+    def __init__(self, publisher: PublisherAddress, keys: Keys | None) -> None:
         self.publisher = publisher
-        self.key_file = key_file
+        self.keys = keys
         self.next_seq = 0
+        self.replayed: dict[int, int] = {}
+        """Batches that came by the last replay → their hashes: they may come again, as live ones."""
+        self.quiet_until = 0.0
         self.socket = self._open(zmq.SUB, publisher.event_endpoint)
         self.socket.subscribe(publisher.topic)
 
     def receive(self) -> None:
         """Print the next batch, after those that are missing before it."""
         _topic, seq, payload = split_message(self.socket.recv_multipart())
-        if seq < self.next_seq:  # the publisher was restarted
-            self.next_seq = 0
+        self.quiet_until = time.monotonic() + QUIET_S
+        if seq < self.next_seq:
+            if self.replayed.get(seq) == hash(payload):
+                return
+            self.next_seq = 0  # the publisher was restarted
         if seq > self.next_seq:
-            self._replay(until=seq)
-        if seq > self.next_seq:
-            print(f"rank {self.publisher.rank}  seq {self.next_seq}..{seq - 1} are lost", flush=True)
+            self.replay(until=seq)
         self._print(seq, payload)
 
-    def _replay(self, until: int) -> None:
+    def replay(self, until: int | None = None) -> None:
+        """Print what the rank still has from the next batch on, up to the one before `until`."""
+        self.quiet_until = time.monotonic() + QUIET_S
         if self.publisher.replay_endpoint is None:
             return
         with self._open(zmq.DEALER, self.publisher.replay_endpoint) as socket:
             socket.send_multipart(request_frames(ReplayRequest(self.next_seq)))
+            replayed: dict[int, int] = {}
             while socket.poll(REPLAY_TIMEOUT_MS):
                 reply = parse_reply(socket.recv_multipart())
-                if reply.seq is None or reply.seq >= until:
-                    return
+                if reply.seq is None or (until is not None and reply.seq >= until):
+                    break
                 self._print(reply.seq, reply.payload)
+                replayed[reply.seq] = hash(reply.payload)
+            self.replayed = replayed or self.replayed
 
     def _print(self, seq: int, payload: bytes) -> None:
+        if seq > self.next_seq:
+            print(f"rank {self.publisher.rank}  seq {self.next_seq}..{seq - 1} are lost", flush=True)
         self.next_seq = seq + 1
         events = decode_batch(payload).events
         stored = sum(len(event.block_hashes) for event in events if isinstance(event, BlockStored))
@@ -71,31 +89,79 @@ class Follower:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IPV6, 1)
         if self.publisher.curve_public_key is not None:
-            assert self.key_file is not None, "`main` has checked it"
-            socket.curve_publickey, socket.curve_secretkey = load_certificate(self.key_file)
+            assert self.keys is not None, "`main` has checked it"
+            socket.curve_publickey, socket.curve_secretkey = self.keys
             socket.curve_serverkey = self.publisher.curve_public_key.encode()
         socket.connect(endpoint)
         return socket
 
 
-def main(url: str = "http://127.0.0.1:8000", key_file: str | None = None) -> None:
+def publishers_at(url: str) -> list[PublisherAddress]:
+    """Every rank's publisher that the server at `url` describes."""
+    info = server_info(url)
     try:
-        kv_events = httpx.get(f"{url}/server_info").json()["kv_events"]
-        publishers = read_descriptor(kv_events, urlsplit(url).hostname or "")
-    except WireError as error:
-        sys.exit(f"{url}: {error}")
+        publishers = list(read_descriptor(info["kv_events"], urlsplit(url).hostname or ""))
+        # One host and ports in a row can't describe all ranks (the system may choose their ports). Then
+        # kvbeacon still has a list of them.
+        if not publishers:
+            listed = msgspec.convert(info.get("publishers", []), list[dict[str, Any]])
+            listed = [each for each in listed if each.get("state") == "publishing"]
+            publishers = msgspec.convert(listed, list[PublisherAddress])
+    except (WireError, msgspec.ValidationError) as error:
+        fail(f"{url}: {error}")
     if not publishers:
-        sys.exit(f"{url} describes no KV events; its log says why")
+        fail(f"{url} describes no KV events; its log says why")
+    return publishers
+
+
+def server_info(url: str) -> dict[str, Any]:
+    """What `/server_info` answers, an object with the key `kv_events`."""
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url:
+        fail(f"{url!r} is no URL of a server; one is http://127.0.0.1:8000")
+    at = f"{url.rstrip('/')}/server_info"
+    try:
+        response = httpx.get(at, timeout=10).raise_for_status()
+        info = response.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        fail(f"{at}: {error}")
+    except ValueError:
+        fail(f"{at} answers with something that isn't JSON")
+    if not isinstance(info, dict) or "kv_events" not in info:
+        fail(f"{at} has no kv_events: the server doesn't know this contract")
+    return info
+
+
+def fail(message: str) -> NoReturn:
+    """End with this message."""
+    sys.exit(message)
+
+
+def main(url: str, key_file: str | None = None) -> None:
+    publishers = publishers_at(url)
     if key_file is None and publishers[0].curve_public_key is not None:
-        sys.exit(f"{url} encrypts: name the secret key file of a client that it allows")
-    followers = {each.socket: each for each in (Follower(publisher, key_file) for publisher in publishers)}
+        fail(f"{url} encrypts: name the secret key file of a client that it allows")
+    try:
+        keys = None if key_file is None else load_certificate(key_file)
+    except (OSError, ValueError) as error:
+        fail(f"{key_file}: {error}")
+    followers = {each.socket: each for each in (Follower(publisher, keys) for publisher in publishers)}
     poller = zmq.Poller()
     for socket in followers:
         poller.register(socket, zmq.POLLIN)
     while True:
-        for socket, _ in poller.poll():
+        for socket, _ in poller.poll(POLL_MS):
             followers[socket].receive()
+        for follower in followers.values():
+            if time.monotonic() > follower.quiet_until:
+                follower.replay()
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        fail("usage: python examples/follow_events.py URL [NAME.key_secret]")
     main(*sys.argv[1:])

@@ -42,7 +42,11 @@ def test_nothing_given_is_the_default_model_on_two_ranks() -> None:
         ({"resources": {"num_gpus": math.inf}}, "args.resources.num_gpus = inf"),
         ({"ingress": {"max_retries": -1}}, "args.ingress.max_retries = -1"),
         ({"ingress": {"tenant_header": 7}}, "args.ingress.tenant_header = 7: Input should be a valid string"),
-        ({"kv_events_config": {"publisher": "zmq"}}, "args.kv_events_config = {'publisher': 'zmq'}"),
+        ({"kv_events_config": ["zmq"]}, "args.kv_events_config = ['zmq']"),
+        ({"kv_events_config": {1: "zmq"}}, "args.kv_events_config = {1: 'zmq'}"),
+        ({"kv_events_config": {"hwm": float("nan")}}, "args.kv_events_config = {'hwm': nan}"),
+        ({"kv_events_config": {"topic": {1}}}, "args.kv_events_config = {'topic': {1}}"),
+        ({"kv_events_config": {"topic": "\ud800"}}, "args.kv_events_config = {'topic': '\\ud800'}"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_path(args: dict[str, Any], message: str) -> None:

@@ -25,6 +25,6 @@ def test_shipped_config_is_valid_and_described(file: Path) -> None:
     config = load_config(application.args)
     events = parse_kv_events(config)
     check_engine(config)
-    assert events.reason == ""
+    assert (events.reason, events.warnings) == ("", ())
     assert events.descriptor is not None
     assert events.descriptor["dp_size"] == config.dp_size

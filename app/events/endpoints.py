@@ -1,69 +1,103 @@
-"""The `kv_events_config` string: what ranks bind and what is advertised, from one port plan.
+"""The `kv_events_config`: what ranks bind and what is advertised, from one port plan.
 
     parse() ── KvEventsConfig ── _plan() ──┬── rank_endpoints(): what rank r binds or connects
                                            └── KvEvents.descriptor: what `/server_info` says
 
-                 events (configured)   replay (configured)   load (derived: the next free range)
+                 events (configured)   replay (configured)   load (configured, or the next free)
     tcp ports    base … base+dp-1      base … base+dp-1      base … base+dp-1          rank r has base + r
+                 └ room for dp more ┘  └ room for dp more ┘  └ room for dp more ┘
 
 The keys and the rules by which a descriptor is null are SGLang's. A misconfigured endpoint never stops a
 server: it gives a null descriptor and a reason to be logged. A misspelt key or overlapping ranges do.
+A rank's number can be beyond dp_size while it replaces one that drains, hence the room behind each range.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from app.config import AppConfig
 from app.errors import ConfigError
-from app.events.config import KvEventsConfig
-from app.events.ports import PortSpan, UnusableEndpointError, is_loopback, port_span
-from app.validation import validate
-
-_WHERE = "kv_events_config"
+from app.events.config import WHERE, KvEventsConfig, read_config
+from app.events.ports import (
+    MAX_PORT,
+    PortSpan,
+    UnusableEndpointError,
+    is_interface,
+    is_loopback,
+    is_name,
+    is_reached_at,
+    port_span,
+)
 
 Descriptor = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class KvEvents:
-    """What became of the `kv_events_config` string.
+    """What became of the `kv_events_config`.
 
     Attributes:
         config: what the ranks publish with; None: they publish nothing.
         descriptor: the value of `kv_events` in `/server_info`.
         reason: why there is no descriptor, or why no client can follow the one there is; empty: all is well.
-        misconfigured: publishing was asked for; log `reason` as an error, once.
+        misconfigured: publishing was asked for; `reason` is a fault.
+        warnings: what was ignored or left out.
+        host_is_resolved_by_ranks: the descriptor's host means nothing on other machines; each rank knows its
+            address.
     """
 
     config: KvEventsConfig | None
     descriptor: Descriptor | None
     reason: str = ""
     misconfigured: bool = False
+    warnings: tuple[str, ...] = ()
+    host_is_resolved_by_ranks: bool = False
+
+    def log(self, logger: logging.Logger) -> None:
+        """Log what an operator must know; one process of a deployment does it, at its start."""
+        if self.misconfigured:
+            logger.warning("KV events are misconfigured, so no router can follow them: %s", self.reason)
+        for warning in self.warnings:
+            logger.warning("%s", warning)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One ZMQ address of one rank; `port` is None unless it is tcp."""
+    """One ZMQ address of one rank; `port` is None unless it is tcp, 0 until the system has chosen it."""
 
     address: str
     binds: bool
     port: int | None
 
     @property
+    def host(self) -> str:
+        """As configured, IPv6 in brackets; empty unless tcp."""
+        return "" if self.port is None else self.address.removeprefix("tcp://").rpartition(":")[0]
+
+    @property
     def leaves_the_machine(self) -> bool:
         """Whether what is sent here can be read on other machines."""
-        host, _, _ = self.address.removeprefix("tcp://").rpartition(":")
-        return self.port is not None and not is_loopback(host)
+        return self.port is not None and not is_loopback(self.host)
+
+    def bound_at(self, actual: str) -> Endpoint:
+        """This endpoint once ZMQ has bound it at `actual`: the port chosen, and a name's address."""
+        if self.port is None:
+            return self
+        host, _, port = actual.removeprefix("tcp://").rpartition(":")
+        host = host if is_name(self.host) else self.host
+        return Endpoint(f"tcp://{host}:{port}", self.binds, int(port))
 
 
 @dataclass(frozen=True, slots=True)
 class RankEndpoints:
-    """Everything that one rank opens. `host` is the events' host as configured, empty unless tcp."""
+    """Everything that one rank opens."""
 
-    host: str
     events: Endpoint
     replay: Endpoint | None
     load: Endpoint | None
@@ -89,51 +123,46 @@ def parse_kv_events(config: AppConfig) -> KvEvents:
     return parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
 
 
-def parse(raw: str | None, block_size: int | None, dp_size: int) -> KvEvents:
-    """What the raw JSON string asks for, for ranks 0..`dp_size`-1 with blocks of `block_size` tokens.
+def parse(raw: str | Mapping[str, Any] | None, block_size: int | None, dp_size: int) -> KvEvents:
+    """What `raw`, a JSON string or a mapping, asks for; ranks 0..`dp_size`-1, blocks of `block_size` tokens.
 
     Raises:
-        ConfigError: well-formed JSON with an unknown key or a wrongly typed value, or port ranges of
-            events and replay that overlap.
+        ConfigError: a misspelt key, a value that is not allowed, or port ranges that overlap.
     """
     if raw is None:
-        return KvEvents(None, None, f"{_WHERE} is not set")
+        return KvEvents(None, None, f"{WHERE} is not set")
     try:
-        values = json.loads(raw)
+        values = json.loads(raw) if isinstance(raw, str) else raw
     except (ValueError, RecursionError) as error:
-        return _misconfigured(f"{_WHERE} = {raw!r} is not JSON: {error}")
-    if not isinstance(values, dict):
-        return _misconfigured(f"{_WHERE} = {raw!r} is not a JSON object")
-    config = validate(KvEventsConfig, values, where=_WHERE)
-    if config.publisher == "null":
-        return KvEvents(None, None, f'{_WHERE}.publisher is "null"')
-    if not block_size or block_size < 1:
-        return _misconfigured(f"block size = {block_size}; it must be at least 1")
-    try:
-        return _describe(config, block_size, dp_size)
-    except UnusableEndpointError as error:
-        return _misconfigured(str(error))
+        return _misconfigured(f"{WHERE} = {raw!r} is not JSON: {error}")
+    if not isinstance(values, Mapping):
+        return _misconfigured(f"{WHERE} = {raw!r} is not a JSON object")
+    config, warnings = read_config(values)
+    described = _describe(config, block_size, dp_size)
+    return replace(described, warnings=(*warnings, *described.warnings))
 
 
 def rank_endpoints(config: KvEventsConfig, rank: int, dp_size: int) -> RankEndpoints:
     """What rank `rank` of `dp_size` opens for events, replay and load reports.
 
+    A number beyond `dp_size` is that of a replica that replaces another.
+
     Raises:
-        ConfigError: tcp without a usable port or host, ports that overlap or run beyond 65535, or ipc
-            for a rank other than 0.
+        ConfigError: tcp without a usable port or host, ports that overlap or run beyond 65535, ipc
+            for a rank other than 0, or no room for a rank beyond `dp_size`.
     """
-    assert 0 <= rank < dp_size, (rank, dp_size)
+    assert rank >= 0, rank
     plan = _plan(config, dp_size)
-    return RankEndpoints(
-        host=plan.events.host if plan.events else "",
-        events=_rank_endpoint(config.endpoint, plan.events, rank, bind=config.bind),
-        replay=(
-            _rank_endpoint(config.replay_endpoint, plan.replay, rank, bind="bind")
-            if config.replay_endpoint is not None
-            else None
-        ),
-        load=_rank_endpoint(config.endpoint, plan.load, rank, bind=config.bind) if plan.load else None,
-    )
+    plan.check_room(rank)
+    replay = load = None
+    if config.replay_endpoint is not None:
+        replay = _rank_endpoint(config.replay_endpoint, plan.replay, rank, binds=True)
+    if config.load_publish_endpoint is not None:
+        load = _rank_endpoint(config.load_publish_endpoint, plan.load, rank, binds=True)
+    elif plan.load is not None:
+        load = _rank_endpoint(config.endpoint, plan.load, rank, binds=True)
+    events = _rank_endpoint(config.endpoint, plan.events, rank, binds=plan.events_bind)
+    return RankEndpoints(events, replay, load)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,81 +170,170 @@ class _Plan:
     """The port ranges of all ranks; None where there are none, or the transport isn't tcp."""
 
     events: PortSpan | None
+    events_bind: bool
     replay: PortSpan | None
     load: PortSpan | None
+    no_load: str = ""
+    """Why there are no load reports, though they are wanted."""
+
+    @property
+    def spans(self) -> dict[str, PortSpan]:
+        """The ranges that there are."""
+        spans = {"event": self.events, "replay": self.replay, "load": self.load}
+        return {name: span for name, span in spans.items() if span is not None}
+
+    def check_room(self, rank: int) -> None:
+        """Raise `ConfigError` if a port of `rank` is none, or another's."""
+        for name, span in self.spans.items():
+            port = span.port(rank)
+            owner = next((other for other in self.spans if port in self.spans[other].ports), name)
+            if port > MAX_PORT or (rank >= len(span.ports) and port and owner != name):
+                raise ConfigError(
+                    f"{WHERE}: no {name} port for rank {rank}, which replaces another: {port} is "
+                    + (f"among the {owner} ports" if port <= MAX_PORT else f"beyond {MAX_PORT}")
+                )
 
 
 def _plan(config: KvEventsConfig, dp_size: int) -> _Plan:
-    events = port_span(f"{_WHERE}.endpoint", config.endpoint, dp_size)
-    replay = None
-    if config.replay_endpoint is not None:
-        replay = port_span(f"{_WHERE}.replay_endpoint", config.replay_endpoint, dp_size)
-    if events and replay and events.overlaps(replay):
-        raise ConfigError(
-            f"{_WHERE}: the replay ports {replay} overlap the event ports {events}; "
-            f"with {dp_size} ranks they must be at least {dp_size} apart"
-        )
-    load = _load_span(events, replay, dp_size) if events and config.load_reports else None
-    return _Plan(events, replay, load)
+    events = port_span(f"{WHERE}.endpoint", config.endpoint, dp_size)
+    replay = _optional_span(f"{WHERE}.replay_endpoint", config.replay_endpoint, dp_size)
+    load = _optional_span(f"{WHERE}.load_publish_endpoint", config.load_publish_endpoint, dp_size)
+    plan = _Plan(events, _events_bind(config, events), replay, load)
+    for (first, one), (second, other) in combinations(plan.spans.items(), 2):
+        if one.overlaps(other):
+            raise ConfigError(
+                f"{WHERE}: the {second} ports {other} overlap the {first} ports {one}; "
+                f"with {dp_size} ranks they must be at least {dp_size} apart"
+            )
+    if not config.load_reports or config.load_publish_endpoint is not None or events is None:
+        return plan
+    if not plan.events_bind:
+        return replace(plan, no_load=f"ranks connect to {config.endpoint}")
+    if events.is_chosen:
+        return replace(plan, load=events)
+    derived = _next_free(events, [span for span in (events, replay) if span])
+    return replace(
+        plan, load=derived, no_load="" if derived else f"no {2 * dp_size} free ports after {events}"
+    )
 
 
-def _load_span(events: PortSpan, replay: PortSpan | None, dp_size: int) -> PortSpan:
-    """The first free range: after the events, after the replay, before the events, before the replay."""
-    taken = [span for span in (events, replay) if span]
-    starts = [span.ports.stop for span in taken] + [span.ports.start - dp_size for span in taken]
-    for load in (PortSpan(events.host, range(start, start + dp_size)) for start in starts):
-        if load.is_valid and not any(load.overlaps(other) for other in taken):
-            return load
-    raise UnusableEndpointError(f"{_WHERE}: no {dp_size} free ports for load reports beside {events}")
+def _optional_span(key: str, endpoint: str | None, dp_size: int) -> PortSpan | None:
+    return None if endpoint is None else port_span(key, endpoint, dp_size)
 
 
-def _describe(config: KvEventsConfig, block_size: int, dp_size: int) -> KvEvents:
-    plan = _plan(config, dp_size)
-    # The last rank of an ipc endpoint is where that rule would break.
-    rank_endpoints(config, dp_size - 1, dp_size)
+def _events_bind(config: KvEventsConfig, events: PortSpan | None) -> bool:
+    if events is None:
+        return config.bind != "connect"
+    if config.bind == "connect" and (events.is_wildcard or is_interface(events.host)):
+        raise UnusableEndpointError(f"{WHERE}.endpoint = {config.endpoint!r}: can be bound, not connected to")
+    binds = config.bind == "bind" or (config.bind == "auto" and events.is_local)
+    if events.is_chosen and not binds:
+        raise UnusableEndpointError(f"{WHERE}.endpoint = {config.endpoint!r}: no port 0 can be connected to")
+    return binds
+
+
+def _next_free(events: PortSpan, taken: list[PortSpan]) -> PortSpan | None:
+    """The ports behind the events' and their room, or else behind the replay's; none if both are taken."""
+    taken = [span.with_room() for span in taken if not span.is_chosen]
+    for start in (span.ports.stop for span in taken):
+        derived = PortSpan(events.host, range(start, start + len(events.ports)))
+        room = derived.with_room()
+        if room.is_valid and not any(room.overlaps(span) for span in taken):
+            return derived
+    return None
+
+
+def _describe(config: KvEventsConfig, block_size: int | None, dp_size: int) -> KvEvents:
+    if config.enable_kv_cache_events is False:
+        return KvEvents(None, None, f"{WHERE}.enable_kv_cache_events is false")
+    if config.publisher == "null":
+        return KvEvents(None, None, f'{WHERE}.publisher is "null"')
+    if not block_size or block_size < 1:
+        return _misconfigured(f"block size = {block_size}; it must be at least 1")
+    try:
+        plan = _plan(config, dp_size)
+        # The last rank of an ipc endpoint is where that rule would break.
+        rank_endpoints(config, dp_size - 1, dp_size)
+    except UnusableEndpointError as error:
+        return _misconfigured(str(error))
+    warnings = _warnings(plan, dp_size)
+    given = f"{WHERE}.endpoint = {config.endpoint!r}"
     if plan.events is None:
-        reason = f"{_WHERE}.endpoint = {config.endpoint!r}: only tcp can be advertised"
-        return KvEvents(config, None, reason, misconfigured=True)
+        reason = f"{given}: only tcp can be advertised"
+        return KvEvents(config, None, reason, misconfigured=True, warnings=warnings)
+    if plan.events.is_chosen:
+        reason = f"{given}: the system chooses the ports, so kv_events is null; `publishers` has them"
+        return KvEvents(config, None, reason, warnings=(*warnings, reason))
+    descriptor = _descriptor(config, plan.events, plan, block_size, dp_size)
+    if plan.events_bind:
+        by_ranks = is_interface(plan.events.host)
+        return KvEvents(config, descriptor, warnings=warnings, host_is_resolved_by_ranks=by_ranks)
+    reason = (
+        f"{given}: ranks connect to it instead of binding it, so a client "
+        f'that dials it receives nothing; if it is an address of theirs, set "bind": "bind"'
+    )
+    return KvEvents(config, descriptor, reason, misconfigured=True, warnings=warnings)
+
+
+def _descriptor(
+    config: KvEventsConfig, events: PortSpan, plan: _Plan, block_size: int, dp_size: int
+) -> Descriptor:
     descriptor: Descriptor = {
         "publisher": config.publisher,
-        "endpoint_host": plan.events.host,
-        "endpoint_port_base": plan.events.ports.start,
+        "endpoint_host": events.host,
+        "endpoint_port_base": events.ports.start,
         "topic": config.topic,
         "block_size": block_size,
         "dp_size": dp_size,
     }
-    if plan.replay:
+    if plan.replay and _is_advertised(plan.replay, plan):
         descriptor["replay_endpoint_port_base"] = plan.replay.ports.start
-    if plan.load:
+    if plan.load and _is_advertised(plan.load, plan):
         descriptor["load_endpoint_port_base"] = plan.load.ports.start
         descriptor["load_topic"] = config.load_topic
-    if rank_endpoints(config, 0, dp_size).dialable:
-        return KvEvents(config, descriptor)
-    reason = (
-        f"{_WHERE}.endpoint = {config.endpoint!r}: ranks connect to it instead of binding it, so a client "
-        f'that dials it receives nothing; if it is an address of theirs, set "bind": "bind"'
-    )
-    return KvEvents(config, descriptor, reason, misconfigured=True)
+    return descriptor
 
 
-def _rank_endpoint(endpoint: str, span: PortSpan | None, rank: int, *, bind: str) -> Endpoint:
+def _is_advertised(span: PortSpan, plan: _Plan) -> bool:
+    """Whether one who dials the events' host at base + rank finds `span` there."""
+    assert plan.events is not None
+    is_there = is_reached_at(span.host, plan.events.host) and (plan.events_bind or not span.is_wildcard)
+    return is_there and not span.is_chosen
+
+
+def _warnings(plan: _Plan, dp_size: int) -> tuple[str, ...]:
+    """What is left out of the descriptor, and ranges without room behind them."""
+    warnings = [f"{WHERE}: no load reports are published: {plan.no_load}"] if plan.no_load else []
+    events = plan.events
+    if events and not events.is_chosen:
+        warnings += [
+            f"{WHERE}: the {name} ports ({span.host}, {span}) are left out of kv_events, which "
+            f"has one host, {events.host}, and ports in a row"
+            for name, span in plan.spans.items()
+            if span is not events and not _is_advertised(span, plan)
+        ]
+    warnings += [
+        f"{WHERE}: put the {first} ports {one} and the {second} ports {other} at least {2 * dp_size} apart: "
+        f"a replica that replaces another takes the next number while that one drains"
+        for (first, one), (second, other) in combinations(plan.spans.items(), 2)
+        if not one.is_chosen and not other.is_chosen and one.with_room().overlaps(other.with_room())
+    ]
+    return tuple(warnings)
+
+
+def _rank_endpoint(endpoint: str, span: PortSpan | None, rank: int, *, binds: bool) -> Endpoint:
     if span is None:
-        return Endpoint(_local_address(endpoint, rank), binds=bind != "connect", port=None)
-    local = span.is_wildcard or span.is_loopback
-    port = span.ports[rank]
-    return Endpoint(
-        f"tcp://{span.host}:{port}", binds=bind == "bind" or (bind == "auto" and local), port=port
-    )
+        return Endpoint(_local_address(endpoint, rank), binds=binds, port=None)
+    port = span.port(rank)
+    return Endpoint(f"tcp://{span.host}:{port}", binds=binds, port=port)
 
 
 def _local_address(endpoint: str, rank: int) -> str:
+    if rank == 0:
+        return endpoint
     if endpoint.startswith("inproc://"):
         return f"{endpoint}_dp{rank}"
-    if rank > 0:
-        raise UnusableEndpointError(
-            f"{_WHERE}: {endpoint!r} has no place for rank {rank}; ipc is for one rank"
-        )
-    return endpoint
+    raise UnusableEndpointError(f"{WHERE}: {endpoint!r} has no place for rank {rank}; ipc is for one rank")
 
 
 def _misconfigured(reason: str) -> KvEvents:

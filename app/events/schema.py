@@ -34,8 +34,11 @@ BlockHashes = Annotated[list[BlockHash], msgspec.Meta(max_length=MAX_HASHES_PER_
 Decoded = TypeVar("Decoded")
 
 
-def _no_lora() -> None:
-    """A factory, because `omit_defaults` would leave a plain None out and SGLang always sends this key."""
+def _null() -> None:
+    """The default of a key that is always sent: `omit_defaults` would leave a plain None out.
+
+    vLLM's classes refuse an event without `lora_id`, `medium` or `lora_name`.
+    """
 
 
 class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=False):
@@ -49,18 +52,18 @@ class BlockStored(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=
     parent_block_hash: BlockHash | None
     token_ids: list[int]
     block_size: Count
-    lora_id: int | None = msgspec.field(default_factory=_no_lora)
-    medium: str | None = None
+    lora_id: int | None = msgspec.field(default_factory=_null)
+    medium: str | None = msgspec.field(default_factory=_null)
     cache_salt: str | None = None
     session_id: str | None = None
-    lora_name: str | None = None
+    lora_name: str | None = msgspec.field(default_factory=_null)
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, gc=False):
     """Blocks that have left the cache."""
 
     block_hashes: BlockHashes
-    medium: str | None = None
+    medium: str | None = msgspec.field(default_factory=_null)
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True, gc=False):

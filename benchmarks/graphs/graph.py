@@ -60,12 +60,12 @@ def deployed(args: Mapping[str, Any]) -> Iterator[None]:
 
 def with_policy(args: Mapping[str, Any], policy: str, dp_size: int) -> dict[str, Any]:
     """`args` with this policy, and with free ports for the KV events of `dp_size` ranks."""
-    first_port = free_ports(3 * dp_size)
+    first_port = free_ports(6 * dp_size)
     kv_events = {
         **json.loads(args.get("kv_events_config") or "{}"),
         "publisher": "zmq",
         "endpoint": f"tcp://{HOST}:{first_port}",
-        "replay_endpoint": f"tcp://{HOST}:{first_port + dp_size}",
+        "replay_endpoint": f"tcp://{HOST}:{first_port + 2 * dp_size}",
     }
     return {
         **args,

@@ -27,7 +27,7 @@ def make_rank() -> Iterator[MakeRank]:
     ranks: list[Rank] = []
 
     def make(options: dict[str, Any] | None = None, **keys: Any) -> Rank:
-        keys.setdefault("endpoint", f"tcp://127.0.0.1:{find_free_ports(3)}")
+        keys.setdefault("endpoint", f"tcp://127.0.0.1:{find_free_ports(6)}")
         ranks.append(Rank(KvEventsConfig(publisher="zmq", **keys), **(options or {})))
         return ranks[-1]
 
@@ -108,7 +108,7 @@ def encrypted_rank(make_rank: MakeRank, keys: Keys) -> MakeRank:
     """Makes ranks with a replay and load reports, encrypted unless `curve` is None."""
 
     def make(**changes: Any) -> Rank:
-        base = find_free_ports(6)
+        base = find_free_ports(12)
         replay = f"tcp://127.0.0.1:{base + 4}"
         config = {"endpoint": f"tcp://127.0.0.1:{base}", "replay_endpoint": replay, "curve": keys.config}
         return make_rank(**(config | changes))

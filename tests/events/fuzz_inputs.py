@@ -268,7 +268,16 @@ CONFIG = {
     "bind": "auto",
 }
 CONFIG_TEXT = json.dumps(CONFIG)
-_CONFIG_KEYS = [*CONFIG, "curve", "buffer_steps", "load_reports", "format", "unknown"]
+_CONFIG_KEYS = [
+    *CONFIG,
+    "curve",
+    "buffer_steps",
+    "enable_kv_cache_events",
+    "format",
+    "load_publish_endpoint",
+    "load_reports",
+    "unknown",
+]
 MONSTROUS_CONFIGS = [
     "[" * DEEP,
     '{"a":' * DEEP,

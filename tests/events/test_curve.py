@@ -159,7 +159,7 @@ def test_a_wrong_setting_is_named(keys: Keys, changes: dict[str, Any], message: 
 
 def test_the_check_before_a_start_looks_at_the_files(keys: Keys, tmp_path: Path) -> None:
     keys.forbid("router")
-    base = find_free_ports(3)
+    base = find_free_ports(6)
     events = {"publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{base + 1}", "curve": keys.config}
     args = {"dp_size": 1, "kv_events_config": json.dumps(events)}
     application = {"name": "kvbeacon", "import_path": IMPORT_PATH, "args": args}

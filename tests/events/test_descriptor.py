@@ -218,7 +218,7 @@ def test_what_we_describe_is_read_back_as_what_ranks_open(
         opened = rank_endpoints(described.config, publisher.rank, dp_size)
         assert publisher == PublisherAddress(
             rank=publisher.rank,
-            host=dial_host(opened.host, SERVER),
+            host=dial_host(opened.events.host, SERVER),
             event_port=opened.events.port or 0,
             replay_port=opened.replay.port if opened.replay else None,
             load_port=opened.load.port if opened.load else None,

@@ -40,7 +40,7 @@ def test_replay_and_load_are_described_when_they_apply() -> None:
     descriptor = parse(raw(replay_endpoint="tcp://*:5600", load_topic="l"), 64, 2).descriptor
     assert descriptor is not None
     assert descriptor["replay_endpoint_port_base"] == 5600
-    assert descriptor["load_endpoint_port_base"] == 5559
+    assert descriptor["load_endpoint_port_base"] == 5561
     assert descriptor["load_topic"] == "l"
 
 
@@ -72,7 +72,6 @@ NULL_ENDPOINTS = [
     "tcp://*:5557.0",
     "tcp://*:5_557",
     "tcp://*:5557/",
-    "tcp://*:0",
     "tcp://*:-1",
     "tcp://*:65536",
     "tcp://*:1000000",
@@ -125,8 +124,10 @@ def test_whatever_the_endpoint_nothing_is_raised(endpoint: str) -> None:
     assert described.descriptor is not None or described.reason
 
 
-def test_an_unknown_key_is_named_with_what_is_allowed() -> None:
-    with pytest.raises(ConfigError, match=r"kv_events_config\.endpiont: unknown key; allowed.*endpoint"):
+def test_a_misspelt_key_is_named_with_what_was_meant() -> None:
+    with pytest.raises(
+        ConfigError, match=r"kv_events_config\.endpiont: unknown key; did you mean 'endpoint'"
+    ):
         parse(raw(endpiont="tcp://*:5557"), 16, 2)
 
 
@@ -135,12 +136,18 @@ def test_an_unknown_key_is_named_with_what_is_allowed() -> None:
     [
         ("publisher", "kafka"),
         ("endpoint", 5557),
-        ("hwm", "100"),
+        ("hwm", "many"),
+        ("hwm", True),
+        ("hwm", None),
+        ("topic", 5),
+        ("bind", 1),
+        ("enable_kv_cache_events", "perhaps"),
+        ("load_publish_endpoint", 6000),
         ("buffer_steps", 0),
         ("max_queue_size", 1.5),
         ("hwm", 2**31),
         ("buffer_steps", 2**70),
-        ("load_reports", "yes"),
+        ("load_reports", "perhaps"),
         ("load_topic", "ack"),
         ("load_topic", ""),
         ("bind", "both"),
@@ -169,20 +176,27 @@ def test_overlapping_ranges_are_refused_by_name(events: int, replay: int) -> Non
 @pytest.mark.parametrize(
     ("events", "replay", "load"),
     [
-        (5557, None, 5560),  # right after the events
-        (5557, 5600, 5560),
-        (5557, 5560, 5563),  # the replay is there: right after it
-        (5557, 5562, 5565),
-        (65_533, None, 65_530),  # no port after the events: before them
-        (65_533, 65_530, 65_527),
-        (1, 65_533, 4),
+        (5557, None, 5563),  # after the events and the room behind them
+        (5557, 5600, 5563),
+        (5557, 5569, 5563),
+        (5557, 5568, 5574),  # the replay is too near: after that and its room
+        (5557, 5560, 5566),
+        (5600, 5557, 5606),
+        (65_524, None, 65_530),
+        (65_525, None, None),  # no ports after the events, and before them is no place either
+        (65_530, 65_520, None),
+        (65_533, 5557, 5563),
+        (1, 65_533, 7),
     ],
 )
-def test_load_ports_are_packed_into_the_next_free_range(events: int, replay: int | None, load: int) -> None:
+def test_load_ports_are_the_next_free_range_with_room(
+    events: int, replay: int | None, load: int | None
+) -> None:
     keys = {"replay_endpoint": f"tcp://*:{replay}"} if replay else {}
     descriptor = parse(raw(endpoint=f"tcp://*:{events}", **keys), 16, 3).descriptor
     assert descriptor is not None
-    assert descriptor["load_endpoint_port_base"] == load
+    assert descriptor.get("load_endpoint_port_base") == load
+    assert ("load_topic" in descriptor) == (load is not None)
 
 
 @given(st.integers(1, 65_535), st.integers(1, 65_535), st.integers(1, 1024))
@@ -199,21 +213,22 @@ def test_what_ranks_open_is_what_is_described_and_no_port_is_used_twice(
         assert max(events, replay) + dp_size - 1 > 65_535
         return
     assert described.descriptor is not None
-    used = set()
+    used: set[int] = set()
     for rank in {0, dp_size - 1}:
         opened = rank_endpoints(described.config, rank, dp_size)
         assert opened.replay is not None
-        assert opened.load is not None
         ports = {
             described.descriptor["endpoint_port_base"] + rank: opened.events,
             described.descriptor["replay_endpoint_port_base"] + rank: opened.replay,
-            described.descriptor["load_endpoint_port_base"] + rank: opened.load,
         }
+        assert (opened.load is None) == ("load_endpoint_port_base" not in described.descriptor)
+        if opened.load is not None:
+            ports[described.descriptor["load_endpoint_port_base"] + rank] = opened.load
         for port, endpoint in ports.items():
             assert 1 <= port <= 65_535
             assert (endpoint.address, endpoint.port) == (f"tcp://*:{port}", port)
+        assert not used & set(ports)
         used |= set(ports)
-    assert len(used) == 3 * min(2, dp_size)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +248,8 @@ def test_what_ranks_open_is_what_is_described_and_no_port_is_used_twice(
         ("tcp://collector:5557", "auto", False),
         ("tcp://10.0.0.5:5557", "bind", True),
         ("tcp://127.0.0.1:5557", "connect", False),
-        ("tcp://*:5557", "connect", False),
+        ("tcp://eth0:5557", "auto", True),
+        ("tcp://lo:5557", "auto", True),
         ("ipc:///tmp/x", "connect", False),
     ],
 )
@@ -256,9 +272,12 @@ def test_connecting_ranks_are_described_with_a_warning() -> None:
     assert '"bind": "bind"' in described.reason
 
 
-def test_inproc_gets_the_ranks_suffix_and_no_load_socket() -> None:
+def test_inproc_leaves_rank_0_bare_and_has_no_load_socket() -> None:
     described = parse(raw(endpoint="inproc://events", replay_endpoint="inproc://replay"), 16, 2)
     assert described.config is not None
+    first = rank_endpoints(described.config, 0, 2)
+    assert first.replay is not None
+    assert (first.events.address, first.replay.address) == ("inproc://events", "inproc://replay")
     opened = rank_endpoints(described.config, 1, 2)
     assert opened.events.address == "inproc://events_dp1"
     assert opened.replay is not None

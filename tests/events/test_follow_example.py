@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,22 @@ from tests.support.events.ranks import MakeRank
 from tests.support.free_ports import find_free_ports
 
 REPO = Path(__file__).resolve().parents[2]
-ServeInfo = Callable[[Any], str]
-"""Serves a `kv_events` at `/server_info`; returns the URL."""
+ServeInfo = Callable[..., str]
+"""Serves a `kv_events` at `/server_info`, with other keys or in place of the whole; returns the URL."""
 
 
 @pytest.fixture
 def server_info() -> Iterator[ServeInfo]:
     servers: list[http.server.ThreadingHTTPServer] = []
 
-    def serve(kv_events: Any) -> str:
+    def serve(kv_events: Any, *, whole: bytes | None = None, **keys: Any) -> str:
+        answer = json.dumps({"kv_events": kv_events, **keys}).encode() if whole is None else whole
+
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(200 if self.path == "/server_info" else 404)
                 self.end_headers()
-                self.wfile.write(json.dumps({"kv_events": kv_events}).encode())
+                self.wfile.write(answer)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -62,6 +65,26 @@ def start_example(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@contextmanager
+def reading(example: subprocess.Popen[str]) -> Iterator[list[str]]:
+    """The lines that `example` has printed so far, each space single; ended with the context."""
+    assert example.stdout is not None
+    lines: list[str] = []
+    readline = example.stdout.readline
+    reader = threading.Thread(
+        target=lambda: lines.extend(" ".join(line.split()) for line in iter(readline, ""))
+    )
+    reader.start()
+    try:
+        with example:
+            try:
+                yield lines
+            finally:
+                example.terminate()
+    finally:
+        reader.join()
+
+
 @pytest.mark.parametrize(
     ("framing", "encrypts"), [("topic", False), ("plain", False), ("topic", True)], ids=str
 )
@@ -72,7 +95,7 @@ def test_the_example_prints_what_it_missed_and_what_comes(
     framing: str,
     encrypts: bool,
 ) -> None:
-    base = find_free_ports(3)
+    base = find_free_ports(6)
     config = {
         "endpoint": f"tcp://*:{base}",
         "replay_endpoint": f"tcp://*:{base + 2}",
@@ -86,34 +109,50 @@ def test_the_example_prints_what_it_missed_and_what_comes(
     assert descriptor is not None
     key = {"curve_public_key": rank.address.curve_public_key} if encrypts else {}
     key_file = [str(keys.router_file)] if encrypts else []
-    with start_example(server_info(descriptor | key), *key_file) as example:
-        assert example.stdout is not None
-        lines: list[str] = []
-        readline = example.stdout.readline
-        reader = threading.Thread(target=lambda: lines.extend(iter(readline, "")))
-        reader.start()
-
-        def prints() -> bool:
-            """A subscription takes effect in its own time: until a batch is received, there are more."""
-            has_ended = not reader.is_alive()
-            if lines:
-                return True
-            assert not has_ended, "the example ended and printed nothing"
-            rank.step(stored(4))
-            return False
-
-        try:
-            wait_until(prints, "the example prints a line", 30, interval_s=0.05)
-        finally:
-            example.terminate()
-            reader.join()
-    seen = [" ".join(line.split()) for line in lines]
-    assert seen[:3] == [
+    with reading(start_example(server_info(descriptor | key), *key_file)) as lines:
+        # The rank is silent since the example came.
+        wait_until(lambda: len(lines) >= 3, lambda: f"what came before: {lines}", 30)
+        for number in range(10, 30):
+            rank.step(stored(number))
+        wait_until(lambda: len(lines) >= 23, lambda: f"what comes: {lines}", 30)
+    assert lines[:4] == [
         "rank 0 seq 0 +0 -0 blocks",
         "rank 0 seq 1 +3 -0 blocks",
         "rank 0 seq 2 +0 -1 blocks",
+        "rank 0 seq 3 +1 -0 blocks",
     ]
-    assert [line.split()[3] for line in seen] == [str(seq) for seq in range(len(seen))]
+    assert [line.split()[3] for line in lines] == [str(seq) for seq in range(23)]
+
+
+def test_the_example_follows_ranks_whose_ports_the_system_chose(
+    make_rank: MakeRank, server_info: ServeInfo
+) -> None:
+    ranks = [
+        make_rank(
+            {"dp_rank": number, "dp_size": 2},
+            endpoint="tcp://127.0.0.1:0",
+            replay_endpoint="tcp://127.0.0.1:0",
+        )
+        for number in range(2)
+    ]
+    publishers = [rank.info.as_json() for rank in ranks] + [{"rank": 2, "state": "unreachable"}]
+    with reading(start_example(server_info(None, publishers=publishers))) as lines:
+        wait_until(lambda: len(lines) >= 2, "the first batch of each rank", 30)
+    assert sorted(lines) == [f"rank {rank} seq 0 +0 -0 blocks" for rank in range(2)]
+
+
+def test_the_example_says_what_it_can_not_get_any_more(make_rank: MakeRank, server_info: ServeInfo) -> None:
+    base = find_free_ports(6)
+    config = {"endpoint": f"tcp://*:{base}", "replay_endpoint": f"tcp://*:{base + 2}"}
+    rank = make_rank(**config, buffer_steps=2)
+    for number in range(5):
+        rank.step(stored(number))
+    # The last batch is in the buffer once it was published.
+    wait_until(lambda: rank.publisher.counters.published_batches == 6, "all published")
+    descriptor = parse(json.dumps({"publisher": "zmq", **config}), 1, 1).descriptor
+    with reading(start_example(server_info(descriptor))) as lines:
+        wait_until(lambda: len(lines) >= 3, lambda: f"what is left: {lines}", 30)
+    assert lines[:2] == ["rank 0 seq 0..3 are lost", "rank 0 seq 4 +1 -0 blocks"]
 
 
 @pytest.mark.parametrize(
@@ -131,3 +170,48 @@ def test_the_example_says_why_there_is_nothing_to_follow(
         _, errors = example.communicate(timeout=30)
     assert example.returncode == 1
     assert said in errors
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("127.0.0.1:8000", "'127.0.0.1:8000' is no URL of a server; one is http://"),
+        ("localhost", "is no URL of a server"),
+        ("", "is no URL of a server"),
+        ("http://", "is no URL of a server"),
+        ("http://[::", "is no URL of a server"),
+        ("http://127.0.0.1:http", "is no URL of a server"),
+        ("ftp://127.0.0.1:21", "is no URL of a server"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1/server_info: [Errno"),
+    ],
+)
+def test_the_example_says_what_is_wrong_with_a_url(url: str, said: str) -> None:
+    with start_example(url) as example:
+        _, errors = example.communicate(timeout=30)
+    assert (example.returncode, "Traceback" in errors) == (1, False)
+    assert said in errors
+
+
+@pytest.mark.parametrize(
+    ("whole", "path", "said"),
+    [
+        (b"<html>", "", "isn't JSON"),
+        (b"[]", "", "has no kv_events"),
+        (b"{}", "", "has no kv_events"),
+        (b"{}", "/v2", "404"),
+    ],
+)
+def test_the_example_says_what_is_wrong_with_an_answer(
+    server_info: ServeInfo, whole: bytes, path: str, said: str
+) -> None:
+    with start_example(server_info(None, whole=whole) + path) as example:
+        _, errors = example.communicate(timeout=30)
+    assert (example.returncode, "Traceback" in errors) == (1, False)
+    assert said in errors
+
+
+def test_the_example_says_what_is_wrong_with_a_key_file(server_info: ServeInfo) -> None:
+    with start_example(server_info(DESCRIPTOR), "/no/such/file") as example:
+        _, errors = example.communicate(timeout=30)
+    assert (example.returncode, "Traceback" in errors) == (1, False)
+    assert "/no/such/file" in errors

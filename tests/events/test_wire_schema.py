@@ -68,13 +68,38 @@ def test_every_golden_batch_is_read_as_what_went_in(line: dict[str, Any]) -> Non
     assert batch == EventBatch(line["batch"]["ts"], [expected_event(e) for e in line["events"]], rank)
 
 
-@pytest.mark.parametrize("line", [line for line in GOLDEN if "sglang" in line["source"]], ids=golden_id)
-def test_sglangs_golden_batches_are_written_byte_for_byte(line: dict[str, Any]) -> None:
+def golden_of(*sources: str) -> list[dict[str, Any]]:
+    return [line for line in GOLDEN if line["source"].startswith(sources)]
+
+
+@pytest.mark.parametrize("line", golden_of("sglang 0.5.13"), ids=golden_id)
+def test_sglangs_golden_arrays_are_written_byte_for_byte(line: dict[str, Any]) -> None:
     batch = EventBatch(
         line["batch"]["ts"], [expected_event(e) for e in line["events"]], line["batch"]["attn_dp_rank"]
     )
-    written = encode_batch(batch, "array" if line["source"] == "sglang 0.5.13" else "map")
-    assert written.hex() == line["msgpack_hex"]
+    assert encode_batch(batch, "array").hex() == line["msgpack_hex"]
+
+
+ALWAYS_SENT = {
+    "BlockStored": {"lora_id": None, "medium": None, "lora_name": None},
+    "BlockRemoved": {"medium": None},
+    "AllBlocksCleared": {},
+}
+"""vLLM's classes refuse a map without these keys; SGLang's read them where they are."""
+
+
+@pytest.mark.parametrize("line", golden_of("sglang 0.5.23", "vllm"), ids=golden_id)
+def test_golden_maps_are_written_with_every_key_that_vllm_requires(line: dict[str, Any]) -> None:
+    """Keys that aren't ours (`group_idx`, `extra_keys`) are left out, and hashes are signed int64."""
+    batch = decode_batch(bytes.fromhex(line["msgpack_hex"]))
+    known = KNOWN_FIELDS | {"type"}
+    golden = msgspec.msgpack.decode(bytes.fromhex(line["msgpack_hex"]))[1]
+    written = msgspec.msgpack.decode(encode_batch(batch))[1]
+    for event, original in zip(written, golden, strict=True):
+        expected = ALWAYS_SENT[original["type"]] | {k: v for k, v in original.items() if k in known}
+        assert event.keys() == expected.keys()
+        for key in expected.keys() - {"block_hashes", "parent_block_hash"}:
+            assert event[key] == expected[key]
 
 
 def test_missing_optional_keys_rank_and_unknown_keys_are_no_error() -> None:

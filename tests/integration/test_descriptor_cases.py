@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,10 +38,9 @@ ENDPOINTS = {
     "no port": ("tcp://127.0.0.1", NO_PORT),
     "an empty port": ("tcp://127.0.0.1:", NO_PORT),
     "a port that is no integer": ("tcp://127.0.0.1:http", NO_PORT),
-    "port 0": ("tcp://127.0.0.1:0", "needs the ports 0..0; allowed are 1..65535"),
-    "port -1": ("tcp://127.0.0.1:-1", "needs the ports -1..-1; allowed are 1..65535"),
-    "port 65536": ("tcp://127.0.0.1:65536", "needs the ports 65536..65536; allowed are 1..65535"),
-    "port 1000000": ("tcp://127.0.0.1:1000000", "needs the ports 1000000..1000000; allowed are 1..65535"),
+    "port -1": ("tcp://127.0.0.1:-1", "needs the ports -1..-1; allowed are 0..65535"),
+    "port 65536": ("tcp://127.0.0.1:65536", "needs the ports 65536..65536; allowed are 0..65535"),
+    "port 1000000": ("tcp://127.0.0.1:1000000", "needs the ports 1000000..1000000; allowed are 0..65535"),
     "an empty host": ("tcp://:5557", "the host is empty"),
     "a bare IPv6 address": ("tcp://::1:5557", "an IPv6 address needs brackets"),
 }
@@ -103,7 +103,7 @@ def check_everything_else(answer: Answer) -> None:
     settings = load_config(answer.args).model_dump(mode="json")
     assert answer.status == 200
     assert "kv_events" in answer.info
-    assert {key: answer.info[key] for key in settings} == settings
+    assert answer.info["config"] == settings
     assert answer.info["kv_events_config"] == answer.args["kv_events_config"]
     assert [(state["dp_rank"], state["state"]) for state in answer.info["internal_states"]] == [(0, "ready")]
     assert answer.info["version"] == __version__
@@ -123,7 +123,7 @@ def test_the_descriptor_is_null_and_everything_else_is_there(
 
 @pytest.mark.parametrize("host", VERBATIM_HOSTS)
 def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfigurableGraph, host: str) -> None:
-    base = find_free_ports(3)
+    base = find_free_ports(6)
     config = {
         "publisher": "zmq",
         "endpoint": f"tcp://{host}:{base}",
@@ -140,7 +140,7 @@ def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfigurableGraph, host
         "block_size": 16,
         "dp_size": 1,
         "replay_endpoint_port_base": base + 2,
-        "load_endpoint_port_base": base + 1,
+        "load_endpoint_port_base": base + 4,
         "load_topic": "load",
     }
     (publisher,) = answer.info["publishers"]
@@ -157,6 +157,26 @@ def test_a_wildcard_host_is_advertised_verbatim(graph: ReconfigurableGraph, host
         "block_size",
     ):
         assert publisher[key] == getattr(described, key)
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_ports_that_the_system_chooses_are_in_publishers(
+    graph: ReconfigurableGraph, as_mapping: bool
+) -> None:
+    events = {"publisher": "zmq", "endpoint": "tcp://127.0.0.1:0", "replay_endpoint": "tcp://127.0.0.1:0"}
+    config = events if as_mapping else json.dumps(events)
+    answer = graph.answer_with(config)
+    check_everything_else(answer)
+    assert answer.info["kv_events"] is None
+    (publisher,) = answer.info["publishers"]
+    assert publisher["state"] == "publishing"
+    ports = {publisher[key] for key in ("event_port", "replay_port", "load_port")}
+    assert len(ports) == 3
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    explained = [line for line in graph.output().splitlines() if "the system chooses the ports" in line]
+    assert explained
+    assert " WARNING " in explained[0]
 
 
 def test_each_misconfiguration_is_logged_once_as_a_warning_with_the_rule_that_it_breaks(

@@ -28,8 +28,8 @@ def config(tiny_model: str) -> Json:
 
 @pytest.fixture
 def taken_port() -> Iterator[int]:
-    """The first of 8 consecutive ports, of which the second is taken and the others are free."""
-    port = find_free_ports(8)
+    """The first of 12 consecutive ports, of which the second is taken and the others are free."""
+    port = find_free_ports(12)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", port + 1))
         listener.listen()
@@ -123,7 +123,7 @@ def test_the_preflight_names_a_taken_http_port(
 def test_the_preflight_names_two_parts_that_need_one_port(
     complaint: Callable[[Json], str], config: Json
 ) -> None:
-    port = find_free_ports(8)
+    port = find_free_ports(12)
     http = config | {"http_options": config["http_options"] | {"port": port + 1}}
     message = complaint(with_args(http, events_on(port)))
     assert f"port {port + 1}: HTTP and rank 1 both need it" in message
@@ -143,6 +143,17 @@ def test_the_preflight_says_why_no_router_could_follow(
     file = written(tmp_path, with_args(config, {"kv_events_config": "{endpoint"}))
     assert app.check.main([str(file)]) == 0
     assert "is not JSON" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "*", "lo"])
+def test_the_preflight_takes_port_0_interfaces_and_a_mapping(
+    tmp_path: Path, config: Json, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    for port in (0, find_free_ports(12)):
+        events = {"publisher": "zmq", "endpoint": f"tcp://{host}:{port}", "topic": "kv", "made_by": "x"}
+        file = written(tmp_path, with_args(config, {"kv_events_config": events}))
+        assert app.check.main([str(file)]) == 0
+    assert caplog.text.count("kv_events_config.made_by: unknown key, ignored") == 2
 
 
 def test_the_preflight_refuses_a_file_that_is_not_text(tmp_path: Path) -> None:

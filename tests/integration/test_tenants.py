@@ -90,7 +90,7 @@ def test_what_takes_no_prompt_needs_no_tenant(graph: ServeGraph) -> None:
     for path in ("/health", "/v1/models", "/v1/models/tiny", "/model_info", "/router/ranks", "/v1/loads"):
         graph.get(path)
     graph.get("/health_generate")
-    assert graph.get("/server_info")["ingress"]["tenant_header"] == HEADER
+    assert graph.get("/server_info")["config"]["ingress"]["tenant_header"] == HEADER
 
 
 def test_a_tenant_finds_its_own_blocks_and_no_others(graph: ServeGraph) -> None:

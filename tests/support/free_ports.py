@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import socket
 from contextlib import ExitStack
 
-# Below the ports that outgoing connections take; never the same one twice, and workers of pytest-xdist (gw0,
-# gw1, …) keep out of each other's way.
-_SLICES = 8
-_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SLICES
-_ports = range(20_000 + 8 * _worker, 32_000, 8 * _SLICES)
-_candidates = itertools.cycle(_ports)
-for _ in range(random.SystemRandom().randrange(len(_ports))):
-    next(_candidates)
+# Below the ports that outgoing connections take; one only comes again after all others, and workers of
+# pytest-xdist (gw0, gw1, …) keep out of each other's way.
+_WORKERS = 8
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_PER_WORKER = 1500
+
+
+class _Ports:
+    """The ports of one worker, given out in turn."""
+
+    def __init__(self, ports: range) -> None:
+        self._ports = ports
+        self._next = random.SystemRandom().choice(ports)
+
+    def take(self, count: int) -> range:
+        """The next `count` in a row."""
+        if self._next + count > self._ports.stop:
+            self._next = self._ports.start
+        taken = range(self._next, self._next + count)
+        self._next = taken.stop
+        return taken
+
+
+_own = _Ports(range(20_000 + _PER_WORKER * _worker, 20_000 + _PER_WORKER * (_worker + 1)))
 
 
 def find_free_ports(count: int) -> int:
-    """The first of `count` consecutive free ports, 8 at most."""
+    """The first of `count` consecutive free ports."""
     while True:
-        base = next(_candidates)
+        ports = _own.take(count)
         with ExitStack() as probes:
             try:
-                for port in range(base, base + count):
+                for port in ports:
                     probes.enter_context(socket.create_server(("127.0.0.1", port)))
             except OSError:
                 continue
-            return base
+            return ports.start

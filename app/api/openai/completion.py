@@ -36,6 +36,13 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "store": (False,),
     "service_tier": ("auto", "default"),
+    # SGLang's, which its routers write out in every request.
+    "no_stop_trim": (False,),
+    "continue_final_message": (False,),
+    "skip_special_tokens": (True,),
+    "separate_reasoning": (True, False),
+    "stream_reasoning": (True, False),
+    "return_hidden_states": (False,),
 }
 """Fields that the engine doesn't have, and the values that ask for nothing."""
 _INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")

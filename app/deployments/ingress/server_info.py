@@ -15,23 +15,27 @@ from app.models.store import served_name
 
 
 def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
-    """Everything about the deployment: every setting, SGLang's own names for some, and each rank as it is.
+    """Everything about the deployment: SGLang's names at top level, every setting of ours under `config`,
+    and each rank as it is.
 
-    `kv_events` is the descriptor that routers look for, null when there is nothing to follow, or while ranks
-    encrypt and none says with which key. `publishers` has one entry per rank, also for one that doesn't
-    answer (`"state": "unreachable"`).
+    Routers that know SGLang parse the whole answer, and refuse it where one of its names has another type
+    than SGLang's. `kv_events` is the descriptor that they look for, null when there is nothing to follow, or
+    while no rank says its key or address where only ranks know it. `publishers` has one entry per rank, also
+    for one that doesn't answer (`"state": "unreachable"`).
     """
     by_rank = {info.rank: info for info in ranks}
     return {
-        **config.model_dump(mode="json"),
         **model_info(config, max_model_len),
         "tp_size": 1,
+        "dp_size": config.dp_size,
         "max_running_requests": config.engine.scheduler.max_running_requests,
         "page_size": config.engine.cache.block_size,
         "kv_events": _descriptor(events, ranks),
+        "kv_events_config": config.kv_events_config,
         "publishers": [_publisher(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
         "internal_states": [_internal_state(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
         "version": __version__,
+        "config": config.model_dump(mode="json"),
     }
 
 
@@ -57,12 +61,25 @@ def model_card(config: AppConfig, max_model_len: int) -> Json:
 
 
 def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | None:
-    """With the ranks' public key as they say it: their key files may be on other nodes than this ingress."""
-    if events.descriptor is None or events.config is None or events.config.curve is None:
-        return events.descriptor
-    keys = (info.publisher.address.curve_public_key for info in ranks if info.publisher is not None)
-    key = next((key for key in keys if key is not None), None)
-    return None if key is None else {**events.descriptor, "curve_public_key": key}
+    """With what only ranks know: the address of their interface, and their public key.
+
+    Interface and key files may be on other nodes than this ingress.
+    """
+    if events.descriptor is None or events.config is None:
+        return None
+    descriptor = dict(events.descriptor)
+    addresses = [info.publisher.address for info in ranks if info.publisher is not None]
+    if events.host_is_resolved_by_ranks:
+        hosts = {address.host for address in addresses}
+        if len(hosts) != 1:  # no rank answers, or they are on several nodes, and one host can't describe them
+            return None
+        descriptor["endpoint_host"] = hosts.pop()
+    if events.config.curve is not None:
+        key = next((each.curve_public_key for each in addresses if each.curve_public_key), None)
+        if key is None:
+            return None
+        descriptor["curve_public_key"] = key
+    return descriptor
 
 
 def _publisher(rank: int, info: RankInfo | None) -> Json:

@@ -56,8 +56,8 @@ class DPRank:
         logger.info("rank %d serves from %s: %s", self._rank, model_dir, self._describe_publisher())
 
     def _start_publisher(self, config: AppConfig, events: KvEvents) -> EventPublisher | None:
-        if events.misconfigured and self._rank == 0:
-            logger.warning("KV events are misconfigured, so no router can follow them: %s", events.reason)
+        if self._rank == 0:
+            events.log(logger)
         if events.config is None:
             return None
         publisher = EventPublisher(

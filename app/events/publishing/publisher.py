@@ -21,8 +21,8 @@ from typing import Literal
 import zmq
 
 from app.events.config import KvEventsConfig
-from app.events.endpoints import rank_endpoints
-from app.events.ports import dial_host
+from app.events.endpoints import Endpoint, rank_endpoints
+from app.events.ports import dial_host, is_reached_at
 from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.publishing.curve_server import CurveServer
 from app.events.publishing.recovery_server import RecoveryServer, TakeContent
@@ -107,6 +107,7 @@ class EventPublisher:
             if self._curve:
                 self._curve.close()
             raise
+        self._endpoints = sockets.endpoints
         if self._curve:
             self._curve.watch()
         if sockets.recovery:
@@ -158,15 +159,16 @@ class EventPublisher:
 
     def _address(self, node_host: str) -> PublisherAddress:
         endpoints = self._endpoints
-        load = endpoints.load
+        host = dial_host(endpoints.events.host, node_host)
+        load_port = _port_at(host, endpoints.load)
         return PublisherAddress(
             rank=self._dp_rank,
-            host=dial_host(endpoints.host, node_host),
+            host=host,
             event_port=endpoints.events.port or 0,
-            replay_port=endpoints.replay.port if endpoints.replay else None,
-            load_port=load.port if load else None,
+            replay_port=_port_at(host, endpoints.replay),
+            load_port=load_port,
             topic=self._config.topic,
-            load_topic=self._config.load_topic if load else None,
+            load_topic=None if load_port is None else self._config.load_topic,
             block_size=self._block_size,
             curve_public_key=self._curve.public_key if self._curve else None,
         )
@@ -201,3 +203,8 @@ class EventPublisher:
                 ", ".join(addresses),
                 "prompts' token ids" if self._config.token_ids else "the hashes of prompts' blocks",
             )
+
+
+def _port_at(host: str, endpoint: Endpoint | None) -> int | None:
+    """The port of `endpoint`, if one who dials `host` finds it there."""
+    return endpoint.port if endpoint is not None and is_reached_at(endpoint.host, host) else None

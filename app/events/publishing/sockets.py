@@ -20,8 +20,12 @@ Socket = zmq.Socket[bytes]
 
 @dataclass(frozen=True, slots=True)
 class RankSockets:
-    """What one rank has open: PUB for events and load, ROUTER for recovery."""
+    """What one rank has open: PUB for events and load, ROUTER for recovery.
 
+    `endpoints` has the ports and addresses that the system chose where it was left to choose.
+    """
+
+    endpoints: RankEndpoints
     events: Socket
     load: Socket | None
     recovery: Socket | None
@@ -43,6 +47,7 @@ class SocketOpener:
         self._bind_timeout_s = bind_timeout_s
         self._curve = curve
         self._deadline = 0.0
+        self._opened: list[Socket] = []
 
     def open(self, context: Context, endpoints: RankEndpoints) -> RankSockets:
         """Open all; what was opened already is closed again when one can't be.
@@ -52,28 +57,25 @@ class SocketOpener:
             ConfigError: an address can't be bound on this machine at all.
         """
         self._deadline = time.monotonic() + self._bind_timeout_s
-        opened: list[Socket] = []
+        self._opened = []
         try:
-            for endpoint, kind in (
-                (endpoints.events, zmq.PUB),
-                (endpoints.load, zmq.PUB),
-                (endpoints.replay, zmq.ROUTER),
-            ):
-                if endpoint is not None:
-                    opened.append(context.socket(kind))
-                    self._open(opened[-1], endpoint)
+            events, at_events = self._open(context.socket(zmq.PUB), endpoints.events)
+            load, at_load = self._open_optional(context, zmq.PUB, endpoints.load)
+            recovery, at_replay = self._open_optional(context, zmq.ROUTER, endpoints.replay)
         except Exception:
-            for socket in opened:
+            for socket in self._opened:
                 socket.close(linger=0)
             raise
-        rest = iter(opened)
-        return RankSockets(
-            events=next(rest),
-            load=next(rest) if endpoints.load else None,
-            recovery=next(rest) if endpoints.replay else None,
-        )
+        return RankSockets(RankEndpoints(at_events, at_replay, at_load), events, load, recovery)
 
-    def _open(self, socket: Socket, endpoint: Endpoint) -> None:
+    def _open_optional(
+        self, context: Context, kind: int, endpoint: Endpoint | None
+    ) -> tuple[Socket | None, Endpoint | None]:
+        return (None, None) if endpoint is None else self._open(context.socket(kind), endpoint)
+
+    def _open(self, socket: Socket, endpoint: Endpoint) -> tuple[Socket, Endpoint]:
+        """`socket` open, and where it is."""
+        self._opened.append(socket)
         socket.setsockopt(zmq.IPV6, "[" in endpoint.address)
         if socket.type == zmq.ROUTER:
             RecoveryServer.prepare(socket)
@@ -85,8 +87,12 @@ class SocketOpener:
             self._curve.secure(socket, endpoint.address)
         if endpoint.binds:
             self._bind(socket, endpoint.address)
-        else:
+            return socket, endpoint.bound_at(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+        try:
             socket.connect(endpoint.address)
+        except zmq.ZMQError as error:
+            raise ConfigError(f"rank {self._rank} can't connect to {endpoint.address}: {error}") from None
+        return socket, endpoint
 
     def _bind(self, socket: Socket, address: str) -> None:
         while True:

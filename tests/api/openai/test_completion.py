@@ -26,6 +26,12 @@ NEUTRAL = {
     "modalities": ["text"],
     "store": False,
     "service_tier": "auto",
+    "no_stop_trim": False,
+    "continue_final_message": False,
+    "skip_special_tokens": True,
+    "separate_reasoning": True,
+    "stream_reasoning": True,
+    "return_hidden_states": False,
 }
 
 
@@ -41,7 +47,52 @@ NOT_BUILT = {
     "modalities": ["text", "audio"],
     "store": True,
     "service_tier": "flex",
+    "no_stop_trim": True,
+    "continue_final_message": True,
+    "skip_special_tokens": False,
+    "separate_reasoning": "maybe",
+    "stream_reasoning": 1,
+    "return_hidden_states": True,
 }
+
+
+ROUTERS_CHATS = {
+    "smg 1.13.0": {"logprobs": False, "max_tokens": 5, "stream": False, "temperature": 0.0},
+    "sglang-router 0.3.2": {
+        "logprobs": False,
+        "max_completion_tokens": 5,
+        "stream": False,
+        "temperature": 0.0,
+        "no_stop_trim": False,
+        "ignore_eos": False,
+        "continue_final_message": False,
+        "skip_special_tokens": True,
+        "separate_reasoning": True,
+        "stream_reasoning": True,
+        "return_hidden_states": False,
+    },
+}
+"""What these routers, with --dp-aware, make of a chat with `max_tokens` and `temperature` alone."""
+ROUTERS_TEXTS = {
+    "smg 1.13.0": {"echo": False, "max_tokens": 5, "stream": False, "temperature": 0.0},
+    "sglang-router 0.3.2": {
+        "max_tokens": 5,
+        "temperature": 0.0,
+        "stream": False,
+        "echo": False,
+        "no_stop_trim": False,
+        "ignore_eos": False,
+        "skip_special_tokens": True,
+        "return_hidden_states": False,
+    },
+}
+
+
+@pytest.mark.parametrize("router", ROUTERS_CHATS)
+def test_sglangs_routers_bodies_are_taken_with_the_rank_that_they_choose(router: str) -> None:
+    for parse, fields in ((chat, ROUTERS_CHATS[router]), (text, ROUTERS_TEXTS[router])):
+        body = parse(**fields, data_parallel_rank=1)
+        assert (body.max_output_tokens, body.temperature, body.data_parallel_rank) == (5, 0.0, 1)
 
 
 @pytest.mark.parametrize("parse", [text, chat])

@@ -41,7 +41,7 @@ def test_the_descriptor_is_sglangs() -> None:
         "topic": "kv",
         "block_size": 64,
         "dp_size": 2,
-        "load_endpoint_port_base": 5559,
+        "load_endpoint_port_base": 5561,
         "load_topic": "load",
     }
 
@@ -84,6 +84,9 @@ NO_DESCRIPTOR: dict[str, Any] = {
     "no port after the colon": ZMQ | {"endpoint": "tcp://127.0.0.1:"},
     "a port that is no integer": ZMQ | {"endpoint": "tcp://127.0.0.1:http"},
     "port 0": ZMQ | {"endpoint": "tcp://127.0.0.1:0"},
+    "a host with a zone": ZMQ | {"endpoint": "tcp://[fe80::1%eth0]:5557", "bind": True},
+    "an interface, and no rank says its address": ZMQ | {"endpoint": "tcp://eth0:5557"},
+    "switched off": ZMQ | {"enable_kv_cache_events": False},
     "port -1": ZMQ | {"endpoint": "tcp://127.0.0.1:-1"},
     "port 65536": ZMQ | {"endpoint": "tcp://127.0.0.1:65536"},
     "port 1000000": ZMQ | {"endpoint": "tcp://127.0.0.1:1000000"},
@@ -101,8 +104,9 @@ def test_the_descriptor_is_null_and_everything_else_is_there(case: str) -> None:
     assert info.keys() == whole.keys()
     assert info["kv_events"] is None
     assert info["kv_events_config"] == config.kv_events_config
-    for key in whole.keys() - {"kv_events", "kv_events_config"}:
+    for key in whole.keys() - {"kv_events", "kv_events_config", "config"}:
         assert info[key] == whole[key]
+    assert info["config"] == whole["config"] | {"kv_events_config": config.kv_events_config}
 
 
 @pytest.mark.parametrize("block_size", [None, 0, -16])
@@ -120,14 +124,61 @@ def test_the_raw_string_stays_as_it_was(case: str) -> None:
 def test_every_setting_is_there() -> None:
     config = app_config(ZMQ)
     info = info_of(config, [])
-    settings = config.model_dump(mode="json")
-    assert {key: info[key] for key in settings} == settings
+    assert info["config"] == config.model_dump(mode="json")
 
 
 def test_of_tenants_only_their_header_is_there() -> None:
     info = info_of(app_config(ZMQ, ingress={"tenant_header": "X-Tenant"}), [rank_info(0)])
-    assert info["ingress"]["tenant_header"] == "X-Tenant"
+    assert info["config"]["ingress"]["tenant_header"] == "X-Tenant"
     assert "salt" not in json.dumps(info)
+
+
+SGLANGS_TYPES: dict[str, type | tuple[type, ...]] = {
+    "model_path": str,
+    "served_model_name": str,
+    "is_generation": bool,
+    "tp_size": int,
+    "dp_size": int,
+    "max_running_requests": int,
+    "page_size": int,
+    "version": str,
+    "kv_events": dict,
+    "kv_events_config": str,
+    "internal_states": list,
+}
+"""SGLang's names, among them all that smg 1.13.0, sglang-router 0.3.2 and SGLang's own router read."""
+
+
+def test_sglangs_names_have_sglangs_types_and_all_others_are_known_to_be_ours() -> None:
+    info = info_of(app_config(ZMQ), [rank_info(0), rank_info(1)])
+    for name, expected in SGLANGS_TYPES.items():
+        assert isinstance(info[name], expected), name
+        assert expected is bool or not isinstance(info[name], bool), name
+    assert info.keys() - SGLANGS_TYPES.keys() == {"config", "publishers", "max_model_len"}
+    assert len(info["internal_states"]) == info["dp_size"]
+
+
+def test_a_mapping_is_shown_as_it_was_given() -> None:
+    events = {"publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "kv", "bind": True, "hwm": "100"}
+    info = server_info(
+        config := load_config({"kv_events_config": events}), parse_kv_events(config), MAX_MODEL_LEN, []
+    )
+    assert info["kv_events_config"] == events
+    assert info["kv_events"] == info_of(app_config(events), [])["kv_events"]
+
+
+def publisher_at(rank: int, host: str) -> PublisherInfo:
+    address = PublisherAddress(rank, host, 5557 + rank, None, None, "kv", None, 16)
+    return PublisherInfo(address, PublisherState("epoch", 9, "publishing"))
+
+
+@pytest.mark.parametrize("bind", ["auto", "bind", True])
+def test_an_interfaces_name_is_replaced_by_the_address_that_the_ranks_say(bind: Any) -> None:
+    config = app_config(ZMQ | {"endpoint": "tcp://eth0:5557", "bind": bind})
+    ranks = [rank_info(rank, publisher_at(rank, "10.0.0.5")) for rank in range(2)]
+    assert info_of(config, ranks)["kv_events"]["endpoint_host"] == "10.0.0.5"
+    elsewhere = [ranks[0], rank_info(1, publisher_at(1, "10.0.0.6"))]
+    assert info_of(config, elsewhere)["kv_events"] is None, "one host can't describe two nodes"
 
 
 def test_what_sglangs_routers_read() -> None:

@@ -178,7 +178,7 @@ def replays(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 async def world(tiny_llama_dir: Path, replays: bool) -> AsyncIterator[World]:
-    port = find_free_ports(3)
+    port = find_free_ports(6)
     world = World(lambda replica_id: LiveRank(tiny_llama_dir, replica_id, port, replays=replays), port)
     yield world
     await world.close()

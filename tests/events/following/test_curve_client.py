@@ -170,7 +170,7 @@ async def test_something_else_at_the_address_is_connected_without_a_handshake(
 async def test_a_refused_question_is_an_error_and_can_be_asked_again(
     encrypted_rank: MakeRank, keys: Keys, async_context: zmq.asyncio.Context
 ) -> None:
-    base = find_free_ports(6)
+    base = find_free_ports(8)
     ports = {"endpoint": f"tcp://127.0.0.1:{base}", "replay_endpoint": f"tcp://127.0.0.1:{base + 4}"}
     first = encrypted_rank(**ports)
     curve = curve_client(first.info, keys.router)

@@ -18,7 +18,7 @@ async def test_a_publisher_restarted_on_the_same_port_is_followed_again(
     make_rank: MakeRank, follow: Follow
 ) -> None:
     keys = {
-        "endpoint": f"tcp://127.0.0.1:{find_free_ports(3)}",
+        "endpoint": f"tcp://127.0.0.1:{find_free_ports(6)}",
         "replay_endpoint": f"tcp://127.0.0.1:{find_free_ports(1)}",
     }
     old = make_rank(**keys)

@@ -45,7 +45,7 @@ def test_a_publisher_says_its_public_key_and_never_the_secret_one(
 async def test_two_ranks_in_one_process_each_have_their_own_keys(
     make_rank: MakeRank, keys: Keys, follow: Follow
 ) -> None:
-    base = find_free_ports(4)
+    base = find_free_ports(8)
     for number, name in enumerate(["rank", "other"]):
         curve = keys.config | {"secret_key_file": str(keys.make(name))}
         options = {"dp_rank": number, "dp_size": 2}
@@ -129,10 +129,10 @@ def test_closing_ends_the_threads_and_can_be_repeated(
 
 
 def test_a_start_that_fails_half_way_leaves_nothing_behind(make_rank: MakeRank, keys: Keys) -> None:
-    base = find_free_ports(2)
+    base = find_free_ports(4)
     endpoint = f"tcp://127.0.0.1:{base}"
     before = set(threading.enumerate())
-    with socket.create_server(("127.0.0.1", base + 1)), pytest.raises(EndpointInUseError):
+    with socket.create_server(("127.0.0.1", base + 2)), pytest.raises(EndpointInUseError):
         make_rank({"bind_timeout_s": 0.1}, endpoint=endpoint, curve=keys.config)
     assert set(threading.enumerate()) <= before
     make_rank(endpoint=endpoint, curve=keys.config)
@@ -166,11 +166,11 @@ def test_a_port_that_others_can_reach_is_warned_of_unless_it_is_encrypted(
     curve: bool,
     warned: bool,
 ) -> None:
-    base = find_free_ports(6)
+    base = find_free_ports(12)
     make_rank(
         {"dp_rank": rank, "dp_size": 2},
         endpoint=f"tcp://{host}:{base}",
-        replay_endpoint=f"tcp://{replay_host}:{base + 2}",
+        replay_endpoint=f"tcp://{replay_host}:{base + 4}",
         curve=keys.config if curve else None,
     )
     with caplog.at_level(logging.WARNING):

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import zmq
@@ -95,12 +96,12 @@ def test_a_batch_is_topic_seq_and_payload(make_rank: MakeRank, open_socket: Open
 
 
 def test_batch_0_says_that_the_cache_is_empty(make_rank: MakeRank, open_socket: OpenSocket) -> None:
-    port = find_free_ports(4)
-    rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", replay_endpoint=f"tcp://127.0.0.1:{port + 3}")
+    port = find_free_ports(8)
+    rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", replay_endpoint=f"tcp://127.0.0.1:{port + 4}")
     assert rank.publisher.last_seq == 0
     sub = subscribe(open_socket, port)
     first_message(sub, lambda: rank.step(stored(1)))
-    assert read_replay(open_socket, port + 3, 0)[0] == [AllBlocksCleared()]
+    assert read_replay(open_socket, port + 4, 0)[0] == [AllBlocksCleared()]
 
 
 def test_a_step_without_events_is_no_batch(make_rank: MakeRank) -> None:
@@ -122,8 +123,8 @@ def test_the_sequence_number_is_given_out_at_once(make_rank: MakeRank) -> None:
 def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(
     make_rank: MakeRank, open_socket: OpenSocket
 ) -> None:
-    port = find_free_ports(4)
-    rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", replay_endpoint=f"tcp://127.0.0.1:{port + 3}")
+    port = find_free_ports(8)
+    rank = make_rank(endpoint=f"tcp://127.0.0.1:{port}", replay_endpoint=f"tcp://127.0.0.1:{port + 4}")
     for number in range(50):
         rank.step(stored(number, -number), *([removed(number - 3)] if number > 3 else []))
     sub = subscribe(open_socket, port)
@@ -135,7 +136,7 @@ def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(
     while max(batches) < rank.publisher.last_seq:
         _, seq_frame, payload = sub.recv_multipart()
         batches[int.from_bytes(seq_frame, "big")] = decode_batch(payload).events
-    batches |= read_replay(open_socket, port + 3, 0)
+    batches |= read_replay(open_socket, port + 4, 0)
     assert sorted(batches) == list(range(rank.publisher.last_seq + 1))
     rebuilt = Blocks()
     for seq in sorted(batches):
@@ -146,10 +147,10 @@ def test_a_plain_subscriber_rebuilds_the_cache_from_replay_and_events(
 def test_publishing_into_a_full_queue_drops_counts_and_leaves_a_gap(
     make_rank: MakeRank, open_socket: OpenSocket
 ) -> None:
-    port = find_free_ports(4)
+    port = find_free_ports(8)
     rank = make_rank(
         endpoint=f"tcp://127.0.0.1:{port}",
-        replay_endpoint=f"tcp://127.0.0.1:{port + 3}",
+        replay_endpoint=f"tcp://127.0.0.1:{port + 4}",
         max_queue_size=1,
     )
     publisher = rank.publisher
@@ -273,7 +274,7 @@ def test_load_and_acknowledgements_have_their_own_port_and_topics(
 ) -> None:
     publisher = make_rank(load_topic="busy").publisher
     info = publisher.info("")
-    assert info.address.load_port == info.address.event_port + 1
+    assert info.address.load_port == info.address.event_port + 2
     sub = subscribe(open_socket, info.address.load_port)
     topic, seq, payload = first_message(sub, lambda: publisher.publish_load(STAT))
     assert (topic, decode_load(payload)) == (b"busy", STAT)
@@ -295,11 +296,11 @@ def test_load_reports_can_be_switched_off_and_count_as_nothing_dropped(make_rank
 
 
 def test_the_description_is_what_was_bound(make_rank: MakeRank) -> None:
-    base = find_free_ports(6)
+    base = find_free_ports(12)
     publisher = make_rank(
         {"dp_rank": 1, "dp_size": 2, "block_size": 16},
         endpoint=f"tcp://*:{base}",
-        replay_endpoint=f"tcp://*:{base + 2}",
+        replay_endpoint=f"tcp://*:{base + 4}",
         topic="kv",
     ).publisher
     info = publisher.info("10.1.2.3")
@@ -311,15 +312,64 @@ def test_the_description_is_what_was_bound(make_rank: MakeRank) -> None:
     )
     assert (info.address.event_port, info.address.replay_port, info.address.load_port) == (
         base + 1,
-        base + 3,
         base + 5,
+        base + 9,
     )
     assert (info.state.status, info.state.epoch, info.state.last_seq) == ("publishing", publisher.epoch, 0)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "*"])
+def test_ports_that_the_system_chose_are_described(
+    make_rank: MakeRank, open_socket: OpenSocket, host: str
+) -> None:
+    endpoint = f"tcp://{host}:0"
+    ranks = [
+        make_rank({"dp_rank": rank, "dp_size": 2}, endpoint=endpoint, replay_endpoint=endpoint)
+        for rank in range(2)
+    ]
+    ports = set()
+    for rank in ranks:
+        address = rank.publisher.info("127.0.0.1").address
+        assert address.host == "127.0.0.1"
+        ports |= {address.event_port, address.replay_port, address.load_port}
+        sub = subscribe(open_socket, address.event_port)
+        first_message(sub, partial(rank.step, stored(1)))
+        assert address.replay_port is not None
+        assert read_replay(open_socket, address.replay_port, 0)[0] == [AllBlocksCleared()]
+        assert address.load_port is not None
+        sub = subscribe(open_socket, address.load_port)
+        first_message(sub, partial(rank.publisher.publish_load, STAT))
+    assert len(ports) == 6
+    assert all(ports)
+
+
+def test_nothing_is_described_as_dialable_before_the_system_has_chosen() -> None:
+    config = KvEventsConfig(publisher="zmq", endpoint="tcp://*:0")
+    info = EventPublisher(config, dp_rank=0, dp_size=1, block_size=1).info("10.1.2.3")
+    assert (info.is_publishing, info.address.event_port) == (False, 0)
+
+
+def test_an_interfaces_name_is_described_by_its_address(make_rank: MakeRank) -> None:
+    address = make_rank(endpoint=f"tcp://lo:{find_free_ports(4)}").publisher.info("10.1.2.3").address
+    assert address.host == "127.0.0.1"
+    assert address.load_port == address.event_port + 2
+
+
+def test_ports_at_another_host_than_the_events_are_not_described(make_rank: MakeRank) -> None:
+    base = find_free_ports(12)
+    publisher = make_rank(
+        endpoint=f"tcp://*:{base}",
+        replay_endpoint=f"tcp://127.0.0.1:{base + 2}",
+        load_publish_endpoint=f"tcp://127.0.0.1:{base + 4}",
+    ).publisher
+    elsewhere, here = (publisher.info(host).address for host in ("10.1.2.3", "127.0.0.1"))
+    assert (elsewhere.replay_port, elsewhere.load_port, elsewhere.load_topic) == (None, None, None)
+    assert (here.replay_port, here.load_port, here.load_topic) == (base + 2, base + 4, "load")
+
+
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 on this machine")
 def test_ipv6_is_bound(make_rank: MakeRank, open_socket: OpenSocket) -> None:
-    port = find_free_ports(2)
+    port = find_free_ports(4)
     rank = make_rank(endpoint=f"tcp://[::]:{port}")
     assert rank.publisher.info("fe80::1").address.host == "[fe80::1]"
     sub = open_socket(zmq.SUB)

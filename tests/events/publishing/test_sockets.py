@@ -12,9 +12,9 @@ from tests.support.events.ranks import MakeRank
 from tests.support.free_ports import find_free_ports
 
 
-@pytest.mark.parametrize("taken", [1, 3, 5], ids=["events", "load", "replay"])
+@pytest.mark.parametrize("taken", [1, 9, 5], ids=["events", "load", "replay"])
 def test_a_taken_port_is_an_error_that_names_port_and_rank(make_rank: MakeRank, taken: int) -> None:
-    base = find_free_ports(6)
+    base = find_free_ports(12)
     port = base + taken
     in_use = pytest.raises(EndpointInUseError, match=rf"rank 1 .*:{port}\b")
     with socket.create_server(("127.0.0.1", port)), in_use:
@@ -32,7 +32,7 @@ def test_a_taken_port_is_an_error_that_names_port_and_rank(make_rank: MakeRank, 
 
 
 def test_a_port_that_its_last_owner_is_leaving_is_waited_for(make_rank: MakeRank) -> None:
-    port = find_free_ports(2)
+    port = find_free_ports(4)
     owner = socket.create_server(("127.0.0.1", port))
     leaving = threading.Timer(0.2, owner.close)
     leaving.start()
@@ -41,7 +41,7 @@ def test_a_port_that_its_last_owner_is_leaving_is_waited_for(make_rank: MakeRank
 
 
 def test_a_publisher_can_take_the_port_of_one_just_closed(make_rank: MakeRank) -> None:
-    endpoint = f"tcp://127.0.0.1:{find_free_ports(2)}"
+    endpoint = f"tcp://127.0.0.1:{find_free_ports(4)}"
     first = make_rank(endpoint=endpoint).publisher
     first.close()
     second = make_rank(endpoint=endpoint).publisher

@@ -107,6 +107,26 @@ async def test_a_replica_that_takes_over_the_same_port_is_followed(world: Follow
     await world.until_known(new)
 
 
+async def test_ports_that_the_system_chooses_are_followed_also_after_a_restart(world: Follower) -> None:
+    ranks = [world.start(rank, port=0) for rank in range(2)]
+    for live in ranks:
+        live.store(hashes(1000 * live.rank, 5))
+    await world.poll(*ranks)
+    for live in ranks:
+        await world.until_known(live)
+    old, other = ranks
+    old.publisher.close()
+    new = world.start(port=0)
+    assert len({live.publisher.info("").address.event_port for live in (old, other, new)}) == 3
+    new.store(hashes(5000, 2))
+    await world.poll(new, other)
+    assert depth_by_rank(world.core.index, hashes(0, 5)) == {}
+    await world.until_known(new)
+    new.store(hashes(6000, 2))
+    await world.until_known(new)
+    assert world.core.load.last_report(0) is not None
+
+
 async def test_a_publisher_started_again_in_the_same_replica_is_followed(world: Follower) -> None:
     live = world.start()
     live.store(hashes(0, 5))

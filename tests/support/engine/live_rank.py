@@ -22,7 +22,7 @@ def new_publisher(block_size: int, **options: Any) -> EventPublisher:
     Args:
         options: more of `KvEventsConfig`.
     """
-    base = find_free_ports(3)
+    base = find_free_ports(6)
     config = KvEventsConfig(
         publisher="zmq",
         endpoint=f"tcp://127.0.0.1:{base}",

@@ -31,7 +31,7 @@ class ReconfigurableGraph(ServeGraph):
         super().__init__(config)
         self._num_blocks = config["applications"][0]["args"]["engine"]["cache"]["num_blocks"]
 
-    def answer_with(self, kv_events_config: str | None) -> Answer:
+    def answer_with(self, kv_events_config: str | Json | None) -> Answer:
         """The answer of `/server_info` once rank and ingress have this `kv_events_config`."""
         # A number that only these settings have: a part that reports it has taken them.
         self._num_blocks += 1
@@ -67,4 +67,4 @@ class ReconfigurableGraph(ServeGraph):
     def _is_in_force(self) -> bool:
         info = self.get("/server_info")
         in_rank = info["internal_states"][0].get("num_blocks")
-        return {info["engine"]["cache"]["num_blocks"], in_rank} == {self._num_blocks}
+        return {info["config"]["engine"]["cache"]["num_blocks"], in_rank} == {self._num_blocks}

@@ -45,7 +45,7 @@ def serve_config(applications: Mapping[str, Json]) -> Json:
 
 def kv_events(dp_size: int) -> Json:
     """A `kv_events_config` on free ports for `dp_size` ranks."""
-    base = find_free_ports(3 * dp_size)
+    base = find_free_ports(6 * dp_size)
     return {
         "publisher": "zmq",
         "endpoint": f"tcp://127.0.0.1:{base}",

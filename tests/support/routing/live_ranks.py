@@ -52,8 +52,8 @@ class LiveRank:
         return self.publisher.info("127.0.0.1").address.event_port - self.rank
 
     def start_publisher(self, port: int | None) -> EventPublisher:
-        """A new one; given `port`, of rank 0's events, it waits until that is free."""
-        base = port or find_free_ports(8)
+        """A new one; given `port`, of rank 0's events, it waits until that is free. 0 is any free one."""
+        base = find_free_ports(12) if port is None else port
         publisher = EventPublisher(
             KvEventsConfig(endpoint=f"tcp://127.0.0.1:{base}", topic="kv"),
             dp_rank=self.rank,
