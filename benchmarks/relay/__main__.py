@@ -1,8 +1,8 @@
 """The relay of foreign cache events alone: `python -m benchmarks.relay --blocks 65536`.
 
 Microseconds of CPU time per block to decode a batch as vLLM publishes it, hash its blocks into our chain and
-make our events, and the same for removals; for hashes of 64 bits, of 32 bytes, and for those that are taken as
-they are. Then the delay from a worker's event, sent by another process every 10 ms, to the router's index:
+make our events, and the same for removals; for hashes of 64 bits, of 32 bytes, and for those that are taken
+as they are. Then the delay from a worker's event, sent by another process every 10 ms, to the router's index:
 over the feed, the rank's publisher and the router's subscriber. Figures are medians over the rounds, in turn.
 Progress goes to stderr; the last line of stdout is one JSON object.
 """

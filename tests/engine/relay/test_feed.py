@@ -198,6 +198,7 @@ async def test_late_adoption_is_partial_and_whole_after_a_flush(publishers: Publ
     publisher = publishers(buffer=1)
     publisher.publish_events([stored(1)])
     publisher.publish_events([stored(2)])
+    publisher.wait_published()
     may_flush = asyncio.Event()
 
     async def flush() -> None:
@@ -218,6 +219,7 @@ async def test_a_flush_that_fails_is_shown(publishers: Publishers) -> None:
     publisher = publishers(buffer=1)
     publisher.publish_events([stored(1)])
     publisher.publish_events([stored(2)])
+    publisher.wait_published()
 
     async def flush() -> None:
         raise OSError("the worker is busy")

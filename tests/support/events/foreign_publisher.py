@@ -72,6 +72,10 @@ class WirePublisher:
         """The next batch, of these events."""
         self.publish(msgspec.msgpack.encode([0.0, events, 0]), is_sent=is_sent)
 
+    def wait_published(self) -> None:
+        """Return once all batches so far are out, or kept."""
+        self._queue.join()
+
     def _bind(self, kind: int, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.LINGER, 0)
@@ -93,6 +97,7 @@ class WirePublisher:
                 self._pub.send_multipart([self.topic, seq.to_bytes(8, "big"), batch.payload])
             self._kept.append((seq, batch.payload))
             seq += 1
+            self._queue.task_done()
 
     def _serve(self, router: zmq.Socket[bytes]) -> None:
         peer, _, first = router.recv_multipart()
