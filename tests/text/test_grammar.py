@@ -21,6 +21,7 @@ PERSON = json.dumps(
         "additionalProperties": False,
     }
 )
+WIDE = '{"type": "object", "x-guidance": {"whitespace_pattern": "[ ]{1,64}"}}'
 
 
 @pytest.fixture(scope="session")
@@ -80,6 +81,8 @@ class Reading:
         (json_schema(PERSON), '{"name": "Zoë 🙂", "age": 30}'),
         (json_schema(PERSON), '{"name":"","age":-1}'),
         (json_schema(PERSON), '{\n  "name": "A",\n  "age": 30\n}'),
+        (json_schema(PERSON), '{"name": "' + 40 * " " + r"\"" + 40 * " " + '",' + 32 * " " + '"age": 30}'),
+        (json_schema(WIDE), "{" + 64 * " " + "}"),
         (json_schema('{"type": "object"}'), '{"anything": [1, null, {"a": true}]}'),
         (json_schema("{}"), '"text"'),
         (regex(r"[A-Z]{2}-\d{3}"), "AB-123"),
@@ -106,6 +109,8 @@ def test_a_text_that_fits_goes_through_and_may_end_there_only(
         (json_schema(PERSON), '{"name": "A"}'),
         (json_schema(PERSON), " {"),
         (json_schema(PERSON), "{" + 40 * " "),
+        (json_schema(PERSON), '{"name":' + 20 * " \n"),
+        (json_schema(PERSON), r'{"name": "\\"' + 40 * "\t"),
         (json_schema('{"type": "object"}'), "[1]"),
         (regex(r"\d+"), "12a"),
         (choice("yes", "no"), "maybe"),
@@ -144,7 +149,7 @@ def test_two_outputs_of_one_grammar_do_not_disturb_each_other(
     ("wanted", "reason"),
     [
         (json_schema("{"), "."),
-        (json_schema('"text"'), "Expecting object schema"),
+        (json_schema('"text"'), "schema must be an object"),
         (json_schema('{"type": "strange"}'), "Invalid type: strange"),
         (json_schema('{"not": {"type": "string"}}'), 'Unimplemented keys: ["not"]'),
         (json_schema('{"type": "integer", "minimum": 5, "maximum": 3}'), "Unsatisfiable"),

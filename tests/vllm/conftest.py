@@ -21,8 +21,9 @@ SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name, value)
+if HAS_VLLM:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 collect_ignore_glob = [] if HAS_VLLM else ["test_*.py"]
 

@@ -210,8 +210,9 @@ async def test_after_a_restart_the_index_is_the_new_ranks_cache(world: World) ->
     world.rank.stop()
     world.rank = world.start_rank("second")
     await world.poll()
-    row = world.explain(old_prompt)
-    assert (row["trust"], row["cached_tokens"]) == ("syncing", 0)
+    assert world.explain(old_prompt)["cached_tokens"] == 0, "from the first poll on"
+    await world.until(lambda status: status.state == "syncing")
+    assert standing(world, old_prompt) == ("syncing", 0)
     world.snapshots_come.set()
     await world.rank.serve(*new)
     await world.until_exact()
