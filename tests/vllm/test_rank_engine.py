@@ -283,7 +283,8 @@ async def test_an_abort_frees_its_blocks_and_idleness_is_reported_at_once(served
     await until(lambda: served.engine.load.num_tokens >= 100, "a report of its blocks")
     assert request.request_id in served.listener.acknowledged
     stream.abort()
-    assert [chunk async for chunk in stream] == []
+    async for chunk in stream:  # what was delivered before
+        assert chunk.finish_reason is None
     await until(lambda: served.engine.load.num_running_reqs == 0, "a report of idleness")
     assert (served.engine.load.num_tokens, served.engine.load.num_waiting_reqs) == (0, 0)
     # The next one needs all blocks of the cache: it has them only if the aborted one's are free.

@@ -46,6 +46,7 @@ def graph() -> Iterator[ServeGraph]:
         graph.stop()
 
 
+@pytest.mark.short
 def test_a_conversation_stays_where_its_blocks_are(graph: ServeGraph) -> None:
     messages = [{"role": "user", "content": "Tell me of the sea, " * 30}]
     first = chat(graph, messages)
@@ -57,6 +58,7 @@ def test_a_conversation_stays_where_its_blocks_are(graph: ServeGraph) -> None:
     graph.audit()
 
 
+@pytest.mark.short
 def test_after_evictions_every_index_is_equal_to_its_cache(graph: ServeGraph) -> None:
     prompts = [new_prompt(300) for _ in range(12)]
     for number, prompt in enumerate(prompts):
@@ -95,8 +97,10 @@ def test_a_client_that_leaves_frees_the_rank(graph: ServeGraph) -> None:
     body = {"prompt": new_prompt(100), "max_tokens": 1000, "stream": True, "ignore_eos": True}
     headers = {"X-Data-Parallel-Rank": "1"}
     with graph.http.stream("POST", "/v1/completions", json=body, headers=headers) as response:
-        next(response.iter_lines())
-        wait_until(lambda: graph.load(1)["num_running_reqs"] == 1, "it runs")
+        assert response.status_code == 200, response.read()
+        lines = response.iter_lines()  # which closes the connection when it is collected
+        next(lines)
+        wait_until(lambda: graph.load(1)["num_running_reqs"] == 1, lambda: f"it runs: {graph.load(1)}")
     wait_until(lambda: graph.load(1)["num_running_reqs"] == 0, "the rank idle")
 
 
@@ -106,6 +110,7 @@ def test_the_descriptor_is_ours(graph: ServeGraph) -> None:
     assert info["kv_events"]["block_size"] == BLOCK_SIZE
 
 
+@pytest.mark.short
 def test_a_killed_engine_core_takes_its_replica_and_a_killed_replica_its_engine_core(
     graph: ServeGraph,
 ) -> None:
