@@ -133,9 +133,6 @@ async def test_structured_output(wanted: StructuredOutput, engine: RemoteEngine)
 
 
 async def test_what_it_refuses_is_a_clients_error(engine: RemoteEngine) -> None:
-    raised = await error_of(engine.admit(new_request("h", new_prompt(20), GREEDY, priority=5)))
-    assert isinstance(raised, InvalidRequestError)
-    assert "priority" in raised.message
     bad = replace(GREEDY, structured_output=StructuredOutput("regex", "(", "x"))
     raised = await error_of(engine.admit(new_request("i", new_prompt(20), bad)))
     assert isinstance(raised, InvalidRequestError), raised

@@ -192,7 +192,7 @@ class RemoteEngine:
         if worker is None or self._watch.unavailable is not None:
             raise EngineFailedError(self._unavailable)
         try:
-            return await flush_cache(self._http, worker.kind)
+            return await flush_cache(self._http, worker)
         except WorkerError as error:
             raise EngineFailedError(f"{self._rank.url}: {error}") from None
 
@@ -223,7 +223,7 @@ class RemoteEngine:
         if worker is None:
             return
         try:
-            await flush_cache(self._http, worker.kind)
+            await flush_cache(self._http, worker)
             self._flush_fault = None
         except WorkerError as error:
             if str(error) != self._flush_fault:

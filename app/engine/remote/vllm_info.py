@@ -54,11 +54,21 @@ def engine_of(sources: Json, dp_rank: int) -> str:
     return numbers[dp_rank]
 
 
+Models = tuple[tuple[str, ...], int | None]
+"""Every name of the served models, and the context in tokens, if it is said."""
+
+
 def describe(
-    sources: Json, models: Json, version: str, metrics: Metrics, engine: str, server_host: str, has_api: bool
+    sources: Json,
+    models: Models,
+    version: str,
+    metrics: Metrics,
+    engine: str,
+    server_host: str,
+    has_api: bool,
 ) -> WorkerDescription:
     """The engine with this number, from the server's answers; `has_api`: whether it generates from tokens."""
-    names, context = _models(models)
+    names, context = models
     dp_size = len(sources) or 1
     publisher, no_publisher = _publisher(sources.get(engine), server_host)
     cannot_generate = f"it doesn't serve {VllmApi.path}: start it with `{NEEDED_FLAG}`"
@@ -73,7 +83,7 @@ def describe(
         publisher=publisher,
         no_publisher=no_publisher,
         dp_rank=int(engine) if dp_size > 1 else None,
-        # A priority that isn't 0 is refused there, by name, unless its scheduling policy is `priority`.
+        # Whether priorities count there isn't said; unless they do, they are ignored.
         higher_first=False,
         cannot_generate=None if has_api else cannot_generate,
     )
@@ -100,8 +110,8 @@ def read_load(metrics: Metrics, worker: WorkerDescription, dp_rank: int) -> Load
     )
 
 
-def _models(answer: Json) -> tuple[tuple[str, ...], int | None]:
-    """Every name in `/v1/models`, and the context in tokens."""
+def read_models(answer: Json) -> Models:
+    """What stays the same in `/v1/models`: each answer has times and numbers of its own."""
     cards = [each for each in answer.get("data") or () if isinstance(each, dict)]
     names = (each.get(key) for each in cards for key in ("id", "root"))
     contexts = (each.get("max_model_len") for each in cards)

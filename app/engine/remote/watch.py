@@ -13,7 +13,7 @@ from collections.abc import Callable
 from app.engine.remote.api.http import WorkerHttp
 from app.engine.remote.api.vllm import VllmApi
 from app.engine.remote.native_info import read_loads, read_server_info
-from app.engine.remote.vllm_info import Json, Metrics, describe, engine_of, read_load
+from app.engine.remote.vllm_info import Json, Metrics, Models, describe, engine_of, read_load, read_models
 from app.engine.remote.worker import Expected, WorkerDescription
 from app.errors import WorkerError, WorkerSlowError
 from app.events.schema import LoadStat
@@ -64,7 +64,7 @@ class WorkerWatch:
         self._served: WorkerDescription | None = None
         """What `on_worker` was called with last."""
         self._is_vllm = False
-        self._described_from: tuple[Json, Json] | None = None
+        self._described_from: tuple[Json, Models] | None = None
         """vLLM's answers that `worker` was made from."""
         self._num_slow = 0
 
@@ -149,7 +149,8 @@ class WorkerWatch:
                 "it has neither a /server_info with kv_events (SGLang, kvbeacon) nor a /kv_event_sources "
                 "(vLLM from 0.32 on)"
             )
-        sources, models = self._ok(answer.status, answer.json()), await self._ask_json("/v1/models")
+        sources = self._ok(answer.status, answer.json())
+        models = read_models(await self._ask_json("/v1/models"))
         self._is_vllm = True
         engine = engine_of(sources, self._dp_rank)
         shown = await self._http.ask("/metrics")
