@@ -6,7 +6,7 @@ of its own and deploys each graph again for each round, so that every run starts
 are medians over the rounds. Progress goes to stderr; stdout gets a table, then one JSON object.
 
 What the ways cost: `python -m benchmarks.engines.hop` (from a URL rank to its worker) and
-`python -m benchmarks.engines.relay` (from an engine's events to ours).
+`python -m benchmarks.relay` (from an engine's events to ours).
 """
 
 from __future__ import annotations

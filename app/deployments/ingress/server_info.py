@@ -26,7 +26,7 @@ def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: 
     by_rank = {info.rank: info for info in ranks}
     return {
         **model_info(config, max_model_len),
-        "tp_size": 1,
+        "tp_size": config.tp_size,
         "dp_size": config.dp_size,
         "max_running_requests": config.engine.scheduler.max_running_requests,
         "page_size": config.engine.cache.block_size,
