@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -77,6 +78,11 @@ def wait_until_known(front: ServeGraph) -> None:
     wait_until(is_known, lambda: f"all ranks known: {ranks_of(front)}", 120)
 
 
+def has_more(front: ServeGraph, rank: int, num_blocks: int) -> bool:
+    """Whether the router knows more than so many blocks of the rank."""
+    return int(ranks_of(front)[rank]["num_blocks"]) > num_blocks
+
+
 def chat(front: ServeGraph, messages: list[Json]) -> httpx.Response:
     body = {"messages": messages, "max_tokens": 12, "temperature": 0}
     response = front.http.post("/v1/chat/completions", json=body)
@@ -94,8 +100,12 @@ def test_second_turns_land_on_the_worker_that_has_the_first(front: ServeGraph) -
         visited.append(set())
     for turn in range(2):
         for messages, ranks in zip(conversations, visited, strict=True):
+            known = [each["num_blocks"] for each in ranks_of(front)]
             response = chat(front, messages)
-            ranks.add(response.headers["x-dp-rank"])
+            rank = int(response.headers["x-dp-rank"])
+            ranks.add(str(rank))
+            if turn == 0:  # vLLM publishes after it has answered
+                wait_until(partial(has_more, front, rank, known[rank]), lambda: ranks_of(front))
             assert (cached_tokens(response) >= 2 * BLOCK_SIZE) == (turn > 0)
             answer = {"role": "assistant", "content": response.json()["choices"][0]["message"]["content"]}
             messages += [answer, {"role": "user", "content": "Go on, please."}]
@@ -140,6 +150,7 @@ def test_a_killed_servers_requests_go_elsewhere_and_it_is_found_again(
     assert ranks_of(front)[2]["num_blocks"] == 0
     prompt = new_prompt()
     front.complete(prompt, rank=2)
-    front.wait_until_followed()
-    assert cached_tokens(front.complete(prompt)) == 96
+    # vLLM publishes after it has answered.
+    wait_until(lambda: ranks_of(front)[2]["num_blocks"] == 3, lambda: ranks_of(front))
+    assert cached_tokens(front.complete(prompt, rank=2)) == 96
     front.audit()
