@@ -41,7 +41,7 @@ test-vllm: export PYTHONPATH := $(CURDIR)
 test-vllm: $(VLLM_ENV)/installed
 	$(VLLM_ENV)/bin/python -m pytest tests/vllm $(VLLM_MARK:%=-m %)
 
-# The last step marks it as whole. One that was left half made is made anew, and of two at once the second waits.
+# The last step marks it as whole. One that was left half made is made again, and of two at once the second waits.
 $(VLLM_ENV)/installed:
 	mkdir -p $(VLLM_ENVS)
 	flock $(VLLM_ENV).lock sh -ec 'test -e $@ || { \

@@ -26,6 +26,7 @@ from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
 from app.events.ports import is_interface
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model
+from app.redaction import redacted
 from app.routing.policies.registry import POLICIES
 from app.text.tokenizer import Tokenizer
 
@@ -69,7 +70,7 @@ def _read(file: Path) -> ServeDeploySchema:
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(str(part) for part in detail["loc"]) or "the file"
-        raise ConfigError(f"{field} = {detail['input']!r}: {detail['msg']}") from None
+        raise ConfigError(f"{field} = {redacted(detail['input'])!r}: {detail['msg']}") from None
 
 
 def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint, int]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -37,6 +38,8 @@ EngineKind = Literal["torch", "vllm", "remote"]
 MAX_DP_SIZE = 1024
 REMOTE_RANK_CPUS = 0.1
 """Of a rank whose engine runs elsewhere: it mostly waits."""
+WORKER_COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size")
+"""vLLM's engine arguments whose product is the number of its worker processes."""
 
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -143,10 +146,10 @@ class RemoteWorker(Settings):
     def _can_be_dialled(cls, value: str) -> str:
         try:
             url = urlsplit(value)
-            is_usable = bool(url.hostname) and url.port != 0
+            is_usable = bool(url.hostname) and url.port != 0 and "@" not in url.netloc
         except ValueError:
             is_usable = False
-        if not is_usable or url.scheme not in ("http", "https") or url.query or url.fragment or url.username:
+        if not is_usable or url.scheme not in ("http", "https") or url.query or url.fragment:
             raise ValueError("http://host:port is needed, with a path or without; no user, query or fragment")
         return value.rstrip("/")
 
@@ -338,7 +341,7 @@ class AppConfig(Settings):
     @property
     def num_engine_workers(self) -> int:
         """Processes in which one rank's model computes, each with a GPU if there are GPUs."""
-        return self.tp_size * self._vllm_size("pipeline_parallel_size")
+        return prod(map(self._vllm_size, WORKER_COUNTS))
 
     def _vllm_size(self, name: str) -> int:
         size = self.engine.vllm.get(name, 1)  # checked where the engine's arguments are

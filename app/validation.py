@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from app.errors import ConfigError
+from app.redaction import redacted
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,7 +41,7 @@ def _fault(model: type[BaseModel], where: str, detail: dict[str, Any]) -> str:
     if detail["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(model, path[:-1]))
         return f"{field}: unknown key; allowed here: {allowed}"
-    return f"{field} = {detail['input']!r}: {detail['msg']}"
+    return f"{field} = {redacted(detail['input'])!r}: {detail['msg']}"
 
 
 def _fields_at(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -68,6 +68,8 @@ def test_a_contradiction_is_named(args: dict[str, Any], message: str) -> None:
         "http://h:0",
         "http://h:99999",
         "http://u:p@h",
+        "http://:p@h",
+        "http://@h",
         "http://h?a",
         "http://h#a",
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class RankInfo(RankDescription):
         device: where the model runs.
         dtype: of weights and cache.
         kernels: the kernels' backend.
+        foreign_events: see `EngineStatus`.
     """
 
     node_ip: str
@@ -50,6 +52,7 @@ class RankInfo(RankDescription):
     device: str
     dtype: str
     kernels: str
+    foreign_events: Mapping[str, object] | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ for a step. How it computes, on a thread or in another process, is its own busin
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -68,10 +68,13 @@ class EngineStatus:
     Attributes:
         unavailable: why no request can be served now; None: they can. It may end by itself.
         partial_cache: why the cache may hold more than was published; None: all of it was published.
+        foreign_events: how another engine's events are followed, with counts of what could not be used, for
+            people to read; None: the engine's events are our own, or there are none.
     """
 
     unavailable: str | None = None
     partial_cache: str | None = None
+    foreign_events: Mapping[str, object] | None = None
 
 
 class AdmittedRequest(Protocol):

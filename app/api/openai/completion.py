@@ -75,7 +75,7 @@ class CompletionRequest(RankFields, StructuredOutputFields):
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, lt=2**31)
     seed: int | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] = Field(default_factory=list)

@@ -12,6 +12,7 @@ from app.config import AppConfig
 from app.deployments.messages import Json, RankInfo
 from app.events.endpoints import Descriptor, KvEvents
 from app.models.store import served_name
+from app.redaction import redacted
 
 
 def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: Sequence[RankInfo]) -> Json:
@@ -35,7 +36,7 @@ def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: 
         "publishers": [_publisher(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
         "internal_states": [_internal_state(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
         "version": __version__,
-        "config": config.model_dump(mode="json"),
+        "config": _settings(config),
     }
 
 
@@ -58,6 +59,13 @@ def model_card(config: AppConfig, max_model_len: int) -> Json:
         "owned_by": "kvbeacon",
         "max_model_len": max_model_len,
     }
+
+
+def _settings(config: AppConfig) -> Json:
+    """Every setting of ours, but for what may be secret in vLLM's arguments."""
+    settings = config.model_dump(mode="json")
+    settings["engine"]["vllm"] = redacted(settings["engine"]["vllm"])
+    return settings
 
 
 def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | None:
@@ -108,4 +116,5 @@ def _internal_state(rank: int, info: RankInfo | None) -> Json:
         "num_blocks": info.num_blocks,
         "num_cached_blocks": info.num_cached_blocks,
         "load": msgspec.structs.asdict(info.load),
+        "foreign_events": info.foreign_events,
     }

@@ -112,6 +112,7 @@ class DPRank:
             kernels=engine.kernels,
             unavailable=status.unavailable,
             partial_cache=status.partial_cache,
+            foreign_events=status.foreign_events,
         )
 
     def _describe_publisher(self) -> PublisherInfo | None:

@@ -54,7 +54,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
     model_dir = resolve_model(config.model)
     tokenizer = Tokenizer.from_folder(model_dir)
     grammars = GrammarCompiler.from_folder(model_dir, tokenizer.eos_token_ids)
-    # Private, so that nobody else reads or writes there; and no port of this machine is taken.
+    # Private, so that no other user reads or writes there; and no port of this machine is taken.
     folder = Path(tempfile.mkdtemp(prefix="kvbeacon-vllm-"))
     publisher = ForeignPublisher(f"ipc://{folder}/events", f"ipc://{folder}/replay", _TOPIC)
     arguments = engine_arguments(

@@ -358,7 +358,7 @@ class ForeignFeed:
             self._replayer.probe(self._record_published)
 
     async def _recover(self, last: int) -> None:
-        """Apply the missing batches up to `last` from the replay, or else begin anew."""
+        """Apply the missing batches up to `last` from the replay, or else begin again."""
         self._gaps += 1
         gap = f"batches {self._cache.applied_seq + 1} to {last} missing"
         if self._replayer is None:

@@ -56,7 +56,7 @@ class FeedStatus:
         since: when it began, Unix time in seconds.
         applied_seq: the last batch that was applied; -1: none.
         gaps: times that batches were missing.
-        adoptions: times that the feed began anew.
+        adoptions: times that the feed began again.
         bad_messages: messages that weren't a batch.
         idle_s: seconds since the last batch was applied; None: none was.
         relay: what is held and was seen.

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -121,7 +121,8 @@ class RemoteEngine:
             partial_cache = self._watch.worker.partial_cache
         if partial_cache is not None and self._flush_fault is not None:
             partial_cache = f"{partial_cache}; it can't be flushed: {self._flush_fault}"
-        return EngineStatus(unavailable=self._watch.unavailable, partial_cache=partial_cache)
+        feed = self._follower.feed_status
+        return EngineStatus(self._watch.unavailable, partial_cache, None if feed is None else asdict(feed))
 
     @property
     def load(self) -> LoadStat:

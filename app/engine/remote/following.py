@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from app import hashing
 from app.engine.interface import Result
 from app.engine.relay.feed import Flush, ForeignFeed
-from app.engine.relay.feed_status import ForeignPublisher
+from app.engine.relay.feed_status import FeedStatus, ForeignPublisher
 from app.engine.relay.relay import HashKind, Relay
 from app.engine.remote.load import RemoteLoad
 from app.engine.remote.worker import Publisher, WorkerDescription
@@ -66,11 +66,16 @@ class RankFollower:
         return len(self._hashes)
 
     @property
+    def feed_status(self) -> FeedStatus | None:
+        """How the worker's events are followed, and what came of them; None: there are none to follow."""
+        return None if self._feed is None else self._feed.status
+
+    @property
     def partial(self) -> str | None:
         """Why the worker's cache may hold more than is known; None: all of it is known."""
-        if self._feed is None:
+        status = self.feed_status
+        if status is None:
             return self._missing
-        status = self._feed.status
         return None if status.state == "whole" else f"{status.state}: {status.reason}"
 
     def num_cached_tokens(self, token_ids: Sequence[int], cache_salt: str | None) -> int:

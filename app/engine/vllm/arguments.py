@@ -11,8 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from app.config import AppConfig
+from app.config import WORKER_COUNTS, AppConfig
 from app.errors import ConfigError
+from app.redaction import redacted
 
 DECIDED: Mapping[str, str] = {
     "model": "model.path",
@@ -53,7 +54,7 @@ def check_given(config: AppConfig) -> None:
     engine, given = config.engine, config.engine.vllm
     if config.engine_kind != "vllm":
         if given:
-            raise ConfigError(f"engine.vllm = {given!r}: allowed only with engine.backend: vllm")
+            raise ConfigError(f"engine.vllm = {redacted(given)!r}: allowed only with engine.backend: vllm")
         return
     for name, value in given.items():
         where = f"engine.vllm.{name}"
@@ -63,7 +64,7 @@ def check_given(config: AppConfig) -> None:
             raise ConfigError(f"{where} = {value!r}: allowed: {FIXED[name]!r}, which kvbeacon relies on")
         if name.startswith(_RANKS):
             raise ConfigError(f"{where} = {value!r}: dp_size decides how many ranks there are; set it there")
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+    for name in WORKER_COUNTS:
         size = given.get(name, 1)
         if type(size) is not int or size < 1:
             raise ConfigError(f"engine.vllm.{name} = {size!r}: allowed: an integer, at least 1")

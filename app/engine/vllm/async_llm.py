@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError
@@ -23,6 +24,7 @@ from app.engine.vllm.load_meter import StepStats
 from app.engine.vllm.orphan_guard import OrphanGuard
 from app.engine.vllm.outputs import VllmOutput
 from app.errors import ConfigError, EngineFailedError, InvalidRequestError, ModelError, RequestFailedError
+from app.redaction import redacted
 
 SHUTDOWN_S = 5.0
 
@@ -51,7 +53,9 @@ class AsyncLlm:
             config = AsyncEngineArgs(**arguments).create_engine_config()
         except (ValueError, TypeError, NotImplementedError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise ConfigError(f"vLLM refuses its engine arguments {dict(arguments)}: {error}") from error
+            shown = f"{redacted(arguments)}: {_reason(error)}"
+            # Without its cause: pydantic's errors show the arguments too.
+            raise ConfigError(f"vLLM refuses its engine arguments {shown}") from None
         self._guard = OrphanGuard(folder)
         try:
             with self._guard.watching():
@@ -123,6 +127,12 @@ class AsyncLlm:
 
     def _step(self, stats: StepStats) -> None:
         self.on_step(stats)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return str(error)
 
 
 def _sampling_params(fields: Mapping[str, Any]) -> SamplingParams:

@@ -39,7 +39,7 @@ class VllmCore(Protocol):
         ...
 
     async def step_once(self) -> None:
-        """Compute one token for nobody; no block is kept of it."""
+        """Compute one token that no request gets; no block is kept of it."""
         ...
 
     def shutdown(self) -> None:

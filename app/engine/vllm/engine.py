@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
@@ -106,7 +107,10 @@ class VllmEngine:
             return EngineStatus()
         feed = self._feed.status
         is_known = feed.state == "whole"
-        return EngineStatus(partial_cache=None if is_known else f"vLLM's events: {feed.state}: {feed.reason}")
+        return EngineStatus(
+            partial_cache=None if is_known else f"vLLM's events: {feed.state}: {feed.reason}",
+            foreign_events=asdict(feed),
+        )
 
     @property
     def num_cached_blocks(self) -> int:

@@ -301,6 +301,7 @@ def test_an_unknown_field_is_named(fields: dict[str, Any], param: str) -> None:
     ("field", "value"),
     [
         *(("max_new_tokens", 0), ("n", 0), ("n", 129), ("temperature", -1), ("top_p", 0), ("top_k", -2)),
+        ("top_k", 2**31),
         *(("min_p", 2), ("presence_penalty", 3), ("repetition_penalty", 0), ("stop", ""), ("regex", "")),
         *(("logit_bias", {"7": 101}), ("stop_token_ids", [-1]), ("min_new_tokens", 129)),
     ],

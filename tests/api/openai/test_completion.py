@@ -141,6 +141,7 @@ def test_fields_that_only_inform_are_taken(field: str) -> None:
         ("top_p", 1.1, "top_p = 1.1"),
         ("top_k", -2, "top_k = -2"),
         ("top_k", 1.5, "top_k = 1.5"),
+        ("top_k", 2**31, "top_k = 2147483648: Input should be less than 2147483648"),
         ("stream", "true", "stream = 'true': Input should be a valid boolean"),
         ("stream", 1, "stream = 1"),
         ("seed", "1", "seed = '1'"),

@@ -127,6 +127,20 @@ def test_every_setting_is_there() -> None:
     assert info["config"] == config.model_dump(mode="json")
 
 
+def test_secrets_among_vllms_arguments_are_hidden() -> None:
+    vllm = {"hf_token": "hunter2", "enforce_eager": True, "model_loader_extra_config": {"api_key": "hunter2"}}
+    info = info_of(app_config(ZMQ, engine={"backend": "vllm", "vllm": vllm}), [rank_info(0)])
+    assert "hunter2" not in json.dumps(info)
+    assert info["config"]["engine"]["vllm"]["enforce_eager"] is True
+
+
+def test_what_could_not_be_used_of_foreign_events_is_there() -> None:
+    counted = {"state": "whole", "relay": {"faults": {"unknown_type": 1}}}
+    ranks = [replace(rank_info(0), foreign_events=counted), rank_info(1)]
+    states = info_of(app_config(ZMQ), ranks)["internal_states"]
+    assert [each["foreign_events"] for each in states] == [counted, None]
+
+
 def test_of_tenants_only_their_header_is_there() -> None:
     info = info_of(app_config(ZMQ, ingress={"tenant_header": "X-Tenant"}), [rank_info(0)])
     assert info["config"]["ingress"]["tenant_header"] == "X-Tenant"

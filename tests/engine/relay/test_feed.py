@@ -157,7 +157,7 @@ async def test_a_lost_last_batch_is_found_by_a_probe(publishers: Publishers) -> 
         await follower.holds(1, 2, state="whole")
 
 
-async def test_a_gap_that_the_replay_has_no_more_begins_anew(publishers: Publishers) -> None:
+async def test_a_gap_that_the_replay_has_no_more_starts_again(publishers: Publishers) -> None:
     publisher = publishers(buffer=2)
     publisher.publish_events([stored(1)])
     async with following(publisher) as follower:
@@ -229,7 +229,7 @@ async def test_a_flush_that_fails_is_shown(publishers: Publishers) -> None:
         await follower.holds(2, state="partial")
 
 
-async def test_a_restarted_worker_is_adopted_anew(publishers: Publishers) -> None:
+async def test_a_restarted_worker_is_adopted_again(publishers: Publishers) -> None:
     publisher = publishers()
     publisher.publish_events([stored(1)])
     async with following(publisher) as follower:

@@ -106,7 +106,7 @@ def test_after_lost_events_nothing_is_credited_that_is_not_there(seed: int) -> N
     run.cache.groups = {0: "full_attention"}
     for _ in range(STEPS):
         run.step()
-        if run.rng.random() < 0.1:  # a gap, after which a feed begins anew
+        if run.rng.random() < 0.1:  # a gap, after which a feed begins again
             run.cache.payload()
             run.writer.apply(run.relay.clear())
         run.apply()

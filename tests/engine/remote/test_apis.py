@@ -124,6 +124,15 @@ def test_structured_output(kind: Any, source: str, native: object, vllm: object)
     assert json.loads(VllmApi("w", None).body(asked))["sampling_params"]["structured_outputs"] == vllm
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**70, -(2**70)])
+def test_every_seed_is_one_that_the_worker_takes(seed: int) -> None:
+    """To vLLM -1 is no seed; neither takes more than 64 bits."""
+    asked = request(SamplingParams(5, seed=seed))
+    native = json.loads(NativeApi("w", None).body(asked))["sampling_params"]["sampling_seed"]
+    assert -(2**63) <= native < 2**63
+    assert 0 <= json.loads(VllmApi("w", None).body(asked))["sampling_params"]["seed"] < 2**63
+
+
 def test_what_a_worker_cannot_honour_is_named() -> None:
     for salt in ("a/b", "x" * 129):
         with pytest.raises(InvalidRequestError, match="cache_salt"):

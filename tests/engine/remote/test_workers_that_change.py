@@ -78,8 +78,8 @@ async def test_a_server_that_is_no_worker_is_said(new_remote: NewRemote, new_wor
     worker = await new_worker()
     engine = new_remote(worker.url + "/elsewhere")
     await until(lambda: "neither a /server_info" in (engine.status.unavailable or ""), lambda: engine.status)
-    nobody = new_remote(f"http://127.0.0.1:{find_free_ports(1)}", expected=Expected(1, frozenset(), 64))
-    await until(lambda: "connect" in (nobody.status.unavailable or ""), lambda: nobody.status)
+    absent = new_remote(f"http://127.0.0.1:{find_free_ports(1)}", expected=Expected(1, frozenset(), 64))
+    await until(lambda: "connect" in (absent.status.unavailable or ""), lambda: absent.status)
 
 
 async def test_vllm_without_its_scale_out_api_is_said(new_worker: NewWorker, new_remote: NewRemote) -> None:

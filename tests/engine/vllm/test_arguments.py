@@ -55,6 +55,11 @@ def test_arguments_for_vllm_need_it_as_backend() -> None:
     check_given(load_config({}))
 
 
+def test_a_refusal_shows_no_secret() -> None:
+    with pytest.raises(ConfigError, match=r"'hf_token': '\*\*\*'"):
+        check_given(load_config({"engine": {"vllm": {"hf_token": "hunter2"}}}))
+
+
 def test_kernels_are_vllms_own() -> None:
     with pytest.raises(ConfigError, match=r"engine\.kernels = 'triton': vLLM has its own"):
         check_given(config(engine={"kernels": "triton"}))
@@ -137,6 +142,8 @@ def test_workers_as_actors_have_the_replicas_placement_group() -> None:
         "placement_group_bundles": [{"CPU": 4.0, "GPU": 1.0}, {"GPU": 1.0}],
         "placement_group_strategy": "STRICT_PACK",
     }
+    with_context = config({**given, "prefill_context_parallel_size": 2}, resources={"num_gpus": 4})
+    assert (with_context.tp_size, with_context.num_engine_workers) == (2, 4)
     over_nodes = config({**given, "pipeline_parallel_size": 2}, resources={"num_gpus": 4})
     assert len(rank_placement(over_nodes).group["placement_group_bundles"]) == 4
     assert rank_placement(over_nodes).group["placement_group_strategy"] == "PACK"

@@ -150,7 +150,7 @@ def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     }
     optional = {
         "n": n if n != 1 else None,
-        "sampling_seed": params.seed,
+        "sampling_seed": None if params.seed is None else _int64(params.seed),
         "stop": list(params.stop) or None,
         "stop_token_ids": list(params.stop_token_ids) or None,
         "min_new_tokens": params.min_tokens or None,
@@ -162,6 +162,11 @@ def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     }
     given |= {name: value for name, value in optional.items() if value is not None}
     return given | _structured(params.structured_output)
+
+
+def _int64(seed: int) -> int:
+    """SGLang keeps seeds in a tensor of these; those of another size would end its scheduler."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _structured(wanted: StructuredOutput | None) -> dict[str, str]:

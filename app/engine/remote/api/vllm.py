@@ -27,6 +27,8 @@ from app.hashing import WORKER_SALT_CHARS
 DONE = b"[DONE]"
 MIN_TEMPERATURE = 0.01
 """Of a request that isn't greedy."""
+MAX_SEED = 2**63 - 1
+"""It takes -1 for no seed, and no more than 64 bits."""
 _NOT_IN_SALTS = frozenset("@/\\\0")
 
 
@@ -201,6 +203,8 @@ def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     given: dict[str, Any] = {name: getattr(params, name) for name in _SAME_NAMES} | {"n": n}
     if params.is_greedy:
         given["temperature"] = 0.0
+    if params.seed is not None:
+        given["seed"] = params.seed & MAX_SEED
     if params.logit_bias:
         given["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
     if params.logprobs is not None:
