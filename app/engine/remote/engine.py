@@ -358,9 +358,7 @@ class RemoteEngine:
 def _api(worker: WorkerDescription, url: str) -> GenerateApi:
     if worker.kind == "vllm":
         return VllmApi(url, worker.dp_rank)
-    return NativeApi(
-        url, worker.dp_rank, higher_first=worker.higher_first, takes_priority=worker.takes_priority
-    )
+    return NativeApi(url, worker.dp_rank, higher_first=worker.higher_first, ignored=worker.ignored)
 
 
 def _resumed(

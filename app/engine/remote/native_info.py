@@ -6,6 +6,7 @@ per rank, with ports that the system may have chosen, and `internal_states` with
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from app.engine.remote.worker import Publisher, WorkerDescription, WorkerKind
@@ -16,6 +17,10 @@ from app.events.publisher_info import PublisherAddress
 from app.events.schema import LoadStat
 
 Json = dict[str, Any]
+
+SALTS_SINCE = (0, 5, 23)
+"""The oldest SGLang whose `/generate` is known to have `cache_salt`; what one doesn't know it leaves out."""
+_VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 
 
 def read_server_info(info: Json, server_host: str, dp_rank: int) -> WorkerDescription:
@@ -44,7 +49,7 @@ def read_server_info(info: Json, server_host: str, dp_rank: int) -> WorkerDescri
         no_publisher=no_publisher,
         partial_cache=_partial_cache(info, dp_rank),
         dp_rank=dp_rank if dp_size > 1 else None,
-        takes_priority=kind == "kvbeacon" or info.get("enable_priority_scheduling") is True,
+        ignored={} if kind == "kvbeacon" else _ignored(info),
         higher_first=info.get("schedule_low_priority_values_first") is not True,
     )
 
@@ -63,6 +68,20 @@ def read_loads(answer: Json, dp_rank: int) -> LoadStat | None:
     counts = {name: _count(load, name) for name in LoadStat.__struct_fields__}
     total = counts["num_total_tokens"] or held
     return LoadStat(**{**counts, "num_tokens": held, "num_total_tokens": total, "dp_rank": dp_rank})
+
+
+def _ignored(info: Json) -> dict[str, str]:
+    """What SGLang would take without a word and not heed."""
+    ignored = {}
+    if info.get("enable_priority_scheduling") is not True:
+        ignored["priority"] = "the worker schedules by no priority; allowed is 0"
+    if info.get("enable_deterministic_inference") is not True:
+        ignored["seed"] = "the worker heeds none: SGLang does with --enable-deterministic-inference only"
+    version = _VERSION.match(str(info.get("version")))
+    if version is None or tuple(map(int, version.groups())) < SALTS_SINCE:
+        since = ".".join(map(str, SALTS_SINCE))
+        ignored["cache_salt"] = f"the worker would not keep caches apart: SGLang {since} or later is needed"
+    return ignored
 
 
 def _check_state(state: Json, dp_rank: int) -> None:

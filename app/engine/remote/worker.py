@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 WorkerKind = Literal["kvbeacon", "sglang", "vllm"]
@@ -48,7 +49,8 @@ class WorkerDescription:
         no_publisher: why there is none.
         partial_cache: why its publisher itself doesn't know all of the cache; None: it does.
         dp_rank: the rank by which requests are pinned; None: there is no other.
-        takes_priority, higher_first: how it treats a request's priority.
+        higher_first: whether it serves requests of a higher priority first.
+        ignored: fields of requests that it would silently leave out, and why.
         cannot_generate: why requests can't be sent there; None: they can.
     """
 
@@ -63,8 +65,8 @@ class WorkerDescription:
     no_publisher: str = ""
     partial_cache: str | None = None
     dp_rank: int | None = None
-    takes_priority: bool = True
     higher_first: bool = True
+    ignored: Mapping[str, str] = field(default_factory=dict)
     cannot_generate: str | None = None
 
     @property

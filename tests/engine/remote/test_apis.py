@@ -137,8 +137,39 @@ def test_what_a_worker_cannot_honour_is_named() -> None:
     for salt in ("a/b", "x" * 129):
         with pytest.raises(InvalidRequestError, match="cache_salt"):
             VllmApi("w", None).body(request(cache_salt=salt))
-    with pytest.raises(InvalidRequestError, match="priority = 4"):
-        NativeApi("w", None, takes_priority=False).body(request(priority=4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "honoured"),
+    [
+        ({}, set()),
+        ({"version": "0.5.22"}, set()),
+        ({"version": "0.5.23.post1"}, {"cache_salt"}),
+        ({"version": "0.10.0"}, {"cache_salt"}),
+        ({"enable_priority_scheduling": True}, {"priority"}),
+        ({"enable_deterministic_inference": True}, {"seed"}),
+        ({"publishers": []}, {"priority", "seed", "cache_salt"}),
+    ],
+)
+def test_what_sglang_would_silently_leave_out_is_named(settings: dict[str, Any], honoured: set[str]) -> None:
+    ignored = read_server_info({"kv_events": None, **settings}, "host", 0).ignored
+    api = NativeApi("w", None, ignored=ignored)
+    plain: dict[str, Any] = {"cache_salt": None, "params": SamplingParams(5)}
+    asked: dict[str, dict[str, Any]] = {
+        "priority": {"priority": 4},
+        "seed": {"params": SamplingParams(5, seed=7)},
+        "cache_salt": {"cache_salt": "pepper"},
+    }
+    api.body(request(**plain))
+    api.body(request(**plain | {"params": SamplingParams(5, seed=7, temperature=0)}))
+    for field, values in asked.items():
+        if field in honoured:
+            api.body(request(**plain | values))
+            continue
+        with pytest.raises(InvalidRequestError, match=f"^{field}: ") as caught:
+            api.body(request(**plain | values))
+        assert caught.value.param == field
+        assert "pepper" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -53,21 +54,27 @@ class NativeApi:
         dp_rank: the worker's rank; None: it has only one.
         higher_first: whether it serves requests of a higher priority first, as SGLang does unless told
             otherwise; ours have it the other way round.
-        takes_priority: whether it looks at priorities at all.
+        ignored: fields that it would silently leave out (`priority`, `seed`, `cache_salt`), and why.
     """
 
     path = "/generate"
 
     def __init__(
-        self, where: str, dp_rank: int | None, *, higher_first: bool = True, takes_priority: bool = True
+        self,
+        where: str,
+        dp_rank: int | None,
+        *,
+        higher_first: bool = True,
+        ignored: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._where = where
         self._dp_rank = dp_rank
         self._higher_first = higher_first
-        self._takes_priority = takes_priority
+        self._ignored = ignored
 
     def body(self, request: WorkerRequest) -> bytes:
         """See `GenerateApi`."""
+        self._check_ignored(request)
         params = request.params
         body: dict[str, Any] = {
             "rid": request.request_id,
@@ -82,14 +89,19 @@ class NativeApi:
         if request.cache_salt is not None:
             body["cache_salt"] = request.cache_salt
         if request.priority:
-            body["priority"] = self._priority(request.priority)
+            body["priority"] = -request.priority if self._higher_first else request.priority
         return msgspec.json.encode(body)
 
-    def _priority(self, priority: int) -> int:
-        if not self._takes_priority:
-            message = f"priority = {priority}: the worker schedules by no priority; allowed is 0"
-            raise InvalidRequestError(message, param="priority")
-        return -priority if self._higher_first else priority
+    def _check_ignored(self, request: WorkerRequest) -> None:
+        params = request.params
+        is_used = {
+            "priority": request.priority != 0,
+            "seed": params.seed is not None and not params.is_greedy,
+            "cache_salt": request.cache_salt is not None,
+        }
+        for name, why in self._ignored.items():
+            if is_used[name]:
+                raise InvalidRequestError(f"{name}: {why}", param=name)
 
     def headers(self) -> Mapping[str, str]:
         """See `GenerateApi`."""
