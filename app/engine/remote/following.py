@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from app import hashing
 from app.engine.interface import Result
+from app.engine.relay.cached_hashes import CachedHashes
 from app.engine.relay.feed import Flush, ForeignFeed
 from app.engine.relay.feed_status import FeedStatus, ForeignPublisher
 from app.engine.relay.relay import HashKind, Relay
@@ -16,7 +16,7 @@ from app.engine.remote.load import RemoteLoad
 from app.engine.remote.worker import Publisher, WorkerDescription
 from app.events.following.connection import subscriber_context
 from app.events.following.load_subscriber import LoadSubscriber
-from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent, LoadStat
+from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ class RankFollower:
         self._publish = publish
         self._on_load = on_load
         self._flush = flush
-        self._hashes: set[int] = set()
-        """Of all blocks that are published as cached."""
+        self._cached = CachedHashes(block_size)
         self._publisher: Publisher | None = None
         self._missing = "the worker isn't known yet"
         self._relay: Relay | None = None
@@ -63,7 +62,7 @@ class RankFollower:
     @property
     def num_cached_blocks(self) -> int:
         """Blocks of ours that a new prompt could hit, as far as is known."""
-        return len(self._hashes)
+        return len(self._cached)
 
     @property
     def feed_status(self) -> FeedStatus | None:
@@ -80,15 +79,7 @@ class RankFollower:
 
     def num_cached_tokens(self, token_ids: Sequence[int], cache_salt: str | None) -> int:
         """How many tokens at the beginning of a prompt are known to be cached."""
-        if not self._hashes:
-            return 0
-        digests = hashing.chain(token_ids, self._block_size, hashing.seed(cache_salt))
-        depth = 0
-        for name in hashing.wire_hashes(digests):
-            if name not in self._hashes:
-                break
-            depth += 1
-        return depth * self._block_size
+        return self._cached.num_cached_tokens(token_ids, cache_salt)
 
     def add_salt(self, cache_salt: str) -> None:
         """A request with this salt goes to the worker, whose events may not say it."""
@@ -153,14 +144,7 @@ class RankFollower:
         self._feed = None
 
     def _take_events(self, events: Sequence[CacheEvent]) -> None:
-        for event in events:
-            match event:
-                case BlockStored():
-                    self._hashes.update(event.block_hashes)
-                case BlockRemoved():
-                    self._hashes.difference_update(event.block_hashes)
-                case AllBlocksCleared():
-                    self._hashes.clear()
+        self._cached.apply(events)
         if events:
             self._publish(events)
 

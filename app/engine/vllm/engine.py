@@ -19,11 +19,11 @@ from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
 from app.engine.output_streams import OutputStream, OutputStreams
+from app.engine.relay.cached_hashes import CachedHashes
 from app.engine.relay.feed import ForeignFeed
 from app.engine.relay.feed_status import ForeignPublisher
 from app.engine.relay.relay import Relay
 from app.engine.vllm.admission import Admission, VllmSample, check_samples
-from app.engine.vllm.cached_hashes import CachedHashes
 from app.engine.vllm.core import VllmCore
 from app.engine.vllm.load_meter import LiveSample, LoadMeter, StepStats
 from app.errors import EngineFailedError, QueueFullError, RequestError, RequestFailedError

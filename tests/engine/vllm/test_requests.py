@@ -10,8 +10,8 @@ import pytest
 
 from app import hashing
 from app.engine.limits import Limits
+from app.engine.relay.cached_hashes import CachedHashes
 from app.engine.vllm.admission import Admission, check_samples
-from app.engine.vllm.cached_hashes import CachedHashes
 from app.engine.vllm.outputs import PromptUsage, SampleReader, VllmOutput
 from app.engine.vllm.sampling import check_sampling, vllm_fields
 from app.errors import InvalidRequestError, PromptTooLongError, RequestFailedError
