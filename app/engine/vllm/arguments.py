@@ -64,6 +64,11 @@ def check_given(config: AppConfig) -> None:
             raise ConfigError(f"{where} = {value!r}: allowed: {FIXED[name]!r}, which kvbeacon relies on")
         if name.startswith(_RANKS):
             raise ConfigError(f"{where} = {value!r}: dp_size decides how many ranks there are; set it there")
+    size = given.get("kv_cache_memory_bytes")
+    for name, value in engine.cache.model_dump(exclude_unset=True, exclude={"block_size"}).items():
+        if size is not None and value is not None:
+            where = f"engine.vllm.kv_cache_memory_bytes = {size!r}"
+            raise ConfigError(f"{where}: engine.cache.{name} decides this; set one of them")
     for name in WORKER_COUNTS:
         size = given.get(name, 1)
         if type(size) is not int or size < 1:

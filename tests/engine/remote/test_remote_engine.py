@@ -94,6 +94,25 @@ async def test_the_rank_publishes_what_the_worker_caches_in_our_chain(
     assert engine.num_cached_blocks == len(recorded.hashes)
 
 
+async def test_workers_that_all_say_rank_0_are_told_apart_by_their_addresses(
+    new_worker: NewWorker, new_remote: NewRemote
+) -> None:
+    contents = []
+    for dp_rank in (1, 2):
+        worker, recorded = await new_worker(is_vllm=True), Recorded()
+        prompt = list(range(100 * dp_rank, 100 * dp_rank + 20))
+        await answer(worker.rank.generate(prompt, GREEDY))
+        engine = new_remote(worker.url, recorded, dp_rank=dp_rank)
+        await whole(engine)
+        await until(lambda: names(prompt) <= recorded.hashes, lambda: recorded.hashes)  # noqa: B023
+        contents.append(recorded.hashes)
+        assert engine.load.dp_rank == dp_rank
+        followed = engine.status.foreign_events
+        assert followed is not None
+        assert (followed["state"], followed["bad_messages"]) == ("whole", 0)
+    assert not contents[0] & contents[1]
+
+
 async def test_salted_blocks_keep_apart(new_worker: NewWorker, new_remote: NewRemote) -> None:
     worker, recorded = await new_worker(), Recorded()
     engine = new_remote(worker.url, recorded)

@@ -45,6 +45,17 @@ def test_contradictions_are_refused_by_name(given: dict[str, Any], message: str)
         check_given(config(given))
 
 
+@pytest.mark.parametrize("name", ["memory_fraction", "num_blocks"])
+def test_the_size_of_the_cache_is_said_once(name: str) -> None:
+    size = {"kv_cache_memory_bytes": 2**30}
+    with pytest.raises(
+        ConfigError, match=rf"engine\.vllm\.kv_cache_memory_bytes = .*: engine\.cache\.{name}"
+    ):
+        check_given(config(size, engine={"cache": {name: 0.5 if name == "memory_fraction" else 9}}))
+    check_given(config(size))
+    assert arguments(config(size), on_cpu=True, available=1000)["kv_cache_memory_bytes"] == 2**30
+
+
 def test_the_same_as_kvbeacon_relies_on_may_be_said() -> None:
     check_given(config({"enable_prefix_caching": True, "enforce_eager": True}))
 

@@ -21,7 +21,7 @@ from app.engine.remote.api.generation import WorkerRequest
 from app.engine.remote.api.refusals import refusal_in_stream
 from app.errors import EngineFailedError, InvalidRequestError, WireError
 from app.events.schema import decode_capped
-from app.generation import MAX_LOGPROBS, SamplingParams, StructuredOutput, TokenChunk, TokenLogprobs
+from app.generation import SamplingParams, StructuredOutput, TokenChunk, TokenLogprobs
 from app.hashing import WORKER_SALT_CHARS
 
 DONE = b"[DONE]"
@@ -208,8 +208,8 @@ def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     if params.logit_bias:
         given["logit_bias"] = {str(token): bias for token, bias in params.logit_bias.items()}
     if params.logprobs is not None:
-        # The chosen token takes one of the places.
-        given["logprobs"] = min(params.logprobs + 1, MAX_LOGPROBS) if params.logprobs else 0
+        # The chosen token takes one of the places; a worker refuses more than its --max-logprobs.
+        given["logprobs"] = params.logprobs + 1 if params.logprobs else 0
     if params.structured_output is not None:
         given["structured_outputs"] = _structured(params.structured_output)
     return given
