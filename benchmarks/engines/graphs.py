@@ -51,14 +51,15 @@ def deployed_engine(engine: str, url: str, *, model: str, dtype: str, num_blocks
     for name in names:
         args = with_policy(engine_args(backend, **settings, dp_size=1), POLICY, 1)
         serve.run(build_app(args), name=name, route_prefix=f"/{name}")
-    with deployed(with_policy(_remote_args([f"{url}/{name}" for name in names], model), POLICY, DP_SIZE)):
+    with deployed(with_policy(remote_args([f"{url}/{name}" for name in names], model), POLICY, DP_SIZE)):
         yield
     # After an error the cluster ends, and these with it.
     for name in names:
         serve.delete(name)
 
 
-def _remote_args(urls: list[str], model: str) -> dict[str, Any]:
+def remote_args(urls: list[str], model: str) -> dict[str, Any]:
+    """An application's `args` for the ranks of the workers at `urls`, but for the ports."""
     return {
         "model": {"path": model},
         "engine": {"cache": {"block_size": BLOCK_SIZE}},
