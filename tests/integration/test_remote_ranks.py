@@ -6,6 +6,7 @@ front ──▶ worker a (2 ranks, in the front's cluster, at /a)
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import pytest
 
 from tests.support.deadlines import wait_until
 from tests.support.graph.exchanges import cached_tokens, new_prompt
-from tests.support.graph.serve_config import Json, merged, serve_config, tiny_args
+from tests.support.graph.serve_config import Json, kv_events, merged, serve_config, tiny_args
 from tests.support.graph.serve_graph import ServeGraph
 
 FRONT: Json = {
@@ -33,7 +34,9 @@ class Fleet:
     def __init__(self, model: str) -> None:
         self._model = {"model": {"path": model, "served_name": "tiny"}}
         self._args = merged(tiny_args(model), {"ingress": {"allow_flush_cache": True}})
-        self._config_of_b = serve_config({"/": self._args | {"dp_size": 1}})
+        # Its ports have room for the two ranks with which it comes back.
+        ports = {"kv_events_config": json.dumps(kv_events(2))}
+        self._config_of_b = serve_config({"/": self._args | ports | {"dp_size": 1}})
         self.b = ServeGraph(self._config_of_b)
         config = serve_config({"/": merged(FRONT, self._model), "/a": self._args})
         front = f"http://127.0.0.1:{config['http_options']['port']}"
