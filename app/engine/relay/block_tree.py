@@ -31,7 +31,7 @@ class Node(msgspec.Struct, gc=False):
         pending: tokens after that block, as uint32 little-endian.
         reason: why it isn't placed in our chain; None: it is.
         copies: how many of it are held.
-        child: one linked child, of several the first in `BlockTree.forks`.
+        child: the linked child; of several any that is or was one: `BlockTree.children` knows them.
         reachable: whether it and all of its ancestors are held and placed.
     """
 
@@ -154,6 +154,5 @@ class BlockTree:
             parent.child = None
             return
         del forked[key]
-        parent.child = next(iter(forked))
-        if len(forked) == 1:
-            del self._forks[parent_key]
+        if len(forked) == 1:  # looked for only now: the first of a dict lies behind all that were deleted
+            (parent.child,) = self._forks.pop(parent_key)

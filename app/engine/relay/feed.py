@@ -195,9 +195,13 @@ class ForeignFeed:
 
     async def _attempt(self, reason: str) -> bool:
         self._disconnect()
-        connection = self._connection = Connection(
-            self._context, self._address.event_endpoint, [self._topic], self._curve
-        )
+        endpoint = self._address.event_endpoint
+        try:
+            connection = Connection(self._context, endpoint, [self._topic], self._curve)
+        except WireError as error:
+            self._record.set("down", f"{reason}; {error}")
+            return False
+        self._connection = connection
         if not await connection.wait_connected(self._connect_timeout_s):
             self._record.set("down", f"{reason}; {connection.trouble}")
             return False

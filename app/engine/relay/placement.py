@@ -51,8 +51,8 @@ def read_extra_keys(extra_keys: Sequence[Sequence[Any] | None], is_root: bool) -
     salt. Text elsewhere, or a second one, is a multimodal identifier as vLLM before 0.32 wrote them.
 
     Returns:
-        The salt or None; the index of the first block that must be kept apart, `len(extra_keys)` for none,
-        and the reason.
+        The salt or None; the index of the first block that must be kept apart, `len(extra_keys)` where no
+        entry says so, and the reason.
     """
     salt: str | None = None
     for index, keys in enumerate(extra_keys):
@@ -63,7 +63,7 @@ def read_extra_keys(extra_keys: Sequence[Sequence[Any] | None], is_root: bool) -
                 return salt, index, MULTIMODAL
             else:
                 return salt, index, PROMPT_EMBEDS if isinstance(key, bytes) else UNKNOWN_KEY
-    return salt, len(extra_keys), ""
+    return salt, len(extra_keys), UNKNOWN_KEY  # of blocks without an entry, should there be any
 
 
 def find_seed(first_block: bytes, name: int, seeds: Iterator[bytes]) -> bytes | None:

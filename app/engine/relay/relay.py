@@ -184,7 +184,10 @@ class Relay:
         assert _nonzero(self._apart) == dict(reasons), "kept apart"
 
     def _forget(self) -> None:
+        # A worker that starts again at the same address may have other groups, and blocks of another size.
         self._groups.clear()
+        self._other_groups.clear()
+        self._foreign_block_size = None
         self._apart.clear()
         self._ledger.clear()
 
@@ -226,17 +229,12 @@ class Relay:
         count, size = len(event.block_hashes), event.block_size
         if size < 1:
             return Fault("block_size", f"blocks of {size} tokens; at least 1 is needed")
-        if self._is_chained:
-            if self._foreign_block_size not in (None, size):
-                return Fault(
-                    "block_size", f"blocks of {size} tokens after ones of {self._foreign_block_size}"
-                )
-            self._foreign_block_size = size
-        if not event.token_ids and self._is_named(event):
-            return None
-        if len(event.token_ids) != count * size:
+        if self._is_chained and self._foreign_block_size not in (None, size):
+            return Fault("block_size", f"blocks of {size} tokens after ones of {self._foreign_block_size}")
+        if len(event.token_ids) != count * size and (event.token_ids or not self._is_named(event)):
             given = f"{len(event.token_ids)} token ids for {count} blocks of {size}"
             return Fault("token_count", f"{given}; {count * size} are needed")
+        self._foreign_block_size = size
         return None
 
     def _is_named(self, event: ForeignStored) -> bool:

@@ -34,6 +34,8 @@ class RelayedCache:
         self._publish = publish
         self._recent = RecentBatches()
         self._lock = threading.Lock()
+        self._may_be_published = False
+        """Whether anything may be published as cached, also where publishing failed half-way."""
 
     def begin(self, seq: int) -> None:
         """Hold nothing; batch `seq` is the next one."""
@@ -61,6 +63,7 @@ class RelayedCache:
         with self._lock:
             events = relay.apply(payload)
             if events:
+                self._may_be_published = True
                 self._publish(events)
             if relay.num_unreadable != num_unreadable:
                 self._clear()
@@ -95,7 +98,7 @@ class RelayedCache:
         return future
 
     def _clear(self) -> None:
-        had_blocks = self._relay.num_blocks > 0
         events = self._relay.clear()
-        if had_blocks:
+        if self._may_be_published:
             self._publish(events)
+            self._may_be_published = False

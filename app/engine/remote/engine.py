@@ -20,7 +20,7 @@ from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
 from app.engine.output_streams import OutputStream
-from app.engine.remote.api.generation import GenerateApi, WorkerRequest, worker_requests
+from app.engine.remote.api.generation import AnswerCheck, GenerateApi, WorkerRequest, worker_requests
 from app.engine.remote.api.http import WorkerHttp
 from app.engine.remote.api.native import NativeApi
 from app.engine.remote.api.vllm import VllmApi
@@ -37,6 +37,8 @@ from app.generation import GenerateRequest, SamplingParams, TokenChunk
 logger = logging.getLogger(__name__)
 
 LOAD_HEARTBEAT_S = 1.0
+END_S = 2.0
+"""From the last token to the end of its answer; then the connection is closed instead of used again."""
 REMOTE = "remote"
 """Stands for what a worker doesn't say of itself: its device and its number format."""
 
@@ -295,13 +297,21 @@ class RemoteEngine:
         self, api: GenerateApi, asked: WorkerRequest, take: Callable[[TokenChunk], object]
     ) -> None:
         """One POST, up to the end of its answer, so that its connection can be used again."""
-        answer, num_unfinished = api.answer(asked), asked.n
-        async with aclosing(self._http.events(api.path, api.body(asked), api.headers())) as events:
-            async for data in events:
-                for chunk in answer.take(data):
-                    num_unfinished -= chunk.finish_reason is not None
-                    take(chunk)
-        if num_unfinished > 0:
+        answer, check = api.answer(asked), AnswerCheck(asked)
+        try:
+            async with (
+                asyncio.timeout(None) as limit,
+                aclosing(self._http.events(api.path, api.body(asked), api.headers())) as events,
+            ):
+                async for data in events:
+                    for chunk in answer.take(data):
+                        take(check.checked(chunk))
+                    if check.is_over and limit.when() is None:
+                        limit.reschedule(self._loop.time() + END_S)
+        except (TimeoutError, EngineFailedError):
+            if not check.is_over:
+                raise
+        if not check.is_over:
             raise EngineFailedError(f"{self._rank.url}: the answer ended too early")
 
     def _take_chunk(self, stream: OutputStream, own: OwnRequest, chunk: TokenChunk) -> None:

@@ -54,6 +54,7 @@ class RankFollower:
         self._flush = flush
         self._cached = CachedHashes(block_size)
         self._publisher: Publisher | None = None
+        self._hash_kind: HashKind = "opaque"
         self._missing = "the worker isn't known yet"
         self._relay: Relay | None = None
         self._feed: ForeignFeed | None = None
@@ -103,16 +104,17 @@ class RankFollower:
 
         Raises nothing: where there is nothing to follow, `partial` says why.
         """
-        if self._feed is not None and worker.publisher == self._publisher:
+        hashes: HashKind = "opaque" if worker.kind == "vllm" else "chained"
+        if self._feed is not None and (worker.publisher, hashes) == (self._publisher, self._hash_kind):
             return
         await self.close()
-        publisher = self._publisher = worker.publisher
+        publisher, self._hash_kind = worker.publisher, hashes
+        self._publisher = publisher
         if publisher is None or publisher.is_encrypted:
             encrypted = "its events are encrypted, and there is no key for them here"
             self._missing = worker.no_publisher if publisher is None else encrypted
             logger.warning("%s: nothing is known of its cache: %s", self._name, self._missing)
             return
-        hashes: HashKind = "opaque" if worker.kind == "vllm" else "chained"
         self._relay = Relay(self._block_size, hashes=hashes, source=self._name)
         address = ForeignPublisher(publisher.events, publisher.replay, publisher.topic)
         self._feed = ForeignFeed(address, self._relay, self._take_events, name=self._name, flush=self._flush)

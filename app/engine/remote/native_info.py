@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from app.engine.remote.worker import Publisher, WorkerDescription, WorkerKind
+from app.engine.remote.worker import MAX_COUNT, Publisher, WorkerDescription, WorkerKind, port_fault
 from app.errors import WireError, WorkerError
 from app.events.descriptor import read_descriptor
 from app.events.ports import dial_host
@@ -102,6 +102,9 @@ def _partial_cache(info: Json, dp_rank: int) -> str | None:
 def _publisher(info: Json, server_host: str, dp_rank: int) -> tuple[Publisher | None, str]:
     own = _entry(info.get("publishers"), dp_rank)
     if own.get("state") == "publishing" and isinstance(own.get("event_port"), int):
+        for key in ("event_port", "replay_port", "load_port"):
+            if (key == "event_port" or own.get(key)) and (fault := port_fault(own[key])) is not None:
+                return None, f"publishers of its /server_info has {key} = {own[key]!r}; {fault}"
         return _own_publisher(own, server_host), ""
     if info.get("kv_events") is None:
         return None, "kv_events of its /server_info is null: it publishes no KV events"
@@ -168,9 +171,9 @@ def _entry(entries: Any, dp_rank: int) -> Json:
 
 
 def _positive(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value <= MAX_COUNT else None
 
 
 def _count(load: Json, key: str) -> int:
     value = load.get(key)
-    return int(value) if isinstance(value, int | float) and value > 0 else 0
+    return int(value) if isinstance(value, int | float) and 0 < value <= MAX_COUNT else 0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from app.engine.remote.api.vllm import VllmApi
-from app.engine.remote.worker import Publisher, WorkerDescription, dialled
+from app.engine.remote.worker import MAX_COUNT, Publisher, WorkerDescription, dialled, endpoint_fault
 from app.errors import WorkerError
 from app.events.schema import LoadStat
 
@@ -19,6 +19,7 @@ Json = dict[str, Any]
 
 _SAMPLE = re.compile(r"(vllm:\w+)\{(.*)\} (\S+)")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+MAX_DIGITS = 15
 NEEDED_FLAG = "vllm serve --enable-scale-out"
 
 
@@ -36,7 +37,7 @@ class Metrics:
     def label(self, name: str, label: str) -> int | None:
         """A whole number that a sample has as its label; None if it isn't there."""
         text = self._samples.get(name, ({}, 0.0))[0].get(label, "")
-        return int(text) if text.isascii() and text.isdigit() else None
+        return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
 def engine_of(sources: Json, dp_rank: int) -> str:
@@ -125,8 +126,9 @@ def _publisher(source: Any, server_host: str) -> tuple[Publisher | None, str]:
     endpoint, replay = source.get("endpoint"), source.get("replay_endpoint")
     if not isinstance(endpoint, str):
         return None, f"its /kv_event_sources has endpoint = {endpoint!r}"
-    if endpoint.startswith("inproc://"):
-        return None, f"its /kv_event_sources has endpoint = {endpoint!r}, which no other process can dial"
+    for key, given in (("endpoint", endpoint), ("replay_endpoint", replay)):
+        if isinstance(given, str) and (fault := endpoint_fault(given)) is not None:
+            return None, f"its /kv_event_sources has {key} = {given!r}, {fault}"
     return (
         Publisher(
             dialled(endpoint, server_host),
@@ -148,6 +150,8 @@ def _samples(text: str, engine: str) -> Iterator[tuple[str, tuple[dict[str, str]
         if labels.get("engine", engine) != engine:
             continue
         try:
-            yield match[1], (labels, float(match[3]))
+            value = float(match[3])
         except ValueError:
             continue
+        if 0 <= value <= MAX_COUNT:  # which a NaN isn't either
+            yield match[1], (labels, value)

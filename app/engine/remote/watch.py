@@ -138,7 +138,10 @@ class WorkerWatch:
         if worker.publisher is not None and worker.publisher.load is not None:
             return
         answer = await self._http.ask("/v1/loads")
-        load = read_loads(answer.json(), self._dp_rank) if answer.is_ok else None
+        try:
+            load = read_loads(answer.json(), self._dp_rank) if answer.is_ok else None
+        except WorkerError:
+            return  # it has something else there: our own requests are all that is known
         if load is not None:
             self._on_load(load)
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 WorkerKind = Literal["kvbeacon", "sglang", "vllm"]
 
+MAX_COUNT = 2**53
+"""Larger numbers of tokens, blocks or requests are nonsense, and some don't fit into a load report."""
 WILDCARDS = ("*", "0.0.0.0", "::", "[::]")
 
 
@@ -113,6 +115,26 @@ class Expected:
 def last_part(name: str) -> str:
     """Of a path or a Hub's id: one server may have a folder where another has the id."""
     return name.rstrip("/").rpartition("/")[2].lower()
+
+
+def port_fault(port: object) -> str | None:
+    """What is wrong with the number of a port; None: nothing."""
+    is_port = type(port) is int and 0 < port < 2**16
+    return None if is_port else f"allowed: 1 to {2**16 - 1}"
+
+
+def endpoint_fault(endpoint: str) -> str | None:
+    """Why nobody can dial a ZMQ address, as a worker says it; None: one can."""
+    transport, _, rest = endpoint.partition("://")
+    if transport == "inproc":
+        return "which no other process can dial"
+    if transport == "ipc" and rest:
+        return None
+    host, _, port = rest.rpartition(":")
+    is_number = port.isascii() and port.isdigit() and len(port) <= 5
+    if transport != "tcp" or not host or not is_number or port_fault(int(port)) is not None:
+        return "which is no address: tcp://host:port is needed"
+    return None
 
 
 def dialled(endpoint: str, server_host: str) -> str:

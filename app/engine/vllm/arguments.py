@@ -41,6 +41,15 @@ FIXED: Mapping[str, object] = {
     "enable_logging_iteration_details": True,
 }
 """What requests, load reports and routing rely on: `engine.vllm` may say the same, but nothing else."""
+ALLOWED: Mapping[str, tuple[object, ...]] = {
+    "prefill_context_parallel_size": (1,),
+    "nnodes": (1,),
+    "node_rank": (0,),
+    "device_ids": (None,),
+    "runner": ("auto", "generate"),
+}
+"""What `engine.vllm` may say of what a rank doesn't have: GPUs and machines that its replica doesn't ask Ray
+for, or a model that doesn't generate."""
 _RANKS = "data_parallel"
 """Its DP ranks would lie behind one of ours."""
 
@@ -62,6 +71,8 @@ def check_given(config: AppConfig) -> None:
             raise ConfigError(f"{where} = {value!r}: {DECIDED[name]} decides this; set it there")
         if name in FIXED and value != FIXED[name]:
             raise ConfigError(f"{where} = {value!r}: allowed: {FIXED[name]!r}, which kvbeacon relies on")
+        if name in ALLOWED and value not in ALLOWED[name]:
+            raise ConfigError(f"{where} = {value!r}: allowed: {' or '.join(map(repr, ALLOWED[name]))}")
         if name.startswith(_RANKS):
             raise ConfigError(f"{where} = {value!r}: dp_size decides how many ranks there are; set it there")
     size = given.get("kv_cache_memory_bytes")

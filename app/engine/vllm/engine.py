@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
@@ -205,7 +206,10 @@ class VllmEngine:
             else:
                 num_cached = num_tokens - sample.num_private_tokens
             live = self._meter.add(num_tokens, num_cached)
-            tasks.append(self._loop.create_task(self._serve(request, sample, live, stream)))
+            task = self._loop.create_task(self._serve(request, sample, live, stream))
+            tasks.append(task)
+            # A task that is cancelled before its first step runs nothing of its own, no `finally` either.
+            task.add_done_callback(partial(self._ended, live, stream))
 
     async def _serve(
         self, request: GenerateRequest, sample: VllmSample, live: LiveSample, stream: OutputStream
@@ -225,10 +229,16 @@ class VllmEngine:
         except Exception:
             logger.exception("rank %d can't compute request %r", self._dp_rank, request.request_id)
             self._fail(stream, RequestFailedError("vLLM can't compute the request; the rank's log says why"))
-        finally:
-            self._meter.remove(live)
-            self._forget(stream)
-            self._report_soon()
+
+    def _ended(self, live: LiveSample, stream: OutputStream, task: asyncio.Task[None]) -> None:
+        """What computed a sample has ended, in whatever way."""
+        self._meter.remove(live)
+        tasks = [each for each in self._tasks.get(stream, ()) if each is not task]
+        if tasks:
+            self._tasks[stream] = tasks
+        else:
+            self._tasks.pop(stream, None)
+        self._report_soon()
 
     def _fail(self, stream: OutputStream, error: RequestError) -> None:
         self._streams.deliver([(stream, error)])
@@ -240,14 +250,6 @@ class VllmEngine:
         for task in self._tasks.get(stream, ()):
             if task is not current:
                 task.cancel()
-
-    def _forget(self, stream: OutputStream) -> None:
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks.get(stream, ()) if task is not current]
-        if tasks:
-            self._tasks[stream] = tasks
-        else:
-            self._tasks.pop(stream, None)
 
     # ---- what vLLM says
 

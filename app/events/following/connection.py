@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from app.errors import WireError
 from app.events.curve import HANDSHAKE_FAILED, CurveClient
 from app.events.schema import MAX_FRAME_BYTES
 
@@ -50,7 +51,11 @@ class Connection:
         topics: Iterable[bytes],
         curve: CurveClient | None = None,
     ) -> None:
-        """Begins to connect; `curve` None connects without encryption."""
+        """Begins to connect; `curve` None connects without encryption.
+
+        Raises:
+            WireError: `address` is none that can be dialled.
+        """
         self.address = address
         self._connected = False
         self._failed = False
@@ -77,7 +82,11 @@ class Connection:
         self._poller = zmq.asyncio.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
-        self._socket.connect(address)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise WireError(f"{address!r} can't be dialled: {zmq.strerror(error.errno or 0)}") from None
 
     async def wait_connected(self, timeout_s: float) -> bool:
         """Whether the handshake succeeded within `timeout_s`; the subscriptions go out with it.

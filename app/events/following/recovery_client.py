@@ -54,7 +54,8 @@ class RecoveryClient:
 
         Raises:
             TimeoutError: the server let `timeout_s` pass between two messages, or isn't there.
-            WireError: its reply is malformed. What `on_batch` raises comes through too.
+            WireError: there is no such address, or its reply is malformed. What `on_batch` raises comes
+                through too.
         """
 
         def take(reply: Reply) -> None:
@@ -147,6 +148,11 @@ class RecoveryClient:
             self._socket.setsockopt(zmq.IPV6, "[" in self._address)
             if self._curve is not None:
                 self._curve.secure(self._socket)
-            self._socket.connect(self._address)
+            try:
+                self._socket.connect(self._address)
+            except zmq.ZMQError as error:
+                self.close()
+                reason = zmq.strerror(error.errno or 0)
+                raise WireError(f"{self._address!r} can't be dialled: {reason}") from None
             self._received = zmq.Socket.shadow(self._socket)
         return self._socket

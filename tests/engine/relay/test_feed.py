@@ -284,3 +284,13 @@ async def test_content_is_read_on_any_thread_and_agrees_with_the_events(publishe
         thread.start()
         await until(lambda: not thread.is_alive(), lambda: follower.feed.status)
         assert all(num_blocks == num_events for num_blocks, num_events in seen)
+
+
+@pytest.mark.parametrize("endpoint", ["", "tcp://host:x"])
+async def test_an_address_that_can_not_be_dialled_is_told(endpoint: str) -> None:
+    address, relay = ForeignPublisher(endpoint, None, "kv"), Relay(BLOCK, hashes="opaque", source="w")
+    feed = ForeignFeed(address, relay, lambda events: None, name="w")
+    feed.start()
+    await until(lambda: feed.status.state == "down", lambda: feed.status)
+    assert feed.status.reason == f"first connection; {endpoint!r} can't be dialled: Invalid argument"
+    await feed.close()

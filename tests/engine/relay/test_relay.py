@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 from app import hashing
 from app.engine.relay.placement import MAX_SALTS
 from app.engine.relay.relay import HashKind, Relay
+from app.engine.relay.relayed_cache import RelayedCache
 from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored, CacheEvent
 from tests.support.engine.foreign_cache import ForeignCache, Prompt
 
@@ -247,3 +249,78 @@ def test_clear_holds_nothing_and_says_so() -> None:
     cache.remove([(None, cache.key(Prompt(TOKENS), 1))])
     apply(relay, cache)
     assert relay.counters.unknown_removed == 1
+
+
+def test_a_worker_that_starts_again_may_have_other_block_sizes_and_groups() -> None:
+    relay = relay_of("chained")
+    stored = {"type": "BlockStored", "parent_block_hash": None, "token_ids": list(TOKENS[:BLOCK])}
+    apply_event(relay, **stored | {"block_hashes": [1], "block_size": 3})
+    assert relay.counters.faults == {"token_count": 1}
+    apply_event(relay, **stored | {"block_hashes": names()[:1], "block_size": BLOCK})
+    assert held(relay) == names()[:1]  # what couldn't be used says nothing of the others
+    relay.clear()
+    apply_event(relay, **stored | {"block_hashes": [7, 8], "block_size": BLOCK // 2})
+    assert relay.counters.num_foreign_blocks == 2
+
+    relay = relay_of()
+    other = {"group_idx": 0, "kv_cache_spec_kind": "sliding_window"}
+    apply_event(relay, **stored | other | {"block_hashes": [1], "block_size": BLOCK})
+    relay.clear()
+    apply_event(relay, **stored | {"block_hashes": [1], "block_size": BLOCK, "group_idx": 0})
+    assert held(relay) == names()[:1]
+    apply_event(relay, type="BlockRemoved", block_hashes=[1], group_idx=0)
+    assert held(relay) == []
+
+
+def test_blocks_without_an_entry_of_extra_keys_are_kept_apart() -> None:
+    relay = relay_of()
+    apply_event(
+        relay,
+        type="BlockStored",
+        block_hashes=[1, 2, 3],
+        token_ids=list(TOKENS[: 3 * BLOCK]),
+        block_size=BLOCK,
+        extra_keys=[["salt"]],
+    )
+    assert held(relay) == names("salt")[:1]
+    assert relay.counters.kept_apart == {"unknown_extra_key": 2}
+
+
+def test_many_branches_are_removed_one_by_one_in_any_order() -> None:
+    for order in (range(1, 200), range(199, 0, -1)):
+        relay = relay_of()
+        stored = {"type": "BlockStored", "block_size": BLOCK}
+        apply_event(relay, **stored, block_hashes=[0], parent_block_hash=None, token_ids=[7] * BLOCK)
+        for key in range(1, 200):
+            apply_event(relay, **stored, block_hashes=[key], parent_block_hash=0, token_ids=[key] * BLOCK)
+        for count, key in enumerate(order, start=1):
+            apply_event(relay, type="BlockRemoved", block_hashes=[key])
+            relay.check_integrity()
+            assert relay.num_blocks == 200 - count
+        apply_event(relay, **stored, block_hashes=[1], parent_block_hash=0, token_ids=[1] * BLOCK)
+        apply_event(relay, type="BlockRemoved", block_hashes=[0])
+        relay.check_integrity()
+        assert held(relay) == []
+
+
+def test_what_could_not_be_published_is_cleared_all_the_same() -> None:
+    published: list[CacheEvent] = []
+    fails = [True]
+
+    def publish(events: Sequence[CacheEvent]) -> None:
+        if fails[0]:
+            raise RuntimeError("no room")
+        published.extend(events)
+
+    cache, foreign = RelayedCache(relay_of(), publish), ForeignCache(BLOCK)
+    foreign.store(Prompt(TOKENS), 0, 2)
+    cache.begin(0)
+    with pytest.raises(RuntimeError):
+        cache.apply(0, foreign.payload())
+    with pytest.raises(RuntimeError):
+        cache.clear()
+    fails[0] = False
+    cache.clear()
+    assert published == [AllBlocksCleared()]
+    cache.clear()
+    assert published == [AllBlocksCleared()]

@@ -36,6 +36,10 @@ def test_what_another_setting_decides_is_refused_by_both_names(name: str) -> Non
         ({"scheduling_policy": "fcfs"}, r"engine\.vllm\.scheduling_policy = 'fcfs': allowed: 'priority'"),
         ({"data_parallel_size": 2}, r"engine\.vllm\.data_parallel_size = 2: dp_size decides"),
         ({"data_parallel_rank": 0}, r"engine\.vllm\.data_parallel_rank = 0: dp_size decides"),
+        ({"prefill_context_parallel_size": 2}, r"vllm\.prefill_context_parallel_size = 2: allowed: 1"),
+        ({"nnodes": 2}, r"engine\.vllm\.nnodes = 2: allowed: 1"),
+        ({"device_ids": [0]}, r"engine\.vllm\.device_ids = \[0\]: allowed: None"),
+        ({"runner": "pooling"}, r"engine\.vllm\.runner = 'pooling': allowed: 'auto' or 'generate'"),
         ({"tensor_parallel_size": 0}, r"engine\.vllm\.tensor_parallel_size = 0: allowed: an integer"),
         ({"tensor_parallel_size": "2"}, r"engine\.vllm\.tensor_parallel_size = '2': allowed: an integer"),
     ],
@@ -57,7 +61,7 @@ def test_the_size_of_the_cache_is_said_once(name: str) -> None:
 
 
 def test_the_same_as_kvbeacon_relies_on_may_be_said() -> None:
-    check_given(config({"enable_prefix_caching": True, "enforce_eager": True}))
+    check_given(config({"enable_prefix_caching": True, "enforce_eager": True, "nnodes": 1, "runner": "auto"}))
 
 
 def test_arguments_for_vllm_need_it_as_backend() -> None:

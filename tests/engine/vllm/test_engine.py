@@ -24,7 +24,7 @@ PARAMS = SamplingParams(max_tokens=4, temperature=0)
 
 
 class ScriptedCore:
-    """Gives each sample what the test puts for it; remembers what was closed."""
+    """Gives each sample what the test puts for it, or refuses it; remembers what was closed."""
 
     def __init__(self) -> None:
         self.on_step: Callable[[StepStats], None] = lambda stats: None
@@ -32,11 +32,14 @@ class ScriptedCore:
         self.num_shutdowns = 0
         self.running: dict[str, asyncio.Queue[VllmOutput | Exception]] = {}
         self.asked: list[tuple[str, str | None, int]] = []
+        self.refused: set[str] = set()
 
     async def generate(
         self, sample: VllmSample, cache_salt: str | None, priority: int
     ) -> AsyncGenerator[VllmOutput]:
         self.asked.append((sample.request_id, cache_salt, priority))
+        if sample.request_id in self.refused:
+            raise InvalidRequestError("not this one")
         outputs = self.running[sample.request_id] = asyncio.Queue()
         try:
             while True:
@@ -244,3 +247,18 @@ async def test_without_events_nothing_is_held_and_a_reset_is_vllms_word(rank: Ra
     rank.engine.admit(rank.request("a"))
     await rank.until_running("a-0")
     assert not await rank.engine.reset_cache()
+
+
+async def test_what_is_aborted_before_it_began_counts_no_more(rank: Rank) -> None:
+    for name in "abcd":
+        rank.engine.admit(rank.request(name, n=MAX_WAITING)).abort()
+        await until(lambda: rank.engine.load.num_waiting_reqs == 0, lambda: rank.engine.load)
+    assert rank.core.asked == []
+
+
+async def test_samples_that_the_first_one_fails_count_no_more(rank: Rank) -> None:
+    for name in "abcd":
+        rank.core.refused.add(f"{name}-0")
+        with pytest.raises(InvalidRequestError, match="not this one"):
+            await anext(rank.engine.admit(rank.request(name, n=MAX_WAITING)))
+        await until(lambda: rank.engine.load.num_waiting_reqs == 0, lambda: rank.engine.load)

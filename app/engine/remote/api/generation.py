@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from app.engine.resuming import cannot_resume, check_earlier_outputs
-from app.errors import InvalidRequestError, PromptTooLongError
+from app.errors import InvalidRequestError, PromptTooLongError, WireError
 from app.generation import GenerateRequest, SamplingParams, TokenChunk
 
 
@@ -43,6 +43,41 @@ class Answer(Protocol):
             WireError: not what the API allows.
         """
         ...
+
+
+class AnswerCheck:
+    """Holds what a worker answers against what it was asked for: everything behind it relies on that.
+
+    Attributes:
+        is_over: every sample has ended.
+    """
+
+    def __init__(self, request: WorkerRequest) -> None:
+        self.is_over = False
+        self._num_prompt_tokens = len(request.token_ids)
+        self._most = request.params.max_tokens
+        self._num_tokens = dict.fromkeys(range(request.n), 0)
+        """Of each sample that goes on."""
+
+    def checked(self, chunk: TokenChunk) -> TokenChunk:
+        """The chunk, whose prompt is the one that was sent.
+
+        Raises:
+            WireError: of a sample that doesn't exist or has ended, too many tokens, or no token ids.
+        """
+        index, token_ids = chunk.index, chunk.token_ids
+        if index not in self._num_tokens:
+            raise WireError(f"tokens of sample {index}, which has ended or doesn't exist")
+        self._num_tokens[index] += len(token_ids)
+        if (count := self._num_tokens[index]) > self._most:
+            raise WireError(f"{count} tokens of sample {index}; {self._most} were asked for")
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 2**32:
+            raise WireError(f"token ids from {min(token_ids)} to {max(token_ids)}; allowed: 0 to {2**32 - 1}")
+        if chunk.finish_reason is not None:
+            del self._num_tokens[index]
+            self.is_over = not self._num_tokens
+        num_cached = min(max(0, chunk.num_cached_tokens), self._num_prompt_tokens)
+        return replace(chunk, num_prompt_tokens=self._num_prompt_tokens, num_cached_tokens=num_cached)
 
 
 class GenerateApi(Protocol):

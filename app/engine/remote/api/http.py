@@ -10,7 +10,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -35,8 +35,14 @@ IDLE_S = 120.0
 KEEP_ALIVE_S = 4.0
 """uvicorn, which most workers run, closes idle connections after 5 s."""
 MAX_ANSWER_BYTES = 16 * 2**20
+MAX_ERROR_BYTES = 2**20
 MAX_EVENT_BYTES = 8 * 2**20
 
+_EVENT_HEADERS = {
+    "content-type": "application/json",
+    "accept": "text/event-stream",
+    "accept-encoding": "identity",  # events are read as they come over the wire
+}
 _FAULTS = (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL)
 
 
@@ -133,13 +139,13 @@ class WorkerHttp:
             EngineFailedError: it can't be reached, the connection breaks, or nothing comes for too long.
         """
         limit = httpx2.Timeout(FIRST_EVENT_S, connect=CONNECT_S)
-        headers = {"content-type": "application/json", "accept": "text/event-stream", **headers}
+        headers = {**_EVENT_HEADERS, **headers}
         url = self.url + path
         try:
             request = self._client.stream("POST", url, content=body, headers=headers, timeout=limit)
             async with request as response:
                 if response.status_code != 200:
-                    answer = (await response.aread())[:MAX_ANSWER_BYTES]
+                    answer = await _start_of(response)
                     raise refusal(url, response.status_code, answer, response.headers)
                 async with aclosing(_events_in(response)) as events:
                     async for data in events:
@@ -158,25 +164,41 @@ async def _events_in(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
         TimeoutError: nothing came for too long.
         WireError: an event is too long.
     """
-    buffer, limit_s = b"", FIRST_EVENT_S
+    buffer, limit_s = bytearray(), FIRST_EVENT_S
     parts, connection = aiter(response.aiter_raw()), _socket_of(response)
     while True:
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
         try:
             async with asyncio.timeout(limit_s):
-                buffer += await anext(parts)
+                part = await anext(parts)
         except StopAsyncIteration:
             return
         except TimeoutError:
             raise TimeoutError(f"nothing came for {limit_s:g} s") from None
-        *lines, buffer = buffer.split(b"\n")
+        buffer += part
         if len(buffer) > MAX_EVENT_BYTES:
             raise WireError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        if b"\n" not in part:
+            continue  # a long line in small parts is looked through once
+        *lines, rest = bytes(buffer).split(b"\n")
+        buffer[:] = rest
         for line in lines:
             if line.startswith(b"data:"):
                 limit_s = IDLE_S
                 yield line[5:].strip()
+
+
+async def _start_of(response: httpx2.Response) -> bytes:
+    """As much of an error's body as comes soon, and as a message may need: the status says most."""
+    body = bytearray()
+    with suppress(TimeoutError, *_FAULTS):
+        async with asyncio.timeout(ASK_S):
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) >= MAX_ERROR_BYTES:
+                    break
+    return bytes(body[:MAX_ERROR_BYTES])
 
 
 def _socket_of(response: httpx2.Response) -> socket.socket | None:
