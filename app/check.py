@@ -92,7 +92,7 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint, int]]:
 
 def _look_for_python(config: AppConfig) -> None:
     python = config.resources.python
-    if python is not None and not os.access(python, os.X_OK):
+    if python is not None and not (python.is_file() and os.access(python, os.X_OK)):
         logger.warning("resources.python = %s can't be run here: the ranks' machines need it", python)
 
 
