@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,7 @@ def check(file: Path) -> None:
         for rank, endpoint, port in _endpoints(config):
             ports.take(f"rank {rank}", endpoint.host, port)
     for config in configs:
+        _look_for_python(config)
         check_engine(config)
         _check_model(config)
 
@@ -87,6 +89,12 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint, int]]:
         for endpoint in (opened.events, opened.replay, opened.load):
             if endpoint is not None and endpoint.binds and endpoint.port:  # 0 is any free one
                 yield rank, endpoint, endpoint.port
+
+
+def _look_for_python(config: AppConfig) -> None:
+    python = config.resources.python
+    if python is not None and not (python.is_file() and os.access(python, os.X_OK)):
+        logger.warning("resources.python = %s can't be run here: the ranks' machines need it", python)
 
 
 def _check_model(config: AppConfig) -> None:

@@ -195,6 +195,18 @@ class RankResources(Settings):
 
     num_cpus: float = Field(1.0, ge=0, description="CPUs of one rank; fractions allowed.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one rank; fractions allowed.")
+    python: Path | None = Field(
+        None,
+        description="Absolute path of the Python that runs the ranks, on each of their machines. "
+        "Default: the same as for all the rest.",
+    )
+
+    @field_validator("python")
+    @classmethod
+    def _is_the_same_from_everywhere(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("an absolute path is needed: ranks start in a folder of Ray's")
+        return value
 
 
 class RoutingConfig(Settings):

@@ -40,6 +40,8 @@ def test_nothing_given_is_the_default_model_on_two_ranks() -> None:
         ({"routing": {"discovery_interval_s": 0}}, "args.routing.discovery_interval_s = 0"),
         ({"routing": {"discovery_interval_s": math.inf}}, "args.routing.discovery_interval_s = inf"),
         ({"resources": {"num_gpus": math.inf}}, "args.resources.num_gpus = inf"),
+        ({"resources": {"python": "bin/python"}}, "args.resources.python = 'bin/python': Value error, an"),
+        ({"resources": {"python": ""}}, "args.resources.python = ''"),
         ({"ingress": {"max_retries": -1}}, "args.ingress.max_retries = -1"),
         ({"ingress": {"tenant_header": 7}}, "args.ingress.tenant_header = 7: Input should be a valid string"),
         ({"kv_events_config": ["zmq"]}, "args.kv_events_config = ['zmq']"),

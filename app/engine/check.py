@@ -15,15 +15,15 @@ from app.engine.vllm.arguments import check_given, check_known
 def check_engine(config: AppConfig) -> None:
     """Refuse what the settings of the ranks' engine say wrongly.
 
-    vLLM's engine arguments are looked for in the vLLM that is installed here. Where there is none, each rank
-    looks for them in its own.
+    vLLM's engine arguments are looked for in the vLLM that is installed here. Where there is none, or ranks
+    have a Python of their own, each rank looks for them in its own vLLM.
 
     Raises:
         ConfigError: a setting contradicts another, or an engine argument is unknown.
     """
     check_given(config)
     rank_placement(config)
-    if config.engine.vllm and find_spec("vllm") is not None:
+    if config.engine.vllm and config.resources.python is None and find_spec("vllm") is not None:
         known = import_module("app.engine.vllm.argument_names").ENGINE_ARGUMENTS
         check_known(config.engine.vllm, known)
 

@@ -1,4 +1,6 @@
-"""What Ray reserves for a rank whose model computes in vLLM's worker processes.
+"""What Ray reserves for a rank, and which Python it starts.
+
+With several vLLM workers for each rank:
 
 - `mp`, the default: the workers are children of the replica and share its GPUs. The replica asks for all of
   them, and Ray gives an actor GPUs of one node only.
@@ -8,10 +10,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.config import AppConfig
+from app.config import AppConfig, RankResources
 from app.errors import ConfigError
 
 
@@ -37,7 +40,7 @@ def rank_placement(config: AppConfig) -> RankPlacement:
     resources, workers = config.resources, config.num_engine_workers
     uses_ray = config.engine.vllm.get("distributed_executor_backend") == "ray"
     if config.engine_kind != "vllm" or (workers == 1 and not uses_ray):
-        return RankPlacement(resources.model_dump())
+        return RankPlacement(_actor_options(resources))
     allowed = (workers,) if uses_ray else (0, workers)
     if resources.num_gpus not in allowed:
         choices = " or ".join(map(str, allowed))
@@ -46,10 +49,18 @@ def rank_placement(config: AppConfig) -> RankPlacement:
             f"allowed: {choices}"
         )
     if not uses_ray:
-        return RankPlacement(resources.model_dump())
+        return RankPlacement(_actor_options(resources))
     first, others = {"CPU": resources.num_cpus, "GPU": 1.0}, [{"GPU": 1.0} for _ in range(workers - 1)]
     strategy = "STRICT_PACK" if workers == config.tp_size else "PACK"
     return RankPlacement(
-        {"num_cpus": resources.num_cpus, "num_gpus": 0.0},
+        _actor_options(resources, num_gpus=0.0),
         {"placement_group_bundles": [first, *others], "placement_group_strategy": strategy},
     )
+
+
+def _actor_options(resources: RankResources, **changes: Any) -> dict[str, Any]:
+    options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus, **changes}
+    if resources.python is not None:
+        # Ray puts it into a shell's command as it is.
+        options["runtime_env"] = {"py_executable": shlex.quote(str(resources.python))}
+    return options

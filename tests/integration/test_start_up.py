@@ -156,6 +156,15 @@ def test_the_preflight_takes_port_0_interfaces_and_a_mapping(
     assert caplog.text.count("kv_events_config.made_by: unknown key, ignored") == 2
 
 
+def test_the_preflight_says_where_the_ranks_python_is_not_here(
+    tmp_path: Path, config: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    for python in (tmp_path / "none", tmp_path, sys.executable):
+        file = written(tmp_path, with_args(config, {"resources": {"python": str(python)}}))
+        assert app.check.main([str(file)]) == 0
+    assert caplog.text.count("can't be run here: the ranks' machines need it") == 2
+
+
 def test_the_preflight_refuses_a_file_that_is_not_text(tmp_path: Path) -> None:
     file = tmp_path / "serve_config.yaml"
     file.write_bytes(b"applications: [] # caf\xe9")

@@ -1,4 +1,7 @@
-"""The whole graph with two ranks of vLLM: outside the replicas nothing differs from ours."""
+"""The whole graph with two ranks of vLLM: outside the replicas nothing differs from ours.
+
+Its events are encrypted, so every test here is one of CURVE too.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ import httpx
 import pytest
 
 from app import hashing
+from app.events.curve import load_rank_keys
 from app.events.descriptor import read_descriptor
 from tests.support.deadlines import wait_until
 from tests.support.engine.vllm_processes import engine_cores, is_alive
+from tests.support.events.curve_keys import Keys
 from tests.support.graph.exchanges import cached_tokens, new_prompt, refused
 from tests.support.graph.serve_config import kv_events, serve_config
 from tests.support.graph.serve_graph import ServeGraph
@@ -25,7 +30,12 @@ RETURN_S = 240
 
 
 @pytest.fixture(scope="module")
-def graph() -> Iterator[ServeGraph]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    return Keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def graph(keys: Keys) -> Iterator[ServeGraph]:
     args = {
         "engine": {
             "backend": "vllm",
@@ -33,7 +43,7 @@ def graph() -> Iterator[ServeGraph]:
             "cache": {"block_size": BLOCK_SIZE, "num_blocks": NUM_BLOCKS},
             "scheduler": {"max_running_requests": 4, "max_waiting_requests": 16},
         },
-        "kv_events_config": json.dumps(kv_events(2) | {"token_ids": False}),
+        "kv_events_config": json.dumps(kv_events(2) | {"token_ids": False, "curve": keys.config}),
         "ingress": {"tenant_header": "X-Tenant"},
     }
     graph = ServeGraph(serve_config({"/": args}))
@@ -93,6 +103,14 @@ def test_errors_name_what_vllm_cant_honour(graph: ServeGraph) -> None:
     assert "0.01" in refused(odd, 400, param="temperature")
 
 
+def test_what_changes_vllms_events_is_no_field_of_a_request(graph: ServeGraph) -> None:
+    """`kv_cache_report_mode: full` would publish blocks again that are there already."""
+    mode = {"kv_cache_report_mode": "full"}
+    for fields in ({"vllm_xargs": mode}, {"extra_args": mode}, mode):
+        body = {"prompt": new_prompt(10), "max_tokens": 1, **fields}
+        assert "unknown field" in refused(graph.http.post("/v1/completions", json=body), 400)
+
+
 def test_a_client_that_leaves_frees_the_rank(graph: ServeGraph) -> None:
     body = {"prompt": new_prompt(100), "max_tokens": 1000, "stream": True, "ignore_eos": True}
     headers = {"X-Data-Parallel-Rank": "1"}
@@ -104,8 +122,9 @@ def test_a_client_that_leaves_frees_the_rank(graph: ServeGraph) -> None:
     wait_until(lambda: graph.load(1)["num_running_reqs"] == 0, "the rank idle")
 
 
-def test_the_descriptor_is_ours(graph: ServeGraph) -> None:
+def test_the_descriptor_is_ours(graph: ServeGraph, keys: Keys) -> None:
     info = graph.get("/server_info")
+    assert info["kv_events"]["curve_public_key"] == load_rank_keys(keys.curve_config()).public.decode()
     assert len(read_descriptor(info["kv_events"], "127.0.0.1")) == 2
     assert info["kv_events"]["block_size"] == BLOCK_SIZE
 

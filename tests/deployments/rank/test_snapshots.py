@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import zmq
@@ -108,10 +109,9 @@ async def replayed(rank: LiveRank, last: int) -> list[EventBatch]:
     """The batches up to `last`, once the publisher's own thread has put them into its buffer."""
     await until(lambda: rank.publisher.counters.published_batches > last, f"batch {last} is published", 10)
     batches: list[EventBatch] = []
-    with zmq.asyncio.Context() as context:
-        client = RecoveryClient(context, f"tcp://127.0.0.1:{rank.port('replay_port')}")
+    address = f"tcp://127.0.0.1:{rank.port('replay_port')}"
+    with zmq.asyncio.Context() as context, closing(RecoveryClient(context, address)) as client:
         await client.replay(0, lambda seq, payload: batches.append(decode_batch(payload)))
-        client.close()
     return batches[: last + 1]
 
 

@@ -178,3 +178,18 @@ def test_one_worker_needs_what_the_config_says() -> None:
         assert settings.tp_size == 1
         assert rank_placement(settings).actor == {"num_cpus": 1.0, "num_gpus": 0.5}
         assert rank_placement(settings).group == {}
+
+
+@pytest.mark.parametrize(
+    ("python", "command"), [("/v/bin/python", "/v/bin/python"), ("/my v/bin/python", "'/my v/bin/python'")]
+)
+@pytest.mark.parametrize("executor", ["mp", "ray"])
+def test_another_python_is_what_ray_starts(python: str, command: str, executor: str) -> None:
+    given = {"tensor_parallel_size": 2, "distributed_executor_backend": executor}
+    placement = rank_placement(config(given, resources={"num_gpus": 2, "python": python}))
+    assert placement.actor["runtime_env"] == {"py_executable": command}
+    assert rank_placement(load_config({"resources": {"python": python}})).actor == {
+        "num_cpus": 1.0,
+        "num_gpus": 0.0,
+        "runtime_env": {"py_executable": command},
+    }

@@ -78,31 +78,29 @@ async def test_a_replay_port_that_does_not_answer_is_no_dead_end(
 
 async def test_a_replay_that_never_ends_is_no_dead_end(lossy_rank: MakeLossyRank, follow: Follow) -> None:
     """The question for later batches is still being answered when the one for a missing batch comes up."""
-    rank, sink, context = lossy_rank(), Blocks(), zmq.asyncio.Context()
-    server = context.socket(zmq.ROUTER)
-    server.setsockopt(zmq.LINGER, 0)
+    rank, sink = lossy_rank(), Blocks()
     asked = asyncio.Event()
 
-    async def answer() -> None:
+    async def answer(server: zmq.asyncio.Socket) -> None:
         peer = (await server.recv_multipart())[0]
         asked.set()
         while True:
             await server.send_multipart([peer, b"", b"", encode_seq(0), b"x"])
             await asyncio.sleep(0.01)
 
-    port = server.bind_to_random_port("tcp://127.0.0.1")
-    answering = asyncio.create_task(answer())
-    subscriber = follow(rank.info(replay_port=port), rank, sink, replay_timeout_s=0.2)
-    await asyncio.wait_for(asked.wait(), 10)
-    await until_live(rank, subscriber)
-    rank.step(stored(1), lost=True)
-    rank.step(stored(2))
-    await agree(subscriber, rank, sink)
-    assert sink.hashes == {1, 2}
-    answering.cancel()
-    await asyncio.wait([answering])
-    server.close()
-    context.term()
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.setsockopt(zmq.LINGER, 0)
+        port = server.bind_to_random_port("tcp://127.0.0.1")
+        answering = asyncio.create_task(answer(server))
+        subscriber = follow(rank.info(replay_port=port), rank, sink, replay_timeout_s=0.2)
+        await asyncio.wait_for(asked.wait(), 10)
+        await until_live(rank, subscriber)
+        rank.step(stored(1), lost=True)
+        rank.step(stored(2))
+        await agree(subscriber, rank, sink)
+        assert sink.hashes == {1, 2}
+        answering.cancel()
+        await asyncio.wait([answering])
 
 
 async def test_a_replay_by_another_publisher_is_not_applied(

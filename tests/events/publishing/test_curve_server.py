@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -83,20 +84,18 @@ async def test_a_client_that_is_removed_does_not_get_in_any_more(
     rank = encrypted_rank()
     info = rank.info
     address, curve = info.address.event_endpoint, curve_client(info, keys.router)
-    first = Connection(async_context, address, [b""], curve)
-    assert await first.wait_connected(5)
-    keys.forbid("router")
-    second = Connection(async_context, address, [b""], curve)
-    assert not await second.wait_connected(5)
-    assert REFUSED in second.trouble
+    with closing(Connection(async_context, address, [b""], curve)) as first:
+        assert await first.wait_connected(5)
+        keys.forbid("router")
+        with closing(Connection(async_context, address, [b""], curve)) as second:
+            assert not await second.wait_connected(5)
+            assert REFUSED in second.trouble
 
-    def publish() -> list[list[bytes]]:
-        rank.step(stored(1))
-        return first.receive(1)
+        def publish() -> list[list[bytes]]:
+            rank.step(stored(1))
+            return first.receive(1)
 
-    assert await comes_true(publish), "a connection that stands is not cut"
-    for connection in (first, second):
-        connection.close()
+        assert await comes_true(publish), "a connection that stands is not cut"
 
 
 async def test_a_broken_certificate_lets_no_client_in_and_keeps_none_out(
@@ -104,11 +103,9 @@ async def test_a_broken_certificate_lets_no_client_in_and_keeps_none_out(
 ) -> None:
     info = encrypted_rank().info
     (keys.allowed / "broken.key").write_text("public-key\n")
-    connection = Connection(
-        async_context, info.address.event_endpoint, [b""], curve_client(info, keys.router)
-    )
-    assert await connection.wait_connected(5)
-    connection.close()
+    address, curve = info.address.event_endpoint, curve_client(info, keys.router)
+    with closing(Connection(async_context, address, [b""], curve)) as connection:
+        assert await connection.wait_connected(5)
     ignored = [message for message in caplog.messages if "certificate ignored" in message]
     assert any("broken.key" in message for message in ignored)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -186,8 +187,9 @@ async def test_without_a_snapshot_to_give_the_answer_is_its_end(serve: Serve, ta
     server = serve()
     server.server.take_content = take_content
     assert server.dealer(*SNAPSHOT_REQUEST).recv_multipart() == [b"", b"", END, b""]
-    with zmq.asyncio.Context() as context:
-        client = RecoveryClient(context, server.address)
-        with pytest.raises(WireError, match="no snapshot"):
-            await client.snapshot()
-        client.close()
+    with (
+        zmq.asyncio.Context() as context,
+        closing(RecoveryClient(context, server.address)) as client,
+        pytest.raises(WireError, match="no snapshot"),
+    ):
+        await client.snapshot()
