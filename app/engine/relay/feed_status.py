@@ -6,7 +6,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import msgspec
 
 from app.engine.relay.relay import RelayCounters
 
@@ -71,6 +73,11 @@ class FeedStatus:
     bad_messages: int
     idle_s: float | None
     relay: RelayCounters
+
+    def as_json(self) -> dict[str, Any]:
+        """For `EngineStatus.foreign_events`: numbers, text, and mappings of these."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
 
 class FeedRecord:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -124,7 +124,7 @@ class RemoteEngine:
         if partial_cache is not None and self._flush_fault is not None:
             partial_cache = f"{partial_cache}; it can't be flushed: {self._flush_fault}"
         feed = self._follower.feed_status
-        return EngineStatus(self._watch.unavailable, partial_cache, None if feed is None else asdict(feed))
+        return EngineStatus(self._watch.unavailable, partial_cache, None if feed is None else feed.as_json())
 
     @property
     def load(self) -> LoadStat:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -110,7 +109,7 @@ class VllmEngine:
         is_known = feed.state == "whole"
         return EngineStatus(
             partial_cache=None if is_known else f"vLLM's events: {feed.state}: {feed.reason}",
-            foreign_events=asdict(feed),
+            foreign_events=feed.as_json(),
         )
 
     @property

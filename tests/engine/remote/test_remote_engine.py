@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -110,6 +111,7 @@ async def test_workers_that_all_say_rank_0_are_told_apart_by_their_addresses(
         followed = engine.status.foreign_events
         assert followed is not None
         assert (followed["state"], followed["bad_messages"]) == ("whole", 0)
+        assert json.loads(json.dumps(followed))["relay"]["num_blocks"] == len(recorded.hashes)
     assert not contents[0] & contents[1]
 
 
