@@ -17,7 +17,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 
 from app.engine.interface import Result
 from app.engine.relay.feed_status import FeedAddress, FeedRecord, FeedState, FeedStatus
@@ -28,19 +27,15 @@ from app.events.bad_messages import BadMessages
 from app.events.curve import CurveClient
 from app.events.following.batch_replayer import REPLAY_FAULTS, BatchReplayer
 from app.events.following.connection import Connection, subscriber_context
-from app.events.following.loss_detector import LossDetector
+from app.events.following.live_batches import LiveBatches
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.sync_status import error_text
-from app.events.schema import split_message
 from app.events.snapshot import CachedBlock
 
 logger = logging.getLogger(__name__)
 
 Flush = Callable[[], Awaitable[object]]
 
-_BURST = 256
-_SLICE_S = 0.01
-"""How long a burst of batches may hold up the event loop; one big batch may take longer."""
 _MIN_BACKOFF_S = 0.05
 _MAX_BACKOFF_S = 2.0
 _FLUSH_INTERVAL_S = 5.0
@@ -106,18 +101,26 @@ class ForeignFeed:
                 self._context, address.replay_endpoint, timeout_s=message_timeout_s, curve=curve
             )
             self._replayer = BatchReplayer(self._cache, self._client, replay_timeout_s)
-        self._losses = LossDetector(delivery_timeout_s, probe_interval_s if self._replayer else None)
+        self._live = LiveBatches(
+            self._cache,
+            self._replayer,
+            topic=self._topic,
+            bad=self._bad,
+            apply=self._apply_live,
+            recover=self._recover,
+            on_restarted=self._need_adoption,
+            on_disconnected=self._lose_connection,
+            delivery_timeout_s=delivery_timeout_s,
+            probe_interval_s=probe_interval_s,
+        )
         self._connection: Connection | None = None
         self._adoption_reason: str | None = "first connection"  # why one is needed; None: it isn't
-        self._is_next_unknown = False  # whichever batch comes is the next one
         self._keeps_no_batches = False  # the publisher, although it has published
-        self._received_seq = -1  # last batch received over this connection
         self._applied_at: float | None = None
         self._gaps = 0
         self._adoptions = 0
         self._backoff_s = _MIN_BACKOFF_S
         self._adopted_at = 0.0
-        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._flushing: asyncio.Task[None] | None = None
 
@@ -165,7 +168,8 @@ class ForeignFeed:
             try:
                 if self._adoption_reason is not None:
                     await self._adopt(self._adoption_reason)
-                await self._follow()
+                assert self._connection is not None
+                await self._live.follow(self._connection)
             except Exception as error:
                 logger.exception("%s: internal error while following it", self._name)
                 self._need_adoption(f"internal error: {error!r}")
@@ -188,7 +192,7 @@ class ForeignFeed:
         self._adoptions += 1
         self._adopted_at = time.monotonic()
         self._adoption_reason = None
-        self._losses.begin()
+        self._live.begin()
         self._update_state(reason)
         if self._flush is not None and self._record.state == "partial":
             self._start_flushing(self._flush)
@@ -205,7 +209,6 @@ class ForeignFeed:
         if not await connection.wait_connected(self._connect_timeout_s):
             self._record.set("down", f"{reason}; {connection.trouble}")
             return False
-        self._received_seq = -1
         await self._replay_all()
         if connection.broke():
             self._record.set("down", f"{reason}; connection lost during the replay")
@@ -215,7 +218,7 @@ class ForeignFeed:
     async def _replay_all(self) -> None:
         """Apply every batch that the publisher still has, the oldest first."""
         num_batches = 0
-        self._is_next_unknown = False
+        self._live.begin_at = None
 
         def take(seq: int, payload: bytes) -> None:
             nonlocal num_batches
@@ -225,7 +228,7 @@ class ForeignFeed:
             num_batches += 1
 
         if self._client is None:
-            self._is_next_unknown = True
+            self._live.begin_at = self._cache.begin
             return
         try:
             async with asyncio.timeout(self._replay_timeout_s):
@@ -233,73 +236,20 @@ class ForeignFeed:
         except REPLAY_FAULTS as error:
             # Without its end what came is still true; what is missing after it shows as a gap.
             self._bad.add(f"replay: {error_text(error)}")
-            self._is_next_unknown = num_batches == 0
+            if num_batches == 0:
+                self._live.begin_at = self._cache.begin
             return
         if num_batches == 0:
             # Nothing was published yet, unless it keeps no batches.
             self._cache.begin(0)
-            self._is_next_unknown = self._keeps_no_batches
+            if self._keeps_no_batches:
+                self._live.begin_at = self._cache.begin
 
     # ---- live batches
 
-    async def _follow(self) -> None:
-        """Apply batches as they come, until an adoption is needed."""
-        assert self._connection is not None
-        while self._adoption_reason is None:
-            self._connection.notify(self._wake.set)
-            await self._wait(self._losses.next_check())
-            messages = self._connection.receive(_BURST)
-            if self._connection.broke():
-                self._keeps_no_batches = False
-                self._need_adoption("connection lost")
-            until = time.monotonic() + _SLICE_S
-            for frames in messages:
-                if self._adoption_reason is not None:
-                    return
-                await self._on_message(frames)
-                if time.monotonic() > until:
-                    await asyncio.sleep(0)
-                    until = time.monotonic() + _SLICE_S
-            if len(messages) == _BURST:
-                self._wake.set()
-                await asyncio.sleep(0)
-            elif self._adoption_reason is None:
-                await self._check_for_lost()
-
-    async def _wait(self, until: float | None) -> None:
-        """Wait to be woken, until a monotonic time at most."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                await self._wake.wait()
-        self._wake.clear()
-
-    async def _on_message(self, frames: Sequence[bytes]) -> None:
-        try:
-            topic, seq, payload = split_message(frames)
-            if topic != self._topic:
-                raise WireError(f"topic {topic!r}; subscribed to {self._topic!r}")
-        except WireError as error:
-            self._bad.add(error)
-            return
-        if self._is_next_unknown:
-            self._is_next_unknown = False
-            self._cache.begin(seq)
-        applied_seq = self._cache.applied_seq
-        if seq <= applied_seq and self._cache.has(seq, payload):
-            self._received_seq = max(self._received_seq, seq)
-            return  # late or twice
-        if seq <= self._received_seq or self._cache.knows(seq):
-            self._need_adoption(f"publisher restarted: another batch {seq} came after {applied_seq}")
-            return
-        self._received_seq = seq
-        self._losses.record_received()
-        if seq <= applied_seq:
-            return  # replayed, too long ago to be remembered
-        if seq > applied_seq + 1:
-            await self._recover(seq - 1)
-        if self._adoption_reason is None and seq > self._cache.applied_seq:
-            self._apply(seq, payload)
-            self._update_state("")
+    async def _apply_live(self, seq: int, payload: bytes) -> None:
+        self._apply(seq, payload)
+        self._update_state("")
 
     def _apply(self, seq: int, payload: bytes) -> None:
         self._cache.apply(seq, payload)
@@ -308,7 +258,11 @@ class ForeignFeed:
     def _need_adoption(self, reason: str) -> None:
         if self._adoption_reason is None:
             self._adoption_reason = reason
-        self._wake.set()
+        self._live.end()
+
+    def _lose_connection(self) -> None:
+        self._keeps_no_batches = False
+        self._need_adoption("connection lost")
 
     # ---- whole or partial
 
@@ -328,7 +282,7 @@ class ForeignFeed:
     def _why_partial(self) -> str:
         if self._client is None:
             return "the worker has no replay, so what it published before isn't known"
-        if self._is_next_unknown:
+        if self._live.begin_at is not None:
             return "the replay didn't say what was published before"
         return "the replay doesn't reach back to the first batch"
 
@@ -347,19 +301,6 @@ class ForeignFeed:
             await asyncio.sleep(_FLUSH_INTERVAL_S)
 
     # ---- batches that don't arrive
-
-    def _record_published(self, seq: int) -> None:
-        if self._losses.record_published(seq, self._cache.applied_seq):
-            self._wake.set()
-
-    async def _check_for_lost(self) -> None:
-        if self._is_next_unknown:
-            return
-        lost = self._losses.take_lost(self._cache.applied_seq)
-        if lost is not None:
-            await self._recover(lost)
-        elif self._replayer is not None and self._losses.take_probe():
-            self._replayer.probe(self._record_published)
 
     async def _recover(self, last: int) -> None:
         """Apply the missing batches up to `last` from the replay, or else begin again."""

@@ -9,7 +9,7 @@
        └───── snapshot fails ──▶ stale ── tried again with back-off ──▶ exact
 
     RankSubscriber ──▶ Resynchroniser ──▶ SyncedCache ──▶ CacheSink
-          └── batches after the snapshot ─────▲
+          └── LiveBatches: those after the snapshot ──▲
 
 A lost batch is noticed by the next one's number. When there is no next one, it is noticed by what the rank
 reports of itself (`observe`), or, when neither comes for `probe_interval_s`, by asking the replay for what
@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 
 import zmq.asyncio
 
@@ -31,21 +29,17 @@ from app.events.bad_messages import BadMessages
 from app.events.curve import CurveClient, KeyPair
 from app.events.following.batch_replayer import REPLAY_FAULTS, BatchReplayer
 from app.events.following.connection import Connection, subscriber_context
+from app.events.following.live_batches import LiveBatches
 from app.events.following.load_subscriber import LoadSubscriber
-from app.events.following.loss_detector import LossDetector
 from app.events.following.recovery_client import RecoveryClient
 from app.events.following.resynchroniser import Resynchroniser
 from app.events.following.sync_status import SyncRecord, SyncStatus, Trust, error_text
 from app.events.following.synced_cache import CacheSink, SyncedCache
 from app.events.publisher_info import PublisherAddress, PublisherInfo
-from app.events.schema import LoadStat, split_message
+from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 
 logger = logging.getLogger(__name__)
-
-_BURST = 256
-_SLICE_S = 0.01
-"""How long a burst of batches may hold up the event loop; one big batch may take longer."""
 
 
 class RankSubscriber:
@@ -111,12 +105,20 @@ class RankSubscriber:
             snapshot_timeout_s=snapshot_timeout_s,
         )
         self._replayer = self._make_replayer(replay_timeout_s, snapshot_timeout_s)
-        self._losses = LossDetector(delivery_timeout_s, probe_interval_s if self._replayer else None)
-
+        self._live = LiveBatches(
+            self._cache,
+            self._replayer,
+            topic=info.address.topic.encode(),
+            bad=self._bad,
+            apply=self._apply_live,
+            recover=self._recover,
+            on_restarted=self._need_snapshot,
+            on_disconnected=lambda: self._need_snapshot("connection lost"),
+            delivery_timeout_s=delivery_timeout_s,
+            probe_interval_s=probe_interval_s,
+        )
         self._resync_reason: str | None = "first snapshot"  # why a snapshot is needed; None: it isn't
         self._connection: Connection | None = None  # the resynchroniser's, which closes it
-        self._received_seq = -1  # last batch received over this connection
-        self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._load: LoadSubscriber | None = None
 
@@ -160,16 +162,17 @@ class RankSubscriber:
         if self._resynchroniser.is_publisher_replaced:
             self._need_snapshot("publisher restarted: new epoch")
         elif last_seq <= self._cache.applied_seq:
-            self._losses.record_received()
+            self._live.record_received()
         else:
-            self._record_published(last_seq)
+            self._live.record_published(last_seq)
 
     async def _run(self) -> None:
         while True:
             try:
                 if self._resync_reason is not None:
                     await self._resync(self._resync_reason)
-                await self._follow()
+                assert self._connection is not None
+                await self._live.follow(self._connection)
             except Exception as error:
                 logger.exception("rank %d: internal error while following it", self._address.rank)
                 self._need_snapshot(f"internal error: {error!r}")
@@ -214,72 +217,16 @@ class RankSubscriber:
         if self._replayer is not None:
             self._replayer.disconnect()
         self._connection = await self._resynchroniser.resync(reason)
-        self._received_seq = -1
         self._resync_reason = None
-        # The first probe is due at once: the subscription may have taken effect after a batch or two.
-        self._losses.begin()
+        self._live.begin()
 
     def _need_snapshot(self, reason: str) -> None:
         if self._resync_reason is None:
             self._resync_reason = reason
         self._record.set("syncing", reason)
-        self._wake.set()
+        self._live.end()
 
     # ---- live batches: exact, or syncing by replay
-
-    async def _follow(self) -> None:
-        """Apply batches as they come, until a snapshot is needed."""
-        assert self._connection is not None
-        while self._resync_reason is None:
-            self._connection.notify(self._wake.set)
-            await self._wait(self._losses.next_check())
-            messages = self._connection.receive(_BURST)
-            if self._connection.broke():
-                self._need_snapshot("connection lost")
-            until = time.monotonic() + _SLICE_S
-            for frames in messages:
-                if self._resync_reason is not None:
-                    return
-                await self._on_message(frames)
-                if time.monotonic() > until:
-                    await asyncio.sleep(0)
-                    until = time.monotonic() + _SLICE_S
-            if len(messages) == _BURST:
-                self._wake.set()
-                await asyncio.sleep(0)
-            elif self._resync_reason is None:
-                await self._check_for_lost()
-
-    async def _wait(self, until: float | None) -> None:
-        """Wait to be woken, until a monotonic time at most."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(until):
-                await self._wake.wait()
-        self._wake.clear()
-
-    async def _on_message(self, frames: Sequence[bytes]) -> None:
-        try:
-            topic, seq, payload = split_message(frames)
-            if topic != self._topic:
-                raise WireError(f"topic {topic!r}; subscribed to {self._topic!r}")
-        except WireError as error:
-            self._bad.add(error)
-            return
-        applied_seq = self._cache.applied_seq
-        if seq <= applied_seq and self._cache.has(seq, payload):
-            self._received_seq = max(self._received_seq, seq)
-            return  # late or twice
-        if seq <= self._received_seq or self._cache.knows(seq):
-            self._need_snapshot(f"publisher restarted: another batch {seq} came after {applied_seq}")
-            return
-        self._received_seq = seq
-        self._losses.record_received()
-        if seq <= applied_seq:
-            return  # replayed, too long ago to be remembered
-        if seq > applied_seq + 1:
-            await self._recover(seq - 1)
-        if self._resync_reason is None and seq > self._cache.applied_seq:
-            await self._apply_live(seq, payload)
 
     async def _apply_live(self, seq: int, payload: bytes) -> None:
         try:
@@ -287,19 +234,6 @@ class RankSubscriber:
         except WireError as error:
             self._bad.add(error)
             await self._recover(seq)
-
-    # ---- batches that don't arrive
-
-    def _record_published(self, seq: int) -> None:
-        if self._losses.record_published(seq, self._cache.applied_seq):
-            self._wake.set()
-
-    async def _check_for_lost(self) -> None:
-        lost = self._losses.take_lost(self._cache.applied_seq)
-        if lost is not None:
-            await self._recover(lost)
-        elif self._replayer is not None and self._losses.take_probe():
-            self._replayer.probe(self._record_published)
 
     async def _recover(self, last: int) -> None:
         """Apply the missing batches up to `last` from the replay, or else ask for a snapshot."""
