@@ -24,6 +24,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
     expected = Expected(
         dp_size=worker.dp_size,
         model_names=frozenset((config.model.path, served_name(config.model))),
+        has_tenants=config.ingress.tenant_header is not None,
         max_model_len=resolve_max_model_len(config.model.max_model_len, context_length(model_dir)),
     )
     rank = RemoteRank(

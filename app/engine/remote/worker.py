@@ -90,11 +90,13 @@ class Expected:
         dp_size: its ranks.
         model_names: names and paths by which its model may go.
         max_model_len: tokens of the context that is served here.
+        has_tenants: whether each request has a salt, which keeps tenants apart.
     """
 
     dp_size: int
     model_names: frozenset[str]
     max_model_len: int
+    has_tenants: bool = False
 
     def fault(self, worker: WorkerDescription) -> str | None:
         """Why serving from `worker` would be wrong; None: it wouldn't."""
@@ -105,6 +107,8 @@ class Expected:
         theirs = {last_part(name) for name in worker.model_names}
         if theirs and not theirs & {last_part(name) for name in self.model_names}:
             return f"it serves {', '.join(worker.model_names)}; model.path is {min(self.model_names)}"
+        if self.has_tenants and "cache_salt" in worker.ignored:
+            return f"cache_salt, which keeps tenants apart: {worker.ignored['cache_salt']}"
         return None
 
     def context(self, worker: WorkerDescription) -> int:
@@ -124,7 +128,7 @@ def port_fault(port: object) -> str | None:
 
 
 def endpoint_fault(endpoint: str) -> str | None:
-    """Why nobody can dial a ZMQ address, as a worker says it; None: one can."""
+    """Why no client can dial a ZMQ address, as a worker says it; None: one can."""
     transport, _, rest = endpoint.partition("://")
     if transport == "inproc":
         return "which no other process can dial"

@@ -74,6 +74,16 @@ async def test_what_does_not_fit_is_said(
     await until(lambda: reason in (engine.status.unavailable or ""), lambda: engine.status)
 
 
+async def test_a_worker_that_would_mix_tenants_is_left_out(
+    new_worker: NewWorker, new_remote: NewRemote
+) -> None:
+    worker = await new_worker()
+    worker.behaviour.info = {"version": "0.5.22"}
+    engine = new_remote(worker.url, expected=Expected(1, frozenset(("tiny",)), 64, has_tenants=True))
+    await until(lambda: "keeps tenants apart" in (engine.status.unavailable or ""), lambda: engine.status)
+    await until_available(new_remote(worker.url))
+
+
 async def test_a_server_that_is_no_worker_is_said(new_remote: NewRemote, new_worker: NewWorker) -> None:
     worker = await new_worker()
     engine = new_remote(worker.url + "/elsewhere")
