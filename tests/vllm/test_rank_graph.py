@@ -142,7 +142,8 @@ def test_a_killed_engine_core_takes_its_replica_and_a_killed_replica_its_engine_
     os.kill(core, signal.SIGKILL)
     os.kill(before[0]["pid"], signal.SIGKILL)
     wait_until(lambda: not is_alive(orphan), "the killed replica's engine core gone")
-    wait_until(lambda: are_new(graph, [state["pid"] for state in before]), "both ranks back", RETURN_S)
+    pids = [state["pid"] for state in before]
+    wait_until(lambda: are_new(graph, pids), lambda: f"both ranks back: {graph.output()[-20000:]}", RETURN_S)
     assert cached_tokens(graph.complete(prompt, rank=1)) == 0
     graph.wait_until_followed()
     graph.audit()

@@ -15,6 +15,7 @@ from app.deployments.logs import log_with_ray
 from app.deployments.messages import NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.core import RankCore
 from app.engine.load import load_engine
+from app.errors import EngineFailedError
 from app.events.endpoints import KvEvents
 from app.events.publisher_info import PublisherInfo
 from app.events.publishing.publisher import EventPublisher
@@ -22,6 +23,9 @@ from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
 
 logger = logging.getLogger("ray.serve")
+
+ENGINE_FAILED_STATUS = 70
+"""The process' exit status when its engine has failed: `EX_SOFTWARE` of sysexits.h."""
 
 
 class DPRank:
@@ -146,5 +150,13 @@ class DPRank:
         return await self._engine.reset_cache()
 
     def check_health(self) -> None:
-        """Ray Serve replaces the replica when this raises."""
-        self._engine.check_health()
+        """Ends the process once the engine has failed; Ray Serve replaces a replica whose process is gone.
+
+        It would replace one that raises here too, but only after several checks, and under another number:
+        the replica that Ray still stops keeps its own. Requests were failed by the engine already.
+        """
+        try:
+            self._engine.check_health()
+        except EngineFailedError as error:
+            logger.critical("rank %d ends: %s", self._rank, error)
+            os._exit(ENGINE_FAILED_STATUS)
