@@ -23,6 +23,7 @@ NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
 """Public members of every named tuple, which have an underscore lest they clash with its fields."""
 ALLOWED = {
     "library._name": "ctypes documents it as the name of a loaded library",
+    "os._exit": "os documents it, as what ends a process at once",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "torch has no public way to ask",
     "torch.ops.mkldnn._linear_pointwise": "torch has no public way to use a packed weight",
     "torch.ops.mkldnn._reorder_linear_weight": "torch has no public way to pack a weight",
