@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.config import ModelConfig
 from app.models.store import resolve_model
+from app.settings import ModelConfig
 from tests.support import examples  # noqa: F401  (registers the profile before the command line chooses it)
 from tests.support.models.tiny_llama import write_tiny_llama
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from app.config import Settings
 from app.errors import MAX_SHOWN, InvalidRequestError, shown
+from app.settings import Settings
 
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]

@@ -86,6 +86,14 @@ class Assignment:
     replica_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class RankReplica:
+    """One replica of `DPRank`, by the rank that it was and its id."""
+
+    rank: int
+    replica_id: str
+
+
 @dataclass(frozen=True)
 class Unroutable:
     """The router's answer when it can't choose; `error` is what the client should read."""

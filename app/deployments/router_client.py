@@ -11,9 +11,17 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from app.deployments.messages import Assignment, ChooseRequest, Json, PeerReservation, Unroutable
+from app.deployments.messages import (
+    Assignment,
+    ChooseRequest,
+    Json,
+    PeerReservation,
+    RankReplica,
+    Unroutable,
+)
 from app.errors import NoRouterError
 from app.routing.decisions.decision_log import Outcome
+from app.routing.tracking.standing import Standing
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -38,6 +46,7 @@ class RouterMethods(Protocol):
     async def mark_failed(self, rank: int, replica_id: str) -> None: ...
     async def record_outcomes(self, outcomes: Sequence[Outcome]) -> None: ...
     async def add_peer_reservations(self, router: str, reservations: Sequence[PeerReservation]) -> None: ...
+    async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]: ...
     async def view(self) -> list[Json]: ...
     async def stats(self) -> Json: ...
     async def decisions(self, request_id: str) -> list[Json]: ...
@@ -78,6 +87,14 @@ class RouterClient:
             RequestError: the router couldn't choose.
         """
         return _routed(await self._call_one(RouterMethods.explain, request))
+
+    async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]:
+        """How each of these replicas stands for one router, in the same order.
+
+        Raises:
+            NoRouterError: no router answers.
+        """
+        return await self._call_one(RouterMethods.standings, replicas)
 
     async def view(self) -> list[Json]:
         """One router's view of every rank that is there.

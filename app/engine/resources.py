@@ -14,8 +14,9 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.config import AppConfig, RankResources
+from app.config import AppConfig
 from app.errors import ConfigError
+from app.settings import RankResources
 
 
 @dataclass(frozen=True)

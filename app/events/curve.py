@@ -22,8 +22,8 @@ from pydantic import Field, field_validator
 from zmq.auth import load_certificate
 from zmq.utils import z85
 
-from app.config import Settings
 from app.errors import ConfigError
+from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.config import MAX_DP_SIZE
 from app.errors import WireError
 from app.events.curve import is_key
 from app.events.ports import MAX_PORT, PortSpan, dial_host, host_fault
 from app.events.publisher_info import PublisherAddress
+from app.settings import MAX_DP_SIZE
 
 _WHERE = "kv_events"
 _MAX_BLOCK_SIZE = 2**31 - 1

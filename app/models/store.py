@@ -15,13 +15,13 @@ import os
 import sys
 from pathlib import Path
 
-from app.config import ModelConfig
 from app.errors import KvbeaconError, ModelNotFoundError
 from app.models import hub
 from app.models.cache import make_once
 from app.models.folder import missing_file
 from app.models.gguf_conversion import REVISION, convert
 from app.models.known_models import KNOWN_MODELS, KnownModel, fetch
+from app.settings import ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from random import Random
 
-from app.config import RoutingConfig
 from app.routing.decisions.chooser import Chooser
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.index.prefix_index import PrefixIndex
@@ -21,6 +20,7 @@ from app.routing.load.load_book import LoadBook
 from app.routing.load.reservations import Reservations
 from app.routing.membership import Membership
 from app.routing.policies.registry import find_policy
+from app.settings import RoutingConfig
 
 
 class RoutingCore:

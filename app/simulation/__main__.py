@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from app.config import MAX_DP_SIZE
 from app.errors import KvbeaconError
 from app.routing.policies.registry import POLICIES
+from app.settings import MAX_DP_SIZE
 from app.simulation.config import MOONCAKE, read_cluster
 from app.simulation.results.plot import Plot
 from app.simulation.results.report import report

@@ -8,8 +8,8 @@ from typing import Annotated, Final
 import yaml
 from pydantic import Field
 
-from app.config import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings
 from app.errors import ConfigError
+from app.settings import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings
 from app.validation import validate
 
 Seconds = Annotated[float, Field(ge=0)]

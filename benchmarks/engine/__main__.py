@@ -19,9 +19,9 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from app.config import KernelBackend, ModelConfig
 from app.errors import KvbeaconError
 from app.models.store import resolve_model
+from app.settings import KernelBackend, ModelConfig
 from benchmarks.engine.inside import InsideFigures, measure_inside
 from benchmarks.engine.peers import process
 from benchmarks.engine.peers.process import Peer, PeerError

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from app.config import ModelConfig
 from app.models.store import resolve_model
+from app.settings import ModelConfig
 
 HIDDEN, INNER, VOCAB, HEADS = 32, 32, 512, 1
 MAX_POSITIONS = 2048

@@ -8,12 +8,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from app.config import RoutingConfig
 from app.events.batch_codec import decode_batch, encode_batch
 from app.events.schema import MEDIUM, BlockRemoved, BlockStored, CacheEvent, EventBatch, LoadStat
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Prompt
 from app.routing.index.index_writer import IndexWriter
+from app.settings import RoutingConfig
 from benchmarks.index.workload import Event
 
 BLOCK_SIZE = 16

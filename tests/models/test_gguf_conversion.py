@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Tokenizer
 
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
 from app.errors import UnsupportedModelError
 from app.models.gguf_conversion import convert
+from app.settings import EngineConfig
 from app.text.tokenizer import Tokenizer
 from tests.support.models.tiny_gguf import (
     HEAD_DIM,

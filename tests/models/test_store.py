@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from app.config import ModelConfig
 from app.errors import ModelIntegrityError, ModelNotFoundError, UnsupportedModelError
 from app.models.known_models import KNOWN_MODELS, KnownModel
 from app.models.store import resolve_model, served_name
+from app.settings import ModelConfig
 from tests.support.deadlines import wait_until
 from tests.support.models.tiny_gguf import write_tiny_gguf
 

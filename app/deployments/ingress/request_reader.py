@@ -14,9 +14,9 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.headers import named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
-from app.config import IngressConfig
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
 from app.generation import GenerateRequest
+from app.settings import IngressConfig
 from app.text.tokenizer import Tokenizer
 
 LONG_BODY = 20_000

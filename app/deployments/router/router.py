@@ -15,7 +15,14 @@ from ray.serve.handle import DeploymentHandle
 from app.config import AppConfig
 from app.deployments.background import detached_task
 from app.deployments.logs import log_with_ray
-from app.deployments.messages import Assignment, ChooseRequest, Json, PeerReservation, Unroutable
+from app.deployments.messages import (
+    Assignment,
+    ChooseRequest,
+    Json,
+    PeerReservation,
+    RankReplica,
+    Unroutable,
+)
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
@@ -27,6 +34,7 @@ from app.routing.decisions.decision import Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
 from app.routing.tracking.audit import Auditor
+from app.routing.tracking.standing import Standing
 from app.routing.tracking.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
@@ -195,6 +203,10 @@ class Router:
     async def mark_failed(self, rank: int, replica_id: str) -> None:
         """An ingress saw this replica die: its blocks and load are dropped now."""
         self._tracker.mark_failed(rank, replica_id)
+
+    async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]:
+        """How each of these replicas stands, in the same order: an ingress has requests there."""
+        return [self._tracker.standing(each.rank, each.replica_id) for each in replicas]
 
     async def view(self) -> list[Json]:
         """What this router believes of every rank that is there, whether or not it can take requests."""

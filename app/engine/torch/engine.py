@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from app.config import Device, Dtype, EngineConfig
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.limits import Limits
 from app.engine.torch.admission import Admission
@@ -35,6 +34,7 @@ from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import FinishReason, GenerateRequest, SamplingParams
 from app.models.context import resolve_max_model_len
+from app.settings import Device, Dtype, EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -29,11 +29,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from app.config import SchedulerConfig
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.torch.request import Request, Status
 from app.engine.torch.request_queue import RequestQueue
 from app.engine.torch.schedule import Plan, Schedule, ScheduledRequest
+from app.settings import SchedulerConfig
 
 
 class Scheduler:

@@ -25,6 +25,7 @@ from app.events.snapshot import CacheSnapshot
 from app.routing.core import RoutingCore
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.followed_rank import FollowedRank
+from app.routing.tracking.standing import USABLE, Standing
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,13 @@ class Tracker:
     def routes_to(self, rank: int, replica_id: str) -> bool:
         """Whether `rank` is this replica and can take requests."""
         return self._follows(rank, replica_id) and rank in self._core.membership.routable
+
+    def standing(self, rank: int, replica_id: str) -> Standing:
+        """How this replica stands, which was `rank` when a request was sent to it."""
+        if not self._follows(rank, replica_id):
+            return Standing("gone", "the routers no longer follow it")
+        unavailable = self._followed[rank].description.unavailable
+        return USABLE if unavailable is None else Standing("unavailable", unavailable)
 
     def followed(self, rank: int) -> FollowedRank | None:
         """The replica that is followed under this number now."""

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from pydantic import Field
 
-from app.config import PositiveFloat, PositiveInt, Settings
+from app.settings import PositiveFloat, PositiveInt, Settings
 from app.simulation.traces.request import SimulatedRequest
 
 

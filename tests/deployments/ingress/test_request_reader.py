@@ -17,7 +17,6 @@ from app import hashing
 from app.api.bodies import PromptBody, parse_any
 from app.api.native.request import GenerateBody, parse_generate
 from app.api.openai.requests import ChatRequest, TextRequest, parse_chat, parse_text
-from app.config import IngressConfig
 from app.deployments.ingress.request_reader import LONG_BODY, PreparedRequest, RequestReader
 from app.errors import (
     InvalidRequestError,
@@ -26,6 +25,7 @@ from app.errors import (
     RequestError,
     RequestTooLargeError,
 )
+from app.settings import IngressConfig
 from app.text.tokenizer import Tokenizer
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -15,7 +15,6 @@ import msgspec
 import pytest
 
 from app import hashing
-from app.config import EngineConfig, RoutingConfig
 from app.deployments.rank.core import RankCore
 from app.engine.torch.engine import Engine
 from app.engine.torch.engine_thread import EngineThread
@@ -31,6 +30,7 @@ from app.routing.decisions.explanation import Json, explanation
 from app.routing.tracking.audit import Auditor, RankAudit
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import Tracker
+from app.settings import EngineConfig, RoutingConfig
 from tests.support.deadlines import until
 from tests.support.events.faulty_link import FaultyLink, Message
 from tests.support.free_ports import find_free_ports

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from app.config import Device, EngineConfig
 from app.engine.torch.engine import Engine
 from app.generation import GenerateRequest, SamplingParams
+from app.settings import Device, EngineConfig
 from tests.kernels.harness import run_uninterpreted
 
 PROMPTS = [list(range(10, 47)), list(range(100, 103)), [7]]
@@ -39,7 +39,7 @@ def test_triton_gives_the_tokens_that_torch_gives(tiny_llama_dir: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from app.config import EngineConfig
+from app.settings import EngineConfig
 from app.engine.torch.engine import Engine
 from app.errors import ConfigError
 try:

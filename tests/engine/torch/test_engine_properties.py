@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.memory import kv_cache
 from app.engine.torch.model.architecture import read_architecture
@@ -23,6 +22,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput
 from app.events.schema import CacheEvent
 from app.generation import GenerateRequest, SamplingParams
+from app.settings import EngineConfig
 from kernels.backends import load_kernels
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples

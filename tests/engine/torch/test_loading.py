@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.engine.torch.memory.available import available_bytes
 from app.engine.torch.memory.placement import resolve_device, resolve_dtype
@@ -23,6 +22,7 @@ from app.errors import (
     UnsupportedModelError,
 )
 from app.generation import GenerateRequest, SamplingParams
+from app.settings import EngineConfig
 
 MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
 QWEN: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}

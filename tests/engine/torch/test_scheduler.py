@@ -3,12 +3,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.config import SchedulerConfig
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.torch.request import Request, Status
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.generation import SamplingParams
+from app.settings import SchedulerConfig
 from tests.support.examples import examples
 
 BLOCK = 4

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
 from app.generation import GenerateRequest, SamplingParams
+from app.settings import EngineConfig
 from app.text.tokenizer import Tokenizer
 
 NUM_TOKENS = 60

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import pytest
 
-from app.config import SchedulerConfig
 from app.events.schema import LoadStat
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.policies.prediction import admission_s
+from app.settings import SchedulerConfig
 from tests.support.routing.cores import new_core, new_prompt
 
 HOT = range(400)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from app.build import build_app
 from app.check import IMPORT_PATH, check
-from app.config import RoutingConfig, load_config
+from app.config import load_config
 from app.errors import ConfigError
 from app.routing.core import RoutingCore
 from app.routing.policies.base import PolicyInput, PolicySpec
 from app.routing.policies.registry import POLICIES, find_policy
 from app.routing.rank_view import RankView, RankViews
+from app.settings import RoutingConfig
 from tests.support.routing.views import VIEWS
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"

@@ -14,6 +14,7 @@ from app.events.publisher_info import PublisherAddress, PublisherInfo, Publisher
 from app.events.schema import BlockRemoved, LoadStat
 from app.routing.decisions.decision import Prompt
 from app.routing.tracking.description import RankDescription
+from app.routing.tracking.standing import USABLE, Standing
 from app.routing.tracking.tracker import MAX_MISSED_POLLS
 from tests.support.deadlines import until
 from tests.support.depths import depth_by_rank
@@ -53,6 +54,22 @@ async def test_follows_snapshot_then_events(world: Follower) -> None:
     assert (member.rank, member.replica_id, member.status.state) == (0, live.replica_id, "exact")
     assert member.num_blocks == 6
     world.core.index.check_integrity()
+
+
+async def test_says_how_a_replica_stands(world: Follower) -> None:
+    live = world.start()
+    tracker = world.tracker
+    assert tracker.standing(0, live.replica_id).state == "gone"
+    await world.poll(live)
+    assert tracker.standing(0, live.replica_id) == USABLE
+    assert tracker.standing(0, "another").state == "gone"
+    live.unavailable = "its worker is down"
+    await world.poll(live)
+    assert tracker.standing(0, live.replica_id) == Standing("unavailable", "its worker is down")
+    await world.poll()
+    for _ in range(MAX_MISSED_POLLS):
+        await world.poll()
+    assert tracker.standing(0, live.replica_id).state == "gone"
 
 
 async def test_load_comes_by_itself_and_acknowledges_reservations(world: Follower) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from app.config import EngineConfig
 from app.engine.torch.engine import Engine
+from app.settings import EngineConfig
 
 BLOCK = 4
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from random import Random
 
-from app.config import RoutingConfig
 from app.events.following.sync_status import Trust
 from app.events.schema import LoadStat
 from app.hashing import chain, wire_hashes
@@ -13,6 +12,7 @@ from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Prompt
 from app.routing.membership import RoutableRanks
 from app.routing.rank_view import ROWS
+from app.settings import RoutingConfig
 
 RATE = 1000.0
 """Tokens per second of every rank that hasn't reported another rate."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.config import CacheConfig
 from app.engine.torch.memory.available import available_bytes, gib
 from app.engine.torch.model.architecture import Architecture
 from app.errors import InsufficientMemoryError
+from app.settings import CacheConfig
 
 
 def bytes_per_block(architecture: Architecture, block_size: int, dtype: torch.dtype) -> int:

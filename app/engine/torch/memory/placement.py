@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from app.config import Device, Dtype, KernelBackend
 from app.errors import ConfigError
+from app.settings import Device, Dtype, KernelBackend
 from kernels.backends import BackendError, load_kernels
 from kernels.interface import Kernels
 

@@ -19,7 +19,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from app.config import EngineConfig, SchedulerConfig
 from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.torch.engine import Engine
 from app.engine.torch.memory import kv_cache
@@ -30,6 +29,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.request import Request
 from app.engine.torch.scheduler import Scheduler
 from app.generation import GenerateRequest, SamplingParams
+from app.settings import EngineConfig, SchedulerConfig
 from kernels.backends import BACKENDS, load_kernels
 
 CPU = torch.device("cpu")
