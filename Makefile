@@ -13,7 +13,7 @@ VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup serve test test-vllm check-extras lint lock clean
+.PHONY: setup serve test test-long test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -32,9 +32,13 @@ serve: setup
 # Integration tests start whole graphs, which need the machine to themselves. The others run in as many processes as
 # there are cores (at most 4), one thread each.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration -m "not slow" \
 		--numprocesses=auto --maxprocesses=4 --dist=loadfile
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/integration -m "not slow"
+
+# What takes too long for every change.
+test-long: setup
+	$(BIN)/python -m pytest -m slow
 
 # vLLM's own settings are made in tests/vllm/conftest.py.
 test-vllm: export PYTHONPATH := $(CURDIR)
