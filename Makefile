@@ -13,7 +13,7 @@ VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup serve test test-long test-vllm check-extras lint lock clean
+.PHONY: setup serve drain test test-long test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -28,6 +28,10 @@ setup: .venv/installed
 serve: setup
 	$(BIN)/python -m app.check $(CONFIG)
 	$(BIN)/serve run $(CONFIG)
+
+# Ends the service that runs on this machine without breaking an answer; see docs/operations.md.
+drain: setup
+	$(BIN)/python -m app.drain
 
 # Integration tests start whole graphs, which need the machine to themselves. The others run in as many processes as
 # there are cores (at most 4), one thread each.

@@ -28,13 +28,13 @@ HEALTH_CHECK_PERIOD_S = 1.0
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 DRAIN_CHECK_PERIOD_S = 0.5
-"""How often a replica that is being replaced looks whether its calls have ended, so that it stops soon after."""
+"""How often a replica that is being replaced looks whether its calls have ended; then it stops."""
 HAND_OVER_S = 15.0
 """For a rank's last requests to leave it, after the time that they may stay: Ray then kills it."""
 SURGE_PERCENT = 20
-"""Routers and ingresses that a redeploy starts before it stops old ones, rounded up, so that there is always one
-that answers. Ranks have memory and devices of their own, for which there is seldom room twice: one is stopped
-first, and the others serve meanwhile."""
+"""Routers and ingresses that a redeploy starts before it stops old ones, rounded up, so that there is always
+one that answers. Ranks have memory and devices of their own, for which there is seldom room twice: one is
+stopped first, and the others serve meanwhile."""
 MAX_CONNECTIONS = 10_000
 """Calls that one router or ingress holds open; ranks refuse what they can't queue long before."""
 
@@ -95,7 +95,7 @@ def _rank_capacity(config: AppConfig) -> int:
 def _rank_drain_s(config: AppConfig) -> float:
     """How long a rank that is being replaced may go on.
 
-    Ingresses take its requests away after `engine.drain_timeout_s` where another rank can go on with them. Where
-    none can, as when everything is drained, they may stay as long as their ingress does.
+    Ingresses take its requests away after `engine.drain_timeout_s` where another rank can go on with them.
+    Where none can, as when everything is drained, they may stay as long as their ingress does.
     """
     return max(config.engine.drain_timeout_s, config.ingress.drain_timeout_s) + HAND_OVER_S
