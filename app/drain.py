@@ -10,53 +10,42 @@ most `ingress.drain_timeout_s`.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 POLL_S = 0.5
-NO_APPLICATIONS: Mapping[str, Any] = {"applications": []}
 
 
-def drain(client: ServeSubmissionClient, timeout_s: float) -> Iterator[str]:
-    """Remove all applications; yields what still runs, each time that it has changed.
+def drain(client: ServeSubmissionClient, timeout_s: float) -> None:
+    """Remove all applications; returns once the last answer has ended.
 
     Args:
         client: of the cluster.
-        timeout_s: how long to wait for the end of the last one.
+        timeout_s: how long to wait for that.
 
     Raises:
-        TimeoutError: something still runs after `timeout_s` seconds.
+        TimeoutError: some application still runs after `timeout_s` seconds; Ray goes on with removing it.
         RuntimeError: the cluster refuses.
     """
     deadline = time.monotonic() + timeout_s
-    client.deploy_applications(dict(NO_APPLICATIONS))
-    shown = None
-    while left := _running(client):
-        if left != shown:
-            shown = left
-            yield f"still running: {left}"
+    client.deploy_applications({"applications": []})
+    while left := client.get_serve_details()["applications"]:
         if time.monotonic() >= deadline:
-            raise TimeoutError(f"not ended within {timeout_s:g} s: {left}")
+            raise TimeoutError(f"after {timeout_s:g} s not all answers of {', '.join(left)} have ended")
         time.sleep(POLL_S)
 
 
-def _running(client: ServeSubmissionClient) -> str:
-    """The replicas that there are, by application and deployment; empty when no application is left."""
-    return "; ".join(
-        f"{name}: " + (", ".join(_replicas(application["deployments"])) or application["status"].lower())
-        for name, application in client.get_serve_details()["applications"].items()
-    )
-
-
-def _replicas(deployments: Mapping[str, Any]) -> Iterator[str]:
-    for name, deployment in deployments.items():
-        if deployment["replicas"]:
-            yield f"{name} {len(deployment['replicas'])}"
+def seconds(given: str) -> float:
+    """A time on a command line. Raises `ValueError` for what is none, as `argparse` wants it."""
+    value = float(given)
+    if not 0 <= value < math.inf:
+        raise ValueError(given)
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,19 +57,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--address",
         default=os.environ.get("RAY_DASHBOARD_ADDRESS", "http://localhost:8265"),
-        help="of Ray's dashboard; by default RAY_DASHBOARD_ADDRESS, or %(default)s",
+        help="of Ray's dashboard; by default RAY_DASHBOARD_ADDRESS, or else http://localhost:8265",
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=600.0,
-        help="seconds to wait for the end; then status 1, and Ray goes on with it (default: %(default)g)",
+        help="seconds to wait for the last answer's end; then the exit status is 1 (default: %(default)g)",
     )
     given = parser.parse_args(arguments)
+    print("removing all applications; waiting until their last answers have ended", flush=True)
     try:
-        for line in drain(ServeSubmissionClient(given.address), given.timeout):
-            print(line, flush=True)
-    except (OSError, ValueError, RuntimeError) as error:  # TimeoutError and requests' own are OSErrors
+        drain(ServeSubmissionClient(given.address), given.timeout)
+    except (OSError, ValueError, RuntimeError) as error:  # TimeoutError and those of `requests` are OSErrors
         print(f"{given.address}: {error}", file=sys.stderr)
         return 1
     print("no application is left; `serve shutdown` ends Serve itself")

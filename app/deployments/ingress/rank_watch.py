@@ -34,7 +34,7 @@ logger = logging.getLogger("ray.serve")
 INTERVAL_S = 1.0
 """Between two looks at the replicas."""
 QUIET_S = 1.5
-"""A request that has got nothing for so long has no stream that could be broken: a decode step is far shorter."""
+"""A request that has got nothing for so long has no stream that could be broken: a decode step is shorter."""
 ANSWER_TIMEOUT_S = 1.0
 """What a replica gets to describe itself; it does so at once, also during a long step."""
 

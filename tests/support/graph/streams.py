@@ -26,6 +26,7 @@ class Stream:
         num_pieces: chunks of text so far.
         ended: its last message: `[DONE]`, or an error's code; None until then.
         message: the error's message.
+        longest_pause_s: longest time between two pieces of text.
     """
 
     def __init__(self, response: httpx.Response) -> None:
@@ -33,6 +34,8 @@ class Stream:
         self.num_pieces = 0
         self.ended: str | None = None
         self.message = ""
+        self.longest_pause_s = 0.0
+        self._last_piece_at = time.monotonic()
         self._response = response
         self.reading = asyncio.create_task(self._read())
 
@@ -52,8 +55,14 @@ class Stream:
                 self.ended = error.get("code", data)
                 self.message = error.get("message", "")
             else:
-                self.num_pieces += 1
+                self._count_piece()
         await self._response.aclose()
+
+    def _count_piece(self) -> None:
+        now = time.monotonic()
+        self.longest_pause_s = max(self.longest_pause_s, now - self._last_piece_at)
+        self._last_piece_at = now
+        self.num_pieces += 1
 
 
 class Streams:
@@ -75,8 +84,8 @@ class Streams:
         await self.disconnect()
         await self.http.aclose()
 
-    async def open(self, count: int, rank: int, **fields: Any) -> list[Stream]:
-        """`count` long streams on `rank`, each past its first token."""
+    async def open(self, count: int, rank: int | None = None, **fields: Any) -> list[Stream]:
+        """`count` long streams, on `rank` if one is given, each past its first token."""
         requests = [self._request(rank, LONG | {"stream": True} | fields) for _ in range(count)]
         responses = await asyncio.gather(*(self.http.send(request, stream=True) for request in requests))
         assert [response.status_code for response in responses] == [200] * count
