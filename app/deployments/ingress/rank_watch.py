@@ -75,6 +75,7 @@ class RankWatch:
         ranks: are asked themselves.
         drain_timeout_s: seconds that requests may go on at a replica that drains.
         interval_s: between two looks.
+        quiet_s: what has got nothing for so long is taken for a request that waits.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class RankWatch:
         *,
         drain_timeout_s: float,
         interval_s: float = INTERVAL_S,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._live = live
         self._routers = routers
         self._ranks = ranks
         self._drain_timeout_s = drain_timeout_s
         self._interval_s = interval_s
+        self._quiet_s = quiet_s
         self._left_at: dict[RankReplica, float] = {}
         """When a replica was first found to have left."""
         self._watching: asyncio.Task[Any] | None = None
@@ -157,7 +160,7 @@ class RankWatch:
 
     def _move(self, replica: RankReplica, reason: str, *, planned: bool, quiet_only: bool) -> None:
         """Move the replica's attempts, or those that have got nothing for a while."""
-        latest = time.monotonic() - QUIET_S
+        latest = time.monotonic() - self._quiet_s
         moved = [each for each in self._live.on(replica) if not quiet_only or each.heard_at <= latest]
         for attempt in moved:
             attempt.move(reason, planned=planned)

@@ -110,6 +110,14 @@ class ServeGraph:
         )
         return application
 
+    def replicas(self) -> dict[str, list[str]]:
+        """The ids of every deployment's replicas that there are, also of those that start or stop."""
+        deployments = self.status()["deployments"]
+        return {
+            name: [replica["replica_id"] for replica in each["replicas"]]
+            for name, each in deployments.items()
+        }
+
     def command(self, *words: str) -> str:
         """Run a command that finds the cluster, as a user does on its machine; what it prints."""
         environment = {**os.environ, **self._auth, "RAY_DASHBOARD_ADDRESS": self._dashboard_url()}
