@@ -143,7 +143,7 @@ async def test_what_waits_at_a_replica_that_drains_leaves_at_once_and_streams_la
     assert not streaming.done()
     await asyncio.wait_for(streaming, 5)
     assert asyncio.get_running_loop().time() - began >= DRAIN_S
-    assert [str(lost) for lost in watched.lost] == ["rank 1 was left: its replica is being replaced"] * 2
+    assert [str(lost) for lost in watched.lost] == ["rank 1 was left (its replica is being replaced)"] * 2
     assert all(lost.is_planned for lost in watched.lost)
 
 
@@ -169,7 +169,7 @@ async def test_a_replica_that_is_silent_or_serves_nothing_loses_only_what_gets_n
     waiting, streaming = watched.waiting(), watched.streaming()
     await asyncio.wait_for(waiting, 5)
     (lost,) = watched.lost
-    assert str(lost) == f"rank 1 was left: {standing.reason}"
+    assert str(lost) == f"rank 1 was left ({standing.reason})"
     assert not lost.is_planned
     await asyncio.sleep(DRAIN_S)
     await watched.looks()

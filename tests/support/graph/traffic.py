@@ -28,8 +28,8 @@ class Traffic:
     Attributes:
         failures: what was wrong with answers, in words; empty when nothing was.
         num_streams, num_shorts: answered so far.
-        longest_pause_s: between two events of one stream, or before the first.
-        longest_wait_s: of a short request.
+        longest_pause_s: between two pieces of one stream.
+        longest_wait_s: of a short request, or of a stream for its first piece.
     """
 
     def __init__(self, graph: ServeGraph, num_streams: int) -> None:
@@ -44,6 +44,12 @@ class Traffic:
         self._is_ending = False
         self._tasks: list[asyncio.Task[None]] = []
         self._shorts: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.num_streams} streams with pauses of up to {self.longest_pause_s:.2f} s, {self.num_shorts} "
+            f"short requests; waits of up to {self.longest_wait_s:.2f} s; failures: {self.failures}"
+        )
 
     async def __aenter__(self) -> Traffic:
         self._tasks = [asyncio.create_task(self._stream_on()) for _ in range(self._width)]
@@ -75,14 +81,13 @@ class Traffic:
         """What was wrong with one stream."""
         body = _body(STREAM_TOKENS) | {"stream": True, "stream_options": {"include_usage": True}}
         usage: Json | None = None
-        last = time.monotonic()
+        last, is_first = time.monotonic(), True
         async with self._http.stream("POST", "/v1/completions", json=body) as response:
             if response.status_code != 200:
                 return f"{response.status_code} {(await response.aread()).decode()}"
             async for line in response.aiter_lines():
-                now = time.monotonic()
-                self.longest_pause_s = max(self.longest_pause_s, now - last)
-                last = now
+                self._count(time.monotonic() - last, is_first=is_first)
+                last, is_first = time.monotonic(), False
                 data = line.removeprefix("data: ")
                 if data == "[DONE]":
                     return _fault(usage, STREAM_TOKENS)
@@ -91,6 +96,12 @@ class Traffic:
                     return str(event["error"])
                 usage = event.get("usage") or usage
         return "it ended without [DONE]"
+
+    def _count(self, waited_s: float, *, is_first: bool) -> None:
+        if is_first:
+            self.longest_wait_s = max(self.longest_wait_s, waited_s)
+        else:
+            self.longest_pause_s = max(self.longest_pause_s, waited_s)
 
     async def _send_shorts(self) -> None:
         while not self._is_ending:
