@@ -24,18 +24,21 @@ class Stream:
     Attributes:
         rank: where it runs.
         num_pieces: chunks of text so far.
+        text: what they say.
+        answer_id: the answer's `id`.
+        usage: of the whole answer, if it was asked for and has come.
         ended: its last message: `[DONE]`, or an error's code; None until then.
         message: the error's message.
-        longest_pause_s: longest time between two pieces of text.
     """
 
     def __init__(self, response: httpx.Response) -> None:
         self.rank = int(response.headers["x-dp-rank"])
         self.num_pieces = 0
+        self.text = ""
+        self.answer_id = ""
+        self.usage: Json | None = None
         self.ended: str | None = None
         self.message = ""
-        self.longest_pause_s = 0.0
-        self._last_piece_at = time.monotonic()
         self._response = response
         self.reading = asyncio.create_task(self._read())
 
@@ -50,19 +53,18 @@ class Stream:
             if not line:
                 continue
             data = line.removeprefix("data: ")
-            error = {} if data == "[DONE]" else json.loads(data).get("error", {})
+            event = {} if data == "[DONE]" else json.loads(data)
+            error = event.get("error", {})
             if data == "[DONE]" or error:
                 self.ended = error.get("code", data)
                 self.message = error.get("message", "")
+            elif event["choices"]:
+                self.answer_id = event["id"]
+                self.num_pieces += 1
+                self.text += event["choices"][0]["text"]
             else:
-                self._count_piece()
+                self.usage = event["usage"]
         await self._response.aclose()
-
-    def _count_piece(self) -> None:
-        now = time.monotonic()
-        self.longest_pause_s = max(self.longest_pause_s, now - self._last_piece_at)
-        self._last_piece_at = now
-        self.num_pieces += 1
 
 
 class Streams:
@@ -85,7 +87,7 @@ class Streams:
         await self.http.aclose()
 
     async def open(self, count: int, rank: int | None = None, **fields: Any) -> list[Stream]:
-        """`count` long streams, on `rank` if one is given, each past its first token."""
+        """`count` long streams, each past its first token; on `rank` if one is given."""
         requests = [self._request(rank, LONG | {"stream": True} | fields) for _ in range(count)]
         responses = await asyncio.gather(*(self.http.send(request, stream=True) for request in requests))
         assert [response.status_code for response in responses] == [200] * count
