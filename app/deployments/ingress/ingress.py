@@ -137,6 +137,7 @@ class Ingress:
             self._routers,
             self._ranks,
             self._outcomes.put,
+            model=config.model.path,
             block_size=config.engine.cache.block_size,
             limits=SearchLimits(config.ingress.max_retries, config.ingress.rank_wait_s),
         )
@@ -144,6 +145,7 @@ class Ingress:
             self._dispatcher.live,
             self._routers,
             self._ranks,
+            model=config.model.path,
             drain_timeout_s=config.engine.drain_timeout_s,
         )
 

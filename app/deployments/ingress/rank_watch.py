@@ -73,6 +73,7 @@ class RankWatch:
         live: the attempts.
         routers: say how replicas stand.
         ranks: are asked themselves.
+        model: `model.path` of the ingress: ranks that a redeploy gives another one can't take its requests.
         drain_timeout_s: seconds that requests may go on at a replica that drains.
         interval_s: between two looks.
         quiet_s: what has got nothing for so long is taken for a request that waits.
@@ -84,6 +85,7 @@ class RankWatch:
         routers: Routers,
         ranks: Ranks,
         *,
+        model: str,
         drain_timeout_s: float,
         interval_s: float = INTERVAL_S,
         quiet_s: float = QUIET_S,
@@ -91,6 +93,7 @@ class RankWatch:
         self._live = live
         self._routers = routers
         self._ranks = ranks
+        self._model = model
         self._drain_timeout_s = drain_timeout_s
         self._interval_s = interval_s
         self._quiet_s = quiet_s
@@ -134,9 +137,10 @@ class RankWatch:
     async def _some_rank_is_usable(self) -> bool:
         """Whether a request that leaves its replica finds another. Staying may help it, waiting doesn't."""
         try:
-            return any(each["unavailable"] is None for each in await self._routers.view())
+            view = await self._routers.view()
         except NoRouterError:
             return False
+        return any(each["unavailable"] is None and each["model"] == self._model for each in view)
 
     async def _ask(self, replica: RankReplica) -> _Answer:
         try:

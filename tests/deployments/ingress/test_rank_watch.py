@@ -19,6 +19,7 @@ from tests.support.deadlines import until
 from tests.support.fake_deployments import FakeCall, Silence
 from tests.support.rank_info import rank_info
 
+MODEL = "smollm2-135m-instruct"
 INTERVAL_S = 0.01
 QUIET_S = 0.1
 DRAIN_S = 0.5
@@ -28,11 +29,12 @@ REPLICA = RankReplica(1, "replica-1")
 
 
 class Routers:
-    """Attributes: `standing`, of every replica; `usable`: whether there is a rank that is; `num_asked`."""
+    """Attributes: `standing`, of every replica; whether some rank is `usable`, its `model`; `num_asked`."""
 
     def __init__(self) -> None:
         self.standing: Standing | Exception = USABLE
         self.usable = True
+        self.model = MODEL
         self.num_asked = 0
 
     async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]:
@@ -42,7 +44,7 @@ class Routers:
         return [self.standing for _ in replicas]
 
     async def view(self) -> list[Json]:
-        return [{"rank": 0, "unavailable": None if self.usable else "down"}]
+        return [{"rank": 0, "unavailable": None if self.usable else "down", "model": self.model}]
 
 
 class Ranks:
@@ -77,6 +79,7 @@ class Watched:
             self.live,
             self.routers,
             self.ranks,
+            model=MODEL,
             drain_timeout_s=DRAIN_S,
             interval_s=INTERVAL_S,
             quiet_s=QUIET_S,
@@ -188,15 +191,18 @@ async def test_requests_stay_while_no_router_says_that_their_replica_is_gone(
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_requests_stay_where_they_are_while_no_rank_could_take_them(watched: Watched) -> None:
+@pytest.mark.parametrize(("usable", "model"), [(False, MODEL), (True, "another")])
+async def test_requests_stay_where_they_are_while_no_rank_could_take_them(
+    watched: Watched, usable: bool, model: str
+) -> None:
     watched.routers.standing, watched.ranks.answer = GONE, RankGoneError("gone")
-    watched.routers.usable = False
+    watched.routers.usable, watched.routers.model = usable, model
     waiting, streaming = watched.waiting(), watched.streaming()
     await asyncio.sleep(DRAIN_S)
     await watched.looks()
     assert not waiting.done()
     assert not streaming.done()
-    watched.routers.usable = True
+    watched.routers.usable, watched.routers.model = True, MODEL
     await asyncio.wait_for(asyncio.gather(waiting, streaming), 5)
 
 

@@ -67,6 +67,7 @@ class SearchMeans:
         live: has every attempt that hasn't ended.
         record_outcome: takes every attempt's outcomes for the routers; must not wait.
         block_size: tokens per KV block, for the hashes that the router compares.
+        model: `model.path`, whose ranks alone can take the requests.
         limits: how much is tried.
     """
 
@@ -75,6 +76,7 @@ class SearchMeans:
     live: LiveAttempts
     record_outcome: Callable[[Outcome], None]
     block_size: int
+    model: str
     limits: SearchLimits
 
 
@@ -148,6 +150,7 @@ class RankSearch:
             exclude=frozenset(self._left),
             session_id=self._session_id,
             num_output_tokens=len(output),
+            model=self._means.model,
         )
 
     async def _search(self, lost: LostRankError | None) -> tuple[Attempt, TokenChunk]:
