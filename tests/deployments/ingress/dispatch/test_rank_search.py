@@ -71,7 +71,9 @@ async def test_what_is_said_of_the_prompt_stays_as_the_first_rank_said_it() -> N
 async def test_ranks_before_and_after_the_first_token_are_counted_together(
     max_retries: int, others: str
 ) -> None:
-    dies = {"a": [GONE], "b": [FIRST, GONE]} if max_retries else {"b": [FIRST, GONE]}
+    dies: dict[str, list[RankStep]] = {"b": [FIRST, GONE]}
+    if max_retries:
+        dies["a"] = [GONE]
     rig = Rig(RANKS[1 - max_retries :], dies, {"max_retries": max_retries})
     with pytest.raises(RankDiedError) as caught:
         await rig.tokens()
