@@ -23,7 +23,7 @@ import yaml
 from app.events.following.sync_status import CREDITED
 from benchmarks.graphs.replicas import replica_pids
 from tests.support.deadlines import DeadlineMissed, wait_until
-from tests.support.graph.serve_config import REPO, Json
+from tests.support.graph.serve_config import REPO, Json, merged
 
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
@@ -85,6 +85,25 @@ class ServeGraph:
         except DeadlineMissed as missed:
             missed.add_note(self.output()[-6000:])
             raise
+
+    def apply(self, config: Json) -> None:
+        """Do what `serve deploy` does with a file of this content; returns at once."""
+        dashboard = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
+        assert dashboard, self.output()
+        response = httpx.put(
+            f"{dashboard[1]}/api/serve/applications/",
+            json=config,
+            headers={"Authorization": f"Bearer {self.ray_token}"},
+            timeout=30,
+        )
+        assert response.status_code == 200, response.text
+
+    def redeploy(self, changes: Json) -> None:
+        """Change the only application's `args`, as `serve deploy` of a changed file does; returns at once."""
+        (application,) = self.config["applications"]
+        application = {**application, "args": merged(application["args"], changes)}
+        self.config = {**self.config, "applications": [application]}
+        self.apply(self.config)
 
     @property
     def is_ready(self) -> bool:
