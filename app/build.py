@@ -28,7 +28,7 @@ HEALTH_CHECK_PERIOD_S = 1.0
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 DRAIN_CHECK_PERIOD_S = 0.5
-"""How often a rank that is being replaced looks whether its calls have ended: its successor waits for its place."""
+"""How often a rank that is replaced looks whether its calls have ended; its successor waits for its place."""
 HAND_OVER_S = 15.0
 """For a rank's last requests to leave it, after the time that they may stay: Ray then kills it."""
 SURGE_PERCENT = 20

@@ -47,8 +47,8 @@ class Traffic:
 
     def __repr__(self) -> str:
         return (
-            f"{self.num_streams} streams with pauses of up to {self.longest_pause_s:.2f} s, {self.num_shorts} "
-            f"short requests; waits of up to {self.longest_wait_s:.2f} s; failures: {self.failures}"
+            f"{self.num_streams} streams, pauses of up to {self.longest_pause_s:.2f} s; {self.num_shorts} short "
+            f"requests; waits of up to {self.longest_wait_s:.2f} s; failures: {self.failures}"
         )
 
     async def __aenter__(self) -> Traffic:
