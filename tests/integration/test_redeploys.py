@@ -136,8 +136,8 @@ def states(graph: ServeGraph) -> dict[str, list[str]]:
 
 
 async def all_running(streams: Streams) -> bool:
-    loads = [await streams.load(rank) for rank in (0, 1)]
-    return sum(load["num_running_reqs"] for load in loads) == 2
+    running: list[int] = [(await streams.load(rank))["num_running_reqs"] for rank in (0, 1)]
+    return sum(running) == 2
 
 
 async def answers(streams: Streams) -> bool:
