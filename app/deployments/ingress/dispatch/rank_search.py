@@ -87,7 +87,7 @@ class RankSearch:
         means: what all searches share.
         progress: what has come of the request.
         request: what is wanted.
-        pinned_rank: the only rank where the client lets it begin.
+        pinned_rank: the only rank that the client allows.
         session_id: the session that the client named, if it did.
     """
 
@@ -133,8 +133,8 @@ class RankSearch:
     def choose_request(self) -> ChooseRequest:
         """What a router is asked now.
 
-        A client may name the rank where its request begins. Once that is lost any rank may go on: the number
-        may be nobody's as long as a redeploy takes.
+        Once the rank that a client named is being replaced any rank may go on: the number may be nobody's as
+        long as a redeploy takes.
 
         The output counts as prompt, and its full blocks may be cached elsewhere. Of several samples it is the
         longest one's: a router looks up one prompt.
@@ -146,7 +146,7 @@ class RankSearch:
             request_id=self._request.request_id,
             block_hashes=hashing.wire_hashes(digests),
             num_tokens=len(token_ids),
-            pinned_rank=None if self._lost else self._pinned_rank,
+            pinned_rank=None if any(lost.is_planned for lost in self._lost) else self._pinned_rank,
             exclude=frozenset(self._left),
             session_id=self._session_id,
             num_output_tokens=len(output),
