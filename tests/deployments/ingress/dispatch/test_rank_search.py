@@ -110,6 +110,20 @@ async def test_what_refuses_to_go_on_is_no_fault_of_the_clients_and_says_why(
     assert await rig.is_released()
 
 
+async def test_replicas_that_are_gone_before_the_call_do_not_count() -> None:
+    gone: list[RankStep] = [NotAddressed()]
+    rig = Rig(RANKS, {"a": gone, "b": gone, "c": [FIRST, LAST]}, PATIENT | {"max_retries": 0})
+    assert await rig.tokens() == (2, [7, 8])
+    assert rig.routers.failed == [(0, "a"), (1, "b")]
+
+
+async def test_a_router_that_goes_on_believing_in_them_ends_the_request() -> None:
+    rig = Rig([RANKS[0]] * 1_000_000, {"a": [NotAddressed()] * 1_000_000}, {"rank_wait_s": 0.01})
+    with pytest.raises(NoRankError, match="no rank that a router chose was there; rank 0 was gone already"):
+        await rig.tokens()
+    assert await rig.is_released()
+
+
 async def test_an_error_of_the_request_itself_ends_it() -> None:
     rig = Rig(RANKS, {"a": [FIRST, Refusal(RequestFailedError("not finite"))]})
     with pytest.raises(RequestFailedError, match="not finite"):
