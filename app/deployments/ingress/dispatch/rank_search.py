@@ -1,9 +1,12 @@
 """Finds ranks for one request, the first one and those that go on after it, until one sends tokens.
 
-choose ──▶ call the rank ──▶ first tokens
-  ▲            │
-  ├────────────┤ the rank was lost: one of `max_retries`, and not chosen again while there are others
-  └────────────┘ its queue is full: another one is, or that one later; none of `max_retries`
+    choose ──▶ call the rank ──▶ first tokens
+      ▲            │
+      └────────────┤ the rank was lost: counts against `max_retries`
+                   ├ it was gone before the call, or the attempt was taken from it as planned: doesn't count
+                   └ its queue is full: doesn't count
+
+None of them is chosen again while there are others.
 """
 
 from __future__ import annotations
@@ -157,7 +160,11 @@ class RankSearch:
         while True:
             if lost is not None:
                 await self._take_loss(lost)
-            self._wait_until = time.monotonic() + self._means.limits.rank_wait_s
+            # A replica that is gone again and again, while a router believes in it, doesn't prolong the wait.
+            if lost is None or lost.was_reached:
+                self._wait_until = time.monotonic() + self._means.limits.rank_wait_s
+            elif time.monotonic() >= self._wait_until and self._has_lost_before(lost):
+                raise self._no_rank("no rank that a router chose was there")
             try:
                 return await self._try_ranks()
             except LostRankError as error:
@@ -171,16 +178,20 @@ class RankSearch:
         """
         self._lost.append(lost)
         self._left.add(lost.replica)
-        self._num_failures += not lost.is_planned
+        self._num_failures += lost.is_failure
         if lost.is_dead:
             await self._means.routers.mark_failed(lost.replica)
         allowed = self._means.limits.max_retries
-        if self._num_failures > allowed:
+        if lost.is_failure and self._num_failures > allowed:
             raise self._no_rank(f"no further rank is tried (ingress.max_retries = {allowed})")
+
+    def _has_lost_before(self, lost: LostRankError) -> bool:
+        """Whether the request was lost on this replica before this time."""
+        return any(each.replica == lost.replica for each in self._lost if each is not lost)
 
     def _no_rank(self, reason: str) -> NoRankError:
         """With what became of the ranks that were tried, but for the one that the caller knows of."""
-        losses = [str(lost) for lost in self._lost if lost is not self._known_loss]
+        losses = dict.fromkeys(str(lost) for lost in self._lost if lost is not self._known_loss)
         return NoRankError("; ".join([reason, *losses]))
 
     async def _try_ranks(self) -> tuple[Attempt, TokenChunk]:
