@@ -1,4 +1,4 @@
-"""A rank that becomes another while it works: events, snapshots, load and requests go on under the new number."""
+"""A rank that becomes another while it works: events, snapshots, load and requests go on there."""
 
 from __future__ import annotations
 
