@@ -226,6 +226,17 @@ async def test_an_attempt_is_moved_before_its_first_token_and_after_it() -> None
     assert rig.routers.asked[-1].exclude == {A, B}
 
 
+async def test_a_request_leaves_the_rank_that_it_named_when_that_is_replaced() -> None:
+    silence = Silence()
+    rig = Rig(RANKS, {"a": [FIRST, silence], "b": [LAST]})
+    caller = asyncio.create_task(rig.tokens(pinned_rank=0))
+    await silence.begun.wait()
+    (attempt,) = rig.dispatcher.live
+    attempt.move("it is replaced", planned=True)
+    assert await caller == (0, [7, 8])
+    assert [asked.pinned_rank for asked in rig.routers.asked] == [0, None]
+
+
 async def test_a_move_that_finds_no_other_rank_says_why_it_was_made() -> None:
     silence = Silence()
     rig = Rig([RANKS[0], NoRankError("no rank is alive")], {"a": [FIRST, silence]})
