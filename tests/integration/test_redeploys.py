@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -94,13 +96,17 @@ async def test_a_drain_lets_answers_end(last_of_haproxy_graph: ServeGraph) -> No
 
 
 @pytest.mark.slow
-async def test_rounds_of_redeploys_with_a_kill_growth_and_shrinkage(ray_proxy_graph: ServeGraph) -> None:
+async def test_rounds_of_redeploys_with_a_kill_growth_shrinkage_and_another_model(
+    ray_proxy_graph: ServeGraph, tiny_model: str, tmp_path: Path
+) -> None:
     graph = ray_proxy_graph
     await redeploy(graph, routing={"initial_prefill_tokens_per_s": 1100})
     await redeploy(graph, kill_a_rank=True, routing={"initial_prefill_tokens_per_s": 1200})
     await redeploy(graph, dp_size=3)
     await redeploy(graph, dp_size=2, engine={"drain_timeout_s": 0})
     await redeploy(graph, routing={"initial_prefill_tokens_per_s": 1300})
+    other_model = shutil.copytree(tiny_model, tmp_path / "other")
+    await redeploy(graph, model={"path": str(other_model)})
 
 
 async def redeploy(graph: ServeGraph, *, kill_a_rank: bool = False, **changes: Any) -> None:
