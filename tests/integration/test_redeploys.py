@@ -18,7 +18,7 @@ from tests.support.deadlines import until
 from tests.support.graph.graphs import Graphs
 from tests.support.graph.serve_config import tiny_args
 from tests.support.graph.serve_graph import ServeGraph
-from tests.support.graph.streams import Streams
+from tests.support.graph.streams import Stream, Streams
 from tests.support.graph.traffic import Traffic
 
 REDEPLOY_S = 150
@@ -63,21 +63,33 @@ async def test_nothing_fails_when_everything_is_redeployed(haproxy_graph: ServeG
     await redeploy(haproxy_graph, routing={"initial_prefill_tokens_per_s": 1500})
 
 
-async def test_the_clients_of_an_ingress_that_dies_get_an_error_and_the_next_ones_an_answer(
-    haproxy_graph: ServeGraph,
-) -> None:
+async def test_clients_of_an_ingress_that_dies_get_our_error_from_rays_proxy(tiny_graph: ServeGraph) -> None:
+    async with Streams(tiny_graph) as streams:
+        stream, answer = await kill_the_ingress(tiny_graph, streams)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "ingress_died")
+        await stream.reading
+        assert stream.ended == "ingress_died"
+        await until(lambda: answers(streams), "an ingress that answers", 60)
+
+
+async def test_clients_of_an_ingress_that_dies_get_haproxys_own_words(haproxy_graph: ServeGraph) -> None:
     async with Streams(haproxy_graph) as streams:
-        (stream,) = await streams.open(1, max_tokens=2000)
-        streams.send(max_tokens=2000)
-        await until(lambda: all_running(streams), "both requests run")
-        for pid in haproxy_graph.pids("Ingress"):
-            os.kill(pid, signal.SIGKILL)
-        (answer,) = await asyncio.gather(*streams.sent)
-        # As docs/operations.md says: HAProxy's own words, which can't be ours.
+        stream, answer = await kill_the_ingress(haproxy_graph, streams)
         assert (answer.status_code, answer.text) == (500, "Internal Server Error")
         with pytest.raises(httpx.RemoteProtocolError):
             await stream.reading
         await until(lambda: answers(streams), "an ingress that answers", 60)
+
+
+async def kill_the_ingress(graph: ServeGraph, streams: Streams) -> tuple[Stream, httpx.Response]:
+    """A stream and an answer in one piece that were on their way."""
+    (stream,) = await streams.open(1, max_tokens=2000)
+    streams.send(max_tokens=2000)
+    await until(lambda: all_running(streams), "both requests run")
+    for pid in graph.pids("Ingress"):
+        os.kill(pid, signal.SIGKILL)
+    (answer,) = await asyncio.gather(*streams.sent)
+    return stream, answer
 
 
 async def test_a_drain_lets_answers_end(last_of_haproxy_graph: ServeGraph) -> None:
