@@ -176,10 +176,11 @@ async def test_ports_of_a_peer_under_another_number_are_no_fault(cluster: Cluste
 async def test_what_ray_renumbers_moves_and_what_it_does_not_asks_nobody(cluster: Cluster) -> None:
     numbers = [(await cluster.run(f"r{rank}", rank))[0] for rank in (0, 3)]
     await until_settled(*numbers)
+    await until(lambda: cluster.has_looked(4), "each looks twice at its start")
     numbers[1].want(1)
     await until_settled(*numbers)
     assert [each.held for each in numbers] == [0, 1]
-    await until(lambda: cluster.num_looks == 6, "each looks twice at its start, twice for a move")
+    await until(lambda: cluster.has_looked(6), "and twice for a move")
     for rank, expected in ((2, 8), (4, 10), (5, 12)):
         await cluster.run(f"r{rank}", rank)
         await until(partial(cluster.has_looked, expected), "nobody but the new one looks")
