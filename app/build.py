@@ -26,6 +26,8 @@ HEALTH_CHECK_PERIOD_S = 1.0
 """At a check Ray sees that a replica's process is gone; by default there is one in 10 s."""
 MAX_RANK_CHECKS_PER_S = 100
 """Of all ranks together: Ray's controller makes each check, and there may be a thousand ranks."""
+MIN_CHECK_TIMEOUT_S = 2.0
+"""Of ranks: Ray ends a replica after three checks in a row that took longer. It checks none that loads."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 MAX_CONNECTIONS = 10_000
@@ -54,8 +56,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         **placement.group,
         request_router_config=request_router,
         health_check_period_s=max(HEALTH_CHECK_PERIOD_S, config.dp_size / MAX_RANK_CHECKS_PER_S),
-        # Three checks that time out, one after another, end a replica. It is checked once it has loaded.
-        health_check_timeout_s=config.engine.stall_timeout_s,
+        health_check_timeout_s=max(MIN_CHECK_TIMEOUT_S, config.engine.stall_timeout_s),
         logging_config=QUIET,
     )(DPRank).bind(config, events)
     router = serve.deployment(

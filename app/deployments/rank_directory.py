@@ -53,6 +53,7 @@ class RankDirectory:
             also: replicas to ask by name that may never have answered here.
         """
         self._known |= set(also)
+        self._forget_late_answers()
         infos, timeout_s = {}, self._timeout_s
         if self._waiting:
             self._search_for_others()
@@ -86,6 +87,14 @@ class RankDirectory:
                 if self._waiting.setdefault(name, task) is not task:
                     task.cancel()
         return answers
+
+    def _forget_late_answers(self) -> None:
+        """A replica that has answered since is asked again: its answer may be old by now."""
+        for name, task in list(self._waiting.items()):
+            if task.done():
+                del self._waiting[name]
+                if isinstance(task.exception(), TimeoutError):
+                    self._waiting[name] = self._call(name)
 
     def _call(self, name: str) -> asyncio.Task[RankInfo]:
         return detached_task(self._ranks.describe(replica_id=name, timeout_s=GIVE_UP_S))

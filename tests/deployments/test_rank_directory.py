@@ -119,9 +119,15 @@ async def test_a_replica_that_hangs_hides_and_delays_no_other_and_is_back_when_i
     assert (infos, absent["replica-0"].kind) == ([rank_info(2)], "gone")
 
     hung.set_result(rank_info(1))
-    await asyncio.sleep(0)
     replicas.answers["replica-1"] = rank_info(1)
-    assert await ranks.look() == ([rank_info(1), rank_info(2)], {})
+
+    async def sees_it_again() -> bool:
+        return await ranks.look() == ([rank_info(1), rank_info(2)], {})
+
+    await until(sees_it_again, "back")
+    replicas.calls.clear()
+    await ranks.look()
+    assert replicas.calls == [("describe", (), {})], "all together again"
 
 
 async def test_several_look_at_once_while_a_replica_hangs() -> None:
