@@ -19,8 +19,9 @@ from app.deployments.rank_client import RankClient
 from app.errors import RankCallError, RankFailedError, RankGoneError, RankUnreachableError
 from app.routing.tracking.description import Absence
 
-GIVE_UP_S = 30.0
-"""After so long a call that got no answer is made anew: it may have been lost on the way."""
+GIVE_UP_S = 5.0
+"""After so long a call without an answer is made anew: one that waits at a replica which hangs doesn't tell
+that Ray has given this replica up since."""
 
 
 class RankDirectory:
