@@ -23,8 +23,11 @@ from app.routing.policies.registry import POLICIES
 CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
 HEALTH_CHECK_PERIOD_S = 1.0
-"""Of routers and ingresses. At a check Ray sees that a replica's process is gone; by default there is one in
-10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers drop dead ones."""
+"""At a check Ray sees that a replica's process is gone; by default there is one in 10 s."""
+MAX_RANK_CHECKS_PER_S = 100
+"""Of all ranks together: Ray's controller makes each check, and there may be a thousand ranks."""
+MIN_CHECK_TIMEOUT_S = 2.0
+"""Of ranks: Ray ends a replica after three checks in a row that took longer. It checks none that loads."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 DRAIN_CHECK_PERIOD_S = 0.5
@@ -62,6 +65,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
         request_router_config=request_router,
         graceful_shutdown_timeout_s=_rank_drain_s(config),
         graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
+        health_check_period_s=max(HEALTH_CHECK_PERIOD_S, config.largest_dp_size / MAX_RANK_CHECKS_PER_S),
+        health_check_timeout_s=max(MIN_CHECK_TIMEOUT_S, config.engine.stall_timeout_s),
         logging_config=QUIET,
     )(DPRank).bind(config, events)
     router = serve.deployment(

@@ -73,7 +73,12 @@ class Router:
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         self._core = RoutingCore(routing, config.largest_dp_size)
-        self._tracker = Tracker(self._core, rank_client.snapshot, _curve_keys(events))
+        self._tracker = Tracker(
+            self._core,
+            rank_client.snapshot,
+            _curve_keys(events),
+            stall_timeout_s=config.engine.stall_timeout_s,
+        )
         self._dp_size = config.expected_dp_size
         self._model = config.model.path
         self._decisions = DecisionLog(routing.remembered_decisions)
@@ -251,8 +256,8 @@ class Router:
     async def _discover_forever(self) -> None:
         while True:
             try:
-                infos = await self._directory.poll()
-                await self._tracker.update([info.seen_from(self._model) for info in infos])
+                infos, absent = await self._directory.look(self._tracker.take_unknown())
+                await self._tracker.update([info.seen_from(self._model) for info in infos], absent)
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

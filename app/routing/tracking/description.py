@@ -1,9 +1,9 @@
-"""What a rank says of itself to the routers."""
+"""What a rank says of itself to the routers, or why it says nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Literal, Self
 
 from app.events.publisher_info import PublisherInfo
 from app.events.schema import LoadStat
@@ -38,3 +38,17 @@ class RankDescription:
         if self.model == model or self.unavailable is not None:
             return self
         return replace(self, unavailable=f"it serves the model {self.model}; this router's is {model}")
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why a replica didn't describe itself when it was polled.
+
+    Attributes:
+        kind: `silent`: Ray has it, but it doesn't answer. `failed`: it answers that it has failed. `gone`:
+            Ray doesn't have it among the replicas that take calls.
+        reason: what else is known, for people to read; may be empty for a silent one.
+    """
+
+    kind: Literal["silent", "failed", "gone"]
+    reason: str = ""

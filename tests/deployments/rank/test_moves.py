@@ -88,7 +88,7 @@ async def rank(tiny_llama_dir: Path) -> AsyncIterator[MovingRank]:
     place.core = core
     routing = new_core(dp_size=DP_SIZE)
     set_routable(routing, {})
-    tracker = Tracker(routing, lambda replica_id: core.snapshot())
+    tracker = Tracker(routing, lambda replica_id: core.snapshot(), stall_timeout_s=10.0)
     yield MovingRank(base, place, core, tracker, thread)
     await tracker.close()
     core.stop()

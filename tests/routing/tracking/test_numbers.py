@@ -72,7 +72,7 @@ async def test_a_second_claimant_is_logged_counted_and_shown_once(
     said = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert said == ["rank 0: replica second claims it too; first keeps it until it stops claiming"]
     assert tracker.standing(0, "second").state == "usable"
-    await tracker.update([description(0, "second")])
+    await tracker.update([description(0, "second")], {"first": Absence("gone", "it is being stopped")})
     (member,) = tracker.members()
     assert (member.replica_id, member.other_replicas) == ("second", [])
     assert tracker.standing(0, "first").state == "gone"
@@ -100,7 +100,7 @@ async def test_whatever_replicas_claim_each_number_is_one_of_its_claimants(
 ) -> None:
     core = new_core(dp_size=2)
     set_routable(core, {})
-    tracker = Tracker(core, Follower().fetch_snapshot)
+    tracker = Tracker(core, Follower().fetch_snapshot, stall_timeout_s=10.0)
     for poll in polls:
         claims = {replica_id: rank for rank, replica_id in poll}
         await tracker.update([description(rank, replica_id) for replica_id, rank in claims.items()])
