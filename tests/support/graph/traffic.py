@@ -15,7 +15,8 @@ from tests.support.graph.serve_graph import ServeGraph
 
 STREAM_TOKENS = 600
 """Some five seconds on the tiny model."""
-SHORT_EVERY_S = 0.2
+SHORT_PAUSE_S = 0.2
+"""Between two short requests: however slow the machine is, there is only one at a time."""
 
 
 class Traffic:
@@ -43,7 +44,6 @@ class Traffic:
         self._width = num_streams
         self._is_ending = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._shorts: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return (
@@ -62,9 +62,9 @@ class Traffic:
     ) -> None:
         self._is_ending = True
         if error is not None:
-            for task in (*self._tasks, *self._shorts):
+            for task in self._tasks:
                 task.cancel()
-        await asyncio.gather(*self._tasks, *self._shorts, return_exceptions=error is not None)
+        await asyncio.gather(*self._tasks, return_exceptions=error is not None)
         await self._http.aclose()
 
     async def _stream_on(self) -> None:
@@ -106,10 +106,8 @@ class Traffic:
 
     async def _send_shorts(self) -> None:
         while not self._is_ending:
-            task = asyncio.create_task(self._short())
-            self._shorts.add(task)
-            task.add_done_callback(self._shorts.discard)
-            await asyncio.sleep(SHORT_EVERY_S)
+            await self._short()
+            await asyncio.sleep(SHORT_PAUSE_S)
 
     async def _short(self) -> None:
         began = time.monotonic()
