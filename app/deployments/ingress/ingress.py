@@ -111,7 +111,7 @@ class Ingress:
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
-        model_dir = resolve_model(config.model, weights=config.remote_ranks is None)
+        model_dir = resolve_model(config.model, weights=False)
         self._config = config
         self._events = events
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
