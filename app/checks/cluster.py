@@ -7,7 +7,8 @@ service holds CPUs and GPUs: nodes are asked by tasks that need none.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,33 +86,35 @@ def _living_nodes() -> list[_Node]:
 
 
 def _ask(
-    question: Question, plan: Plan, nodes: Iterable[_Node], runtime_env: Mapping[str, Any] | None = None
+    question: Question, plan: Plan, nodes: Sequence[_Node], runtime_env: Mapping[str, Any] | None = None
 ) -> list[int | None]:
     """What each node answers; a node that dies meanwhile is left out.
 
     Raises:
         KvbeaconError: the first fault, with its node and the number of others.
     """
+    deadline = time.monotonic() + ANSWER_WITHIN_S
     here = ray.get_runtime_context().get_node_id()
-    nodes = list(nodes)
     asked = {
         node.id: _answer_there.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
-            **({"runtime_env": dict(runtime_env)} if runtime_env else {}),
+            runtime_env=runtime_env,
         ).remote(question, plan)
         for node in nodes
         if node.id != here or runtime_env
     }
-    answers = {
-        node: _received(node, asked[node.id]) if node.id in asked else _answer(question, plan)
-        for node in nodes
-    }
-    faults = {node: answer.fault for node, answer in answers.items() if answer and answer.fault}
+    answers: list[tuple[_Node, _Answer]] = []
+    for node in nodes:
+        there = asked.get(node.id)
+        answer = _received(node, there, deadline) if there is not None else _answer(question, plan)
+        if answer is not None:
+            answers.append((node, answer))
+    faults = [(node, answer.fault) for node, answer in answers if answer.fault is not None]
     if faults:
-        node, fault = next(iter(faults.items()))
-        more = f", and on {len(faults) - 1} more" if len(faults) > 1 else ""
+        node, fault = faults[0]
+        more = f" and on {len(faults) - 1} more" if len(faults) > 1 else ""
         raise type(fault)(f"{fault} (on node {node.address}{more})")
-    return [answer.num_ranks for answer in answers.values() if answer]
+    return [answer.num_ranks for _, answer in answers]
 
 
 def _answer(question: Question, plan: Plan) -> _Answer:
@@ -127,9 +130,10 @@ def _answer_there(question: Question, plan: Plan) -> _Answer:
     return _answer(question, plan)
 
 
-def _received(node: _Node, asked: ray.ObjectRef) -> _Answer | None:
+def _received(node: _Node, asked: ray.ObjectRef, deadline: float) -> _Answer | None:
+    """The answer of `node`, None if it has died; `deadline` is in `time.monotonic`'s seconds."""
     try:
-        answer: _Answer = ray.get(asked, timeout=ANSWER_WITHIN_S)
+        answer: _Answer = ray.get(asked, timeout=max(0.0, deadline - time.monotonic()))
     except GetTimeoutError:
         ray.cancel(asked, force=True)
         return _Answer(fault=ConfigError(f"no answer within {ANSWER_WITHIN_S:.0f} s"))
@@ -142,9 +146,10 @@ def _received(node: _Node, asked: ray.ObjectRef) -> _Answer | None:
     return answer
 
 
-def _check_memory(plan: Plan, num_ranks: Iterable[int | None]) -> None:
-    fitting = list(num_ranks)
-    if fitting and None not in fitting and (total := sum(filter(None, fitting))) < plan.config.dp_size:
+def _check_memory(plan: Plan, fitting: Sequence[int | None]) -> None:
+    """Refuse more ranks than the memory of all nodes holds, where each node knows it."""
+    known = [number for number in fitting if number is not None]
+    if known and len(known) == len(fitting) and (total := sum(known)) < plan.config.dp_size:
         raise InsufficientMemoryError(
             f"dp_size = {plan.config.dp_size}: the memory of all nodes holds {total} ranks with weights and "
             f"cache; take fewer ranks, fewer engine.cache.num_blocks or a smaller model"

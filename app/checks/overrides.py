@@ -32,7 +32,7 @@ _OF_ALL: Mapping[str, str] = {
 _OF_ONE: Mapping[str, Mapping[str, str]] = {
     "DPRank": {
         "num_replicas": "set args.dp_size instead",
-        "autoscaling_config": "set args.dp_size instead",
+        "autoscaling_config": "set args.autoscaling instead",
         "max_replicas_per_node": "set args.resources.max_ranks_per_node instead",
         "ray_actor_options": "set args.resources instead",
         "graceful_shutdown_timeout_s": "set args.engine.drain_timeout_s instead",

@@ -51,7 +51,8 @@ def rank_placement(config: AppConfig) -> RankPlacement:
     """
     resources, workers = config.resources, config.num_engine_workers
     uses_ray = config.engine.vllm.get("distributed_executor_backend") == "ray"
-    per_node = {"max_replicas_per_node": resources.max_ranks_per_node}
+    limit = resources.max_ranks_per_node
+    per_node = {} if limit is None else {"max_replicas_per_node": limit}
     if config.engine_kind != "vllm" or (workers == 1 and not uses_ray):
         return RankPlacement(_actor_options(resources), per_node)
     allowed = (workers,) if uses_ray else (0, workers)
@@ -63,9 +64,9 @@ def rank_placement(config: AppConfig) -> RankPlacement:
         )
     if not uses_ray:
         return RankPlacement(_actor_options(resources), per_node)
-    if resources.max_ranks_per_node is not None:
+    if limit is not None:
         raise ConfigError(
-            f"resources.max_ranks_per_node = {resources.max_ranks_per_node}: Ray has no such limit for ranks "
+            f"resources.max_ranks_per_node = {limit}: Ray has no such limit for ranks "
             "whose workers it places (engine.vllm.distributed_executor_backend = 'ray'); allowed: null"
         )
     first, others = {"CPU": resources.num_cpus, "GPU": 1.0}, [{"GPU": 1.0} for _ in range(workers - 1)]

@@ -36,6 +36,7 @@ from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
+from app.deployments.starting import says_why
 from app.errors import InvalidRequestError, NotAllowedError, PromptTooLongError, RequestError
 from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
@@ -96,6 +97,7 @@ class Ingress:
         ranks: handle of the `DPRank` deployment.
     """
 
+    @says_why
     def __init__(
         self,
         config: AppConfig,

@@ -14,6 +14,7 @@ from app.config import AppConfig
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.core import RankCore
+from app.deployments.starting import check_num_ranks, says_why
 from app.engine.load import load_engine
 from app.errors import EngineFailedError
 from app.events.endpoints import KvEvents
@@ -41,14 +42,16 @@ class DPRank:
     Raises:
         EndpointInUseError: a port of this rank is taken.
         ModelError: the model can't be served.
-        ConfigError: an address can't be bound here, or there is no such device.
+        ConfigError: an address can't be bound here, there is no such device, or Serve has more ranks.
     """
 
+    @says_why
     def __init__(self, config: AppConfig, events: KvEvents) -> None:
         self._running = ExitStack()
         """Stops what has been started, the last first."""
         log_with_ray()
         context = serve.get_replica_context()
+        check_num_ranks(context.world_size, config.dp_size)
         self._rank = context.rank.rank
         self._replica_id = context.replica_id.unique_id
         self._node_ip = ray.util.get_node_ip_address()
