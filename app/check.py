@@ -33,10 +33,14 @@ logger = logging.getLogger(__name__)
 IMPORT_PATH = "app.build:build_app"
 
 
-def check(file: Path) -> None:
+def check(file: Path, *, is_redeploy: bool = False) -> None:
     """Goes through settings, ports and models as the start will; fetches a missing model.
 
     Devices and memory are left to the ranks, which may be on other machines.
+
+    Args:
+        file: a Ray Serve config file.
+        is_redeploy: whether a service runs that it is to replace: that one has the ports still.
 
     Raises:
         ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, an option of Serve's
@@ -52,7 +56,7 @@ def check(file: Path) -> None:
     for application in applications:
         check_overrides(application)
     plans = [make_plan(application.args) for application in applications]
-    ports = _Ports()
+    ports = _Ports(are_free=not is_redeploy)
     ports.take("HTTP", schema.http_options.host, schema.http_options.port)
     for plan in plans:
         for rank, endpoint, port in _endpoints(plan):
@@ -95,9 +99,10 @@ def _endpoints(plan: Plan) -> Iterator[tuple[int, Endpoint, int]]:
 
 
 class _Ports:
-    """The ports that have an owner so far."""
+    """The ports that have an owner so far; `are_free`: none of them may be taken on this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, are_free: bool) -> None:
+        self._are_free = are_free
         self._owner_of: dict[int, str] = {}
 
     def take(self, who: str, host: str, port: int) -> None:
@@ -105,7 +110,8 @@ class _Ports:
         if port in self._owner_of:
             owner = self._owner_of[port]
             raise ConfigError(f"port {port}: {owner} and {who} both need it; give one of them another")
-        _try_port(who, host, port)
+        if self._are_free:
+            _try_port(who, host, port)
         self._owner_of[port] = who
 
 
@@ -126,10 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m app.check", description="Check a Ray Serve config file.")
     parser.add_argument("file", type=Path, nargs="?", default=Path("serve_config.yaml"))
-    file = parser.parse_args(arguments).file
+    parser.add_argument("--redeploy", action="store_true", help="a service that runs now has the ports still")
+    given = parser.parse_args(arguments)
+    file = given.file
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        check(file)
+        check(file, is_redeploy=given.redeploy)
     except KvbeaconError as error:
         print(f"{file}: {error}", file=sys.stderr)
         return 1

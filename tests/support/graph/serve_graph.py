@@ -95,6 +95,16 @@ class ServeGraph:
         self._file.write_text(yaml.safe_dump(self.config))
         self.command(str(BIN / "serve"), "deploy", str(self._file))
 
+    def submit(self, config: Json) -> None:
+        """What `serve deploy` does with such a file, without a process of its own; doesn't wait."""
+        response = httpx.put(
+            self._dashboard_url() + "/api/serve/applications/",
+            json=config,
+            headers={"Authorization": f"Bearer {self.ray_token}"},
+            timeout=30,
+        )
+        assert response.status_code == 200, response.text
+
     def status(self) -> Json:
         """What Ray says of the first application: its status, its deployments and their replicas."""
         application: Json = self._dashboard("/api/serve/applications/")["applications"].get(
