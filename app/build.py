@@ -18,6 +18,7 @@ from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
+from app.engine.resources import at_most
 from app.errors import KvbeaconError
 
 HEALTH_CHECK_PERIOD_S = 1.0
@@ -56,7 +57,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         num_replicas=config.routing.num_routers,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
-        max_replicas_per_node=config.routing.max_routers_per_node,
+        **at_most(config.routing.max_routers_per_node),
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         logging_config=QUIET,
     )(Router).bind(config, events, ranks)
@@ -65,7 +66,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         num_replicas=config.ingress.num_ingresses,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
-        max_replicas_per_node=config.ingress.max_ingresses_per_node,
+        **at_most(config.ingress.max_ingresses_per_node),
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
     )(Ingress).bind(config, events, router, ranks)
 

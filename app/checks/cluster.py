@@ -130,7 +130,7 @@ def _answer_there(question: Question, plan: Plan) -> _Answer:
     return _answer(question, plan)
 
 
-def _received(node: _Node, asked: ray.ObjectRef, deadline: float) -> _Answer | None:
+def _received(node: _Node, asked: ray.ObjectRef[Any], deadline: float) -> _Answer | None:
     """The answer of `node`, None if it has died; `deadline` is in `time.monotonic`'s seconds."""
     try:
         answer: _Answer = ray.get(asked, timeout=max(0.0, deadline - time.monotonic()))

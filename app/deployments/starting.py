@@ -25,7 +25,7 @@ def says_why(
     """
 
     @wraps(construct)
-    def constructed(self: Replica, *args: Given.args, **kwargs: Given.kwargs) -> None:
+    def constructed(self: Replica, /, *args: Given.args, **kwargs: Given.kwargs) -> None:
         try:
             construct(self, *args, **kwargs)
         except KvbeaconError as error:
