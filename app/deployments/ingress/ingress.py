@@ -24,7 +24,8 @@ from app.api.openai.responses import AnswerShape, error_headers, error_json
 from app.config import AppConfig
 from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
-from app.deployments.ingress.dispatcher import Dispatcher
+from app.deployments.ingress.dispatch.dispatcher import Dispatcher
+from app.deployments.ingress.dispatch.rank_search import SearchLimits
 from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
@@ -136,7 +137,7 @@ class Ingress:
             self._ranks,
             self._outcomes.put,
             block_size=config.engine.cache.block_size,
-            max_retries=config.ingress.max_retries,
+            limits=SearchLimits(config.ingress.max_retries, config.ingress.rank_wait_s),
         )
 
     @api.post("/v1/chat/completions")
