@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from app.errors import ConfigError, KvbeaconError
 
 logger = logging.getLogger("ray.serve")
 
-Replica = TypeVar("Replica")
-Given = ParamSpec("Given")
 
+@contextmanager
+def says_why(name: str) -> Iterator[None]:
+    """Around a constructor of a deployment, or as its decorator where it is no coroutine function.
 
-def says_why(
-    construct: Callable[Concatenate[Replica, Given], None],
-) -> Callable[Concatenate[Replica, Given], None]:
-    """A constructor of a deployment whose refusal is the first line of its error, and a line of the log.
-
-    Serve puts the whole text of the error into the deployment's status. A cause without a traceback comes
-    first there, in a line of its own.
+    A refusal becomes the first line of its error, and a line of the log. Serve puts the whole text of the
+    error into the deployment's status, where a cause without a traceback comes first, in a line of its own.
     """
-
-    @wraps(construct)
-    def constructed(self: Replica, /, *args: Given.args, **kwargs: Given.kwargs) -> None:
-        try:
-            construct(self, *args, **kwargs)
-        except KvbeaconError as error:
-            logger.critical("%s can't start: %s", type(self).__name__, error)
-            raise type(error)(str(error)) from error.with_traceback(None)
-
-    return constructed
+    try:
+        yield
+    except KvbeaconError as error:
+        logger.critical("%s can't start: %s", name, error)
+        raise type(error)(str(error)) from error.with_traceback(None)
 
 
 def check_num_ranks(num_replicas: int, dp_size: int) -> None:

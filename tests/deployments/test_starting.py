@@ -14,7 +14,7 @@ from app.errors import ConfigError, EndpointInUseError
 class Replica:
     """Refuses, or has a bug."""
 
-    @says_why
+    @says_why("Replica")
     def __init__(self, error: Exception | None) -> None:
         if error is not None:
             raise error

@@ -6,6 +6,7 @@ over gRPC (`_by_reference=False`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
@@ -28,7 +29,8 @@ class FakeHandle:
 
     Args:
         answers: of each remote method, one per replica: what it returns, or an exception that it raises. A
-            call to one replica gets the first. None: Ray knows of no replica of the deployment.
+            call to one replica gets the first, and waits for it where it is a future. None: Ray knows of no
+            replica of the deployment.
 
     Attributes:
         calls: method, arguments and keyword arguments of every call, in order.
@@ -78,13 +80,15 @@ class FakeMethod:
 
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
         answer, *_ = self._handle.results(self._name, args, kwargs)
+        if isinstance(answer, asyncio.Future):
+            return await asyncio.shield(answer)  # other calls wait for it too
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
 
 class FakeBroadcast:
-    """A call to every replica. A `TimeoutError` among the answers is a replica that hangs."""
+    """A call to every replica. A `TimeoutError` or a future among the answers is a replica that hangs."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = answers
@@ -92,6 +96,6 @@ class FakeBroadcast:
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
         assert return_exceptions
         for answer in self._answers:
-            if isinstance(answer, TimeoutError):
-                raise answer
+            if isinstance(answer, TimeoutError | asyncio.Future):
+                raise TimeoutError
         return list(self._answers)

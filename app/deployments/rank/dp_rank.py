@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
 
 import ray
 from ray import serve
+from ray.serve.schema import ReplicaRank
 
 from app.config import AppConfig
 from app.deployments.logs import log_with_ray
-from app.deployments.messages import NotAddressed, RankInfo, RankMessage
+from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
+from app.deployments.rank.claims import free_worker
 from app.deployments.rank.core import RankCore
+from app.deployments.rank.number import RankNumber
+from app.deployments.rank.peers import RayPeers
+from app.deployments.rank.place import RankPlace
 from app.deployments.starting import check_num_ranks, says_why
+from app.engine.interface import RankEngine
 from app.engine.load import load_engine
 from app.errors import EngineFailedError
 from app.events.endpoints import KvEvents
 from app.events.publisher_info import PublisherInfo
-from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
 
@@ -32,84 +38,105 @@ ENGINE_FAILED_STATUS = 70
 class DPRank:
     """Serves prompts on one rank of the deployment and describes the rank to any caller.
 
-    The rank's number is Ray's replica rank: a replica that replaces a dead one gets the same number, so the
-    ports are the same too. The publisher binds before the model is loaded: a taken port is reported at once.
+    The rank's number is Ray's replica rank, unless another replica still holds that; it may change while the
+    replica runs (`RankNumber`), and ports, publisher and description follow. The publisher binds before the
+    model is loaded: a taken port is reported at once.
 
     Args:
         config: the whole deployment's.
         events: what its `kv_events_config` asks for.
 
     Raises:
-        EndpointInUseError: a port of this rank is taken.
+        EndpointInUseError: a port of this rank is taken, and not by a replica that is leaving.
         ModelError: the model can't be served.
         ConfigError: an address can't be bound here, there is no such device, or Serve has more ranks.
     """
 
-    @says_why
-    def __init__(self, config: AppConfig, events: KvEvents) -> None:
-        self._running = ExitStack()
-        """Stops what has been started, the last first."""
-        log_with_ray()
-        context = serve.get_replica_context()
-        check_num_ranks(context.world_size, config.dp_size)
-        self._rank = context.rank.rank
-        self._replica_id = context.replica_id.unique_id
-        self._node_ip = ray.util.get_node_ip_address()
-        self._publisher = self._start_publisher(config, events)
-        self._engine = load_engine(config, self._rank)
-        self._core = RankCore(self._engine, self._publisher)
-        self._start()
-        model_dir = self._engine.description.model_dir
-        logger.info("rank %d serves from %s: %s", self._rank, model_dir, self._describe_publisher())
+    # Ray Serve awaits a constructor that is a coroutine function.
+    async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
+        with says_why("DPRank"):
+            self._running = ExitStack()
+            """Stops what has been started, the last first."""
+            log_with_ray()
+            context = serve.get_replica_context()
+            check_num_ranks(context.world_size, config.dp_size)
+            self._replica_id = context.replica_id.unique_id
+            self._node_ip = ray.util.get_node_ip_address()
+            if context.rank.rank == 0:
+                events.log(logger)
+            self._place = RankPlace(config, events)
+            self._running.callback(self._place.close)
+            claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
+            self._number = RankNumber(claim, config.largest_dp_size, RayPeers(), self._place)
+            peers = await self._number.take()
+            self._engine = self._load_engine(config, peers)
+            self._core = RankCore(self._engine, self._number.held, self._place.publisher)
+            self._start()
+            model_dir = self._engine.description.model_dir
+            logger.info(
+                "rank %d serves from %s: %s", self._number.held, model_dir, self._describe_publisher()
+            )
 
-    def _start_publisher(self, config: AppConfig, events: KvEvents) -> EventPublisher | None:
-        if self._rank == 0:
-            events.log(logger)
-        if events.config is None:
-            return None
-        publisher = EventPublisher(
-            events.config,
-            dp_rank=self._rank,
-            dp_size=config.dp_size,
-            block_size=config.engine.cache.block_size,
-        )
-        publisher.start()
-        self._running.callback(publisher.close)
-        return publisher
+    def _load_engine(self, config: AppConfig, peers: Sequence[Claim]) -> RankEngine:
+        """The engine; of remote ranks, for a worker's rank that no other replica is for."""
+        if config.remote_ranks is None:
+            return load_engine(config, self._number.held)
+        worker = free_worker(self._number.claim, peers, config.remote_ranks.dp_size)
+        self._number.claim = replace(self._number.claim, worker=worker)
+        engine = load_engine(config, worker)
+        engine.renumber(self._number.held)
+        return engine
 
     def _start(self) -> None:
         """Start the engine, on the event loop on which Ray Serve constructs and calls this."""
         self._core.start()
         self._running.callback(self._core.stop)
+        self._place.core = self._core
+        self._number.start()
+        self._running.callback(self._number.stop)
+
+    async def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
+        """Ray calls this after the constructor, and when it gives the replica another number.
+
+        It returns at once: until then no call reaches the replica.
+        """
+        self._number.want(rank.rank)
+
+    async def claims(self, claim: Claim) -> Claim:
+        """Hear what another replica claims. Returns this one's claim."""
+        return self._number.hear(claim)
 
     def stop(self) -> None:
         """Stop the engine, then the publisher, which sends what is queued; a second call does nothing."""
         self._running.close()
 
     def __del__(self) -> None:
-        """Ray Serve calls this, and nothing else, when it stops the replica."""
+        """Ray Serve calls this, and nothing else, when it stops the replica, or could not construct it."""
         self.stop()
 
-    async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed:
+    async def describe(
+        self, *, replica_id: str | None = None, other_than: frozenset[str] = frozenset()
+    ) -> RankInfo | NotAddressed:
         """The rank as it is now. Answers at once, also while the engine computes a long step.
 
         Args:
             replica_id: the replica that is meant, None for any; another one answers `NotAddressed`.
+            other_than: replicas that are not meant; one of these answers `NotAddressed` too.
 
         Raises:
             EngineFailedError: the engine has stopped; Ray will replace this replica.
         """
-        if replica_id not in (None, self._replica_id):
+        if replica_id not in (None, self._replica_id) or self._replica_id in other_than:
             return NotAddressed()
         self._engine.check_health()
         engine, status = self._engine.description, self._engine.status
         return RankInfo(
-            rank=self._rank,
+            rank=self._core.rank,
             replica_id=self._replica_id,
             node_ip=self._node_ip,
             pid=os.getpid(),
             publisher=self._describe_publisher(),
-            load=self._engine.load,
+            load=self._core.load,
             max_prompt_tokens=engine.max_prompt_tokens,
             num_blocks=engine.num_blocks,
             num_cached_blocks=self._engine.num_cached_blocks,
@@ -117,6 +144,8 @@ class DPRank:
             device=engine.device,
             dtype=engine.dtype,
             kernels=engine.kernels,
+            ray_rank=self._number.claim.wanted,
+            num_rank_conflicts=self._number.num_conflicts,
             unavailable=status.unavailable,
             partial_cache=status.partial_cache,
             foreign_events=status.foreign_events,
@@ -124,7 +153,8 @@ class DPRank:
 
     def _describe_publisher(self) -> PublisherInfo | None:
         """The rank's publisher as subscribers should dial it; None if it publishes nothing."""
-        return self._publisher.info(self._node_ip) if self._publisher else None
+        publisher = self._core.publisher
+        return None if publisher is None else publisher.info(self._node_ip)
 
     async def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]:
         """The request's output as the engine produces it; cancelling aborts the request.
@@ -153,7 +183,7 @@ class DPRank:
         return await self._engine.reset_cache()
 
     def check_health(self) -> None:
-        """Ends the process once the engine has failed; Ray Serve replaces a replica whose process is gone.
+        """Ends the process once the engine has failed or hangs; Ray Serve replaces one whose process is gone.
 
         It would replace one that raises here too, but only after several checks, and under another number:
         the replica that Ray still stops keeps its own. Requests were failed by the engine already.
@@ -161,5 +191,5 @@ class DPRank:
         try:
             self._engine.check_health()
         except EngineFailedError as error:
-            logger.critical("rank %d ends: %s", self._rank, error)
+            logger.critical("rank %d ends: %s", self._core.rank, error)
             os._exit(ENGINE_FAILED_STATUS)
