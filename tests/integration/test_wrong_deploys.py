@@ -50,13 +50,13 @@ def test_the_service_goes_on_while_wrong_deploys_are_refused(
     before = [graph.pids(name) for name in ("DPRank", "Router", "Ingress")]
     with requests_to(graph) as statuses:
         for refusal, changes in wrong_deploys(tmp_path).items():
-            graph.submit(with_args(graph.config, changes))
+            graph.apply(with_args(graph.config, changes))
             wait_until(lambda: refusal in graph.status()["message"], refusal, BUILD_S)  # noqa: B023
             assert_says_no_more_than(graph.status(), refusal)
     assert set(statuses) == {200}
     assert [graph.pids(name) for name in ("DPRank", "Router", "Ingress")] == before
 
-    graph.redeploy(ingress={"max_request_bytes": 50_000})
+    graph.apply(with_args(graph.config, {"ingress": {"max_request_bytes": 50_000}}))
     wait_until(lambda: graph.status()["status"] == "RUNNING", "the right one runs", START_S)
     assert graph.get("/server_info")["config"]["ingress"]["max_request_bytes"] == 50_000
 
