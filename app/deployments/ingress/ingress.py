@@ -104,7 +104,6 @@ class Ingress:
         ranks: handle of the `DPRank` deployment.
     """
 
-    @says_why("Ingress")
     def __init__(
         self,
         config: AppConfig,
@@ -116,7 +115,8 @@ class Ingress:
         self._ranks = RankClient(ranks)
         self._directory = RankDirectory(self._ranks, timeout_s=POLL_TIMEOUT_S)
         self._outcomes = BatchSender(self._routers.record_outcomes, interval_s=OUTCOMES_INTERVAL_S)
-        self.start(config, events)
+        with says_why("Ingress"):
+            self.start(config, events)
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
