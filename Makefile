@@ -17,7 +17,7 @@ export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
 # Ray's proxy tells the clients of an ingress that has died so, in JSON.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= app.deployments.proxy_errors:middlewares
 
-.PHONY: setup serve drain test test-long test-vllm check-extras lint lock clean
+.PHONY: setup serve drain deploy status test test-long test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -35,7 +35,20 @@ serve: setup
 
 # Ends the service that runs on this machine without breaking an answer; see docs/operations.md.
 drain: setup
-	$(BIN)/python -m app.drain
+	$(RAY_TOKEN) $(BIN)/python -m app.drain
+
+# Ray asks for its token wherever there was one when the cluster started: `make serve` makes it. Its commands send
+# it only in this mode, and refuse the mode where there is no token.
+RAY_TOKEN = $(if $(wildcard $(HOME)/.ray/auth_token)$(RAY_AUTH_TOKEN)$(RAY_AUTH_TOKEN_PATH),RAY_AUTH_MODE=$${RAY_AUTH_MODE:-token})
+
+# Replaces what a service that runs on this machine does by what the file says.
+deploy: setup
+	$(BIN)/python -m app.check --redeploy $(CONFIG)
+	$(RAY_TOKEN) $(BIN)/serve deploy $(CONFIG)
+
+# Whether that has been done, and if not, why.
+status: setup
+	$(RAY_TOKEN) $(BIN)/serve status
 
 # Integration tests start whole graphs, which need the machine to themselves. The others run in as many processes as
 # there are cores (at most 4), one thread each.

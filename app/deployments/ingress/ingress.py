@@ -38,6 +38,7 @@ from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
+from app.deployments.starting import says_why
 from app.errors import (
     InvalidRequestError,
     NotAllowedError,
@@ -115,11 +116,12 @@ class Ingress:
         self._ranks = RankClient(ranks)
         self._directory = RankDirectory(self._ranks, timeout_s=POLL_TIMEOUT_S)
         self._outcomes = BatchSender(self._routers.record_outcomes, interval_s=OUTCOMES_INTERVAL_S)
-        self.start(config, events)
+        with says_why("Ingress"):
+            self.start(config, events)
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
-        model_dir = resolve_model(config.model, weights=config.remote_ranks is None)
+        model_dir = resolve_model(config.model, weights=False)
         self._config = config
         self._events = events
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))

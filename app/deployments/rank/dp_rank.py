@@ -20,6 +20,7 @@ from app.deployments.rank.core import RankCore
 from app.deployments.rank.number import RankNumber
 from app.deployments.rank.peers import RayPeers
 from app.deployments.rank.place import RankPlace
+from app.deployments.starting import check_num_ranks, says_why
 from app.engine.interface import RankEngine
 from app.engine.load import load_engine
 from app.errors import EngineFailedError
@@ -48,16 +49,24 @@ class DPRank:
     Raises:
         EndpointInUseError: a port of this rank is taken, and not by a replica that is leaving.
         ModelError: the model can't be served.
-        ConfigError: an address can't be bound here, or there is no such device.
+        ConfigError: an address can't be bound here, there is no such device, or Serve has more ranks.
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
     async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
         self._running = ExitStack()
         """Stops what has been started, the last first."""
+        self._spare = ""
+        """Why this replica should make room for another one; empty: it should not."""
+        self._model = config.model.path
+        self._remote_ranks = config.remote_ranks
+        with says_why("DPRank"):
+            await self._construct(config, events)
+
+    async def _construct(self, config: AppConfig, events: KvEvents) -> None:
         log_with_ray()
         context = serve.get_replica_context()
-        self._model = config.model.path
+        check_num_ranks(context.world_size, config.largest_dp_size)
         self._replica_id = context.replica_id.unique_id
         self._node_ip = ray.util.get_node_ip_address()
         if context.rank.rank == 0:
@@ -65,9 +74,6 @@ class DPRank:
         self._place = RankPlace(config, events)
         self._running.callback(self._place.close)
         claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
-        self._spare = ""
-        """Why this replica should make room for another one; empty: it should not."""
-        self._remote_ranks = config.remote_ranks
         self._number = RankNumber(
             claim, config.largest_dp_size, RayPeers(), self._place, on_peers=self._check_worker
         )

@@ -26,6 +26,7 @@ from app.deployments.messages import (
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
+from app.deployments.starting import says_why
 from app.errors import KvbeaconError, NoRankError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import KvEvents
@@ -73,10 +74,12 @@ class Router:
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         self._core = RoutingCore(routing, config.largest_dp_size)
+        with says_why("Router"):
+            keys = _curve_keys(events)
         self._tracker = Tracker(
             self._core,
             rank_client.snapshot,
-            _curve_keys(events),
+            keys,
             stall_timeout_s=config.engine.stall_timeout_s,
         )
         self._dp_size = config.expected_dp_size

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from app.errors import NoRankError, UnknownRankError
 from app.routing.decisions.decision import Prompt
 from app.routing.decisions.explanation import explanation
+from app.routing.tracking.description import Absence
 from app.routing.tracking.tracker import Tracker
 from tests.support.routing.cores import new_core, set_routable
 from tests.support.routing.live_ranks import BLOCK_SIZE, Follower, description, hashes
