@@ -8,10 +8,12 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
+from ray.serve.request_router import RequestRouter
 from ray.serve.schema import LoggingConfig
 
 from app.config import AppConfig, load_config
 from app.deployments.ingress.ingress import Ingress
+from app.deployments.nearest_first import NearestFirst
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
@@ -43,15 +45,13 @@ def build_app(args: Mapping[str, Any]) -> Application:
     check_given(config)
     placement = rank_placement(config)
 
-    # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
-    request_router = RequestRouterConfig.model_validate({"request_router_class": ReplicaAddressing})
     ranks = serve.deployment(
         name="DPRank",
         num_replicas=config.dp_size,
         max_ongoing_requests=_rank_capacity(config),
         ray_actor_options=placement.actor,
         **placement.group,
-        request_router_config=request_router,
+        request_router_config=_sent_by(ReplicaAddressing),
         logging_config=QUIET,
     )(DPRank).bind(config, events)
     router = serve.deployment(
@@ -60,6 +60,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        request_router_config=_sent_by(NearestFirst),
         logging_config=QUIET,
     )(Router).bind(config, events, ranks)
     return serve.deployment(
@@ -69,6 +70,11 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
     )(Ingress).bind(config, events, router, ranks)
+
+
+def _sent_by(chooser: type[RequestRouter]) -> RequestRouterConfig:
+    # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
+    return RequestRouterConfig.model_validate({"request_router_class": chooser})
 
 
 def _rank_capacity(config: AppConfig) -> int:

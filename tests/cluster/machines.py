@@ -57,7 +57,7 @@ class Machine:
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [*_NEW_NAMESPACES, sys.executable, str(_INIT), address, str(folder), str(seen_as)]
         with theirs:
-            self._holder = subprocess.Popen(command, stdin=theirs)
+            self._holder = subprocess.Popen(command, stdin=theirs.fileno())
         self._link.settimeout(START_S)
         message, cards, _, _ = socket.recv_fds(self._link, 16, 1)
         assert message == b"up", f"machine {address} doesn't start"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import yaml
@@ -79,7 +79,8 @@ class RayCluster:
 
     def start(self) -> None:
         """Start Ray on every machine, and the application; returns once every rank can be used."""
-        self._start_ray(self.head, "--head", f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false")
+        settings = (f"--port={GCS_PORT}", "--num-cpus=0", "--include-dashboard=false")
+        self._start_ray(self.head, "--head", f"--temp-dir={self._seen_as}", *settings)
         for machine in self.workers:
             self._join(machine)
         file = self._dir / "serve_config.yaml"
@@ -145,8 +146,6 @@ class RayCluster:
             f"--object-store-memory={_OBJECT_STORE}",
             *arguments,
         ]
-        if machine is self.head:
-            command.append(f"--temp-dir={self._seen_as}")
         code = machine.start(command, self._env, log).wait(START_S)
         assert code == 0, log.read_text(errors="replace")
 
@@ -166,6 +165,7 @@ def _num_exact(ranks: list[Json]) -> int:
 def _serve_config(model: str, num_workers: int, changes: Json) -> Json:
     settings: Json = {
         "dp_size": num_workers,
+        "engine": {"scheduler": {"max_running_requests": 16, "max_waiting_requests": 200}},
         "resources": {"num_cpus": 0.2},
         "routing": {"num_routers": num_workers},
         "ingress": {"num_ingresses": num_workers},

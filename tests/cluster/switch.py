@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from tests.support.graph.serve_config import REPO
+
 _MAX_PACKET: Final = 65_536
 _MAX_MESSAGE: Final = 65_536
 _MAX_BATCH: Final = 64
@@ -89,7 +91,9 @@ class Switch:
     def __init__(self) -> None:
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen([sys.executable, "-m", "tests.cluster.switch"], stdin=theirs)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.switch"], cwd=REPO, stdin=theirs.fileno()
+            )
         self._faults = Faults()
 
     def plug_in(self, address: str, card: int) -> None:

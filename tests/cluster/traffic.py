@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import threading
@@ -17,9 +18,9 @@ import httpx
 
 from tests.cluster.machines import Machine
 
-INTERVAL_S: Final = 0.25
+INTERVAL_S: Final = 0.4
 """Between two requests."""
-NUM_TOKENS: Final = (8, 120)
+NUM_TOKENS: Final = (8, 60)
 """Of an answer, from the shortest to the longest."""
 TIMEOUT_S: Final = 150.0
 """No request may wait longer than the client does; one that does is a failure."""
@@ -95,13 +96,13 @@ class Traffic:
 
     async def _send_all(self) -> None:
         timeout = httpx.Timeout(TIMEOUT_S, connect=_CONNECT_S)
-        async with httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None)) as http:
-            async with asyncio.TaskGroup() as group:
-                number = 0
-                while not self._stopped.is_set():
-                    group.create_task(self._send(http, self._urls[number % len(self._urls)]))
-                    number += 1
-                    await asyncio.sleep(self._interval_s)
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(timeout=timeout, limits=limits) as http, asyncio.TaskGroup() as group:
+            for url in itertools.cycle(self._urls):
+                if self._stopped.is_set():
+                    return
+                group.create_task(self._send(http, url))
+                await asyncio.sleep(self._interval_s)
 
     async def _send(self, http: httpx.AsyncClient, url: str) -> None:
         outcome = Outcome(time.monotonic(), self._random.randint(*NUM_TOKENS), url)

@@ -6,6 +6,7 @@ over gRPC (`_by_reference=False`).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self
 
@@ -20,6 +21,7 @@ GONE: Final[exceptions.RayActorError] = _ray.ActorUnavailableError("the replica 
 BUG: Final = ValueError("bug")
 FAILED: Final[exceptions.RayTaskError] = _ray.RayTaskError("method", "its traceback", BUG)
 NO_REPLICA: Final[DeploymentUnavailableError] = _unavailable(None)
+HANGS: Final = "the call never ends"
 BROKEN: Final[exceptions.RayError] = _ray.RaySystemError("the transport broke")
 
 
@@ -28,7 +30,8 @@ class FakeHandle:
 
     Args:
         answers: of each remote method, one per replica: what it returns, or an exception that it raises. A
-            call to one replica gets the first. None: Ray knows of no replica of the deployment.
+            call to one replica gets the first, or with `nth` the one that many behind it. None: Ray knows of
+            no replica of the deployment.
 
     Attributes:
         calls: method, arguments and keyword arguments of every call, in order.
@@ -77,9 +80,12 @@ class FakeMethod:
         self._name = name
 
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
-        answer, *_ = self._handle.results(self._name, args, kwargs)
+        answers = self._handle.results(self._name, args, kwargs)
+        answer = answers[kwargs.get("nth", 0) % len(answers)]
         if isinstance(answer, BaseException):
             raise answer
+        if answer is HANGS:
+            await asyncio.Event().wait()
         return answer
 
 
