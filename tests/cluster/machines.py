@@ -82,6 +82,15 @@ class Machine:
                 stderr=output,
             )
 
+    def pids(self, title: str) -> list[int]:
+        """Its processes whose command line begins so, by their numbers outside of it."""
+        namespace = os.readlink(f"/proc/{self._holder.pid}/ns/pid_for_children")
+        return [
+            int(process.name)
+            for process in Path("/proc").glob("[0-9]*")
+            if _namespace_of(process) == namespace and _command_line(process).startswith(title)
+        ]
+
     def call(self, function: Callable[[], Result]) -> Result:
         """What `function` returns, called in a thread whose new sockets belong to this machine."""
         results: list[Result] = []
@@ -121,6 +130,20 @@ class Machine:
             f"--pid={namespaces}/pid_for_children",
             f"--wd={REPO}",
         ]
+
+
+def _namespace_of(process: Path) -> str:
+    try:
+        return os.readlink(process / "ns/pid")
+    except OSError:  # it has just ended
+        return ""
+
+
+def _command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def _enter_network(path: str) -> None:

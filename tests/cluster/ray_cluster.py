@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -127,9 +128,12 @@ class RayCluster:
         report: Json = self.get("/router/audit", machine, timeout_s=90).json()
         return report
 
-    def kill(self, machine: Machine, what: str) -> None:
-        """Kill -9 a process of the machine by its title's beginning, as `ray::ServeController`."""
-        machine.start(["pkill", "-9", "-f", f"^{what}"], self._env, self._dir / "kill.log").wait()
+    def kill(self, machine: Machine, title: str) -> None:
+        """Kill -9 the machine's processes with this title, as `ray::ServeController`."""
+        pids = machine.pids(title)
+        assert pids, f"no {title} at {machine.address}"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
     def _new_machine(self, address: str) -> Machine:
         return Machine(address, self._dir / address, self._seen_as, self.switch)
