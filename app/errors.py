@@ -16,6 +16,8 @@ KvbeaconError
 │   └── RankFailedError         its own code failed
 └── RequestError                one request can't be served; carries its HTTP status
     ├── InvalidRequestError     400: a field of the request is wrong
+    │   ├── LiveRequestIdError  400: another request of the rank has its id, and hasn't ended
+    │   └── UnknownRankError    400: the rank that it names is none that there is, or may be
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
     ├── NotAllowedError         403: this deployment's config doesn't allow it
     ├── ModelNameError          404: the request names a model that isn't served here
@@ -24,7 +26,7 @@ KvbeaconError
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
-    ├── RankDiedError           502: the rank died after the request's first token
+    ├── RankDiedError           502: the rank was lost while it answered, and no other could go on
     └── NoRankError             503: no rank can take the request now
         └── NoRouterError       503: no router answers, so no rank can be chosen
 """
@@ -118,6 +120,13 @@ class InvalidRequestError(RequestError):
     """A field of the request is wrong."""
 
 
+class LiveRequestIdError(InvalidRequestError):
+    """The rank has a request with this id already, which hasn't ended."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id = {request_id!r}: a live request has this id")
+
+
 class NotAllowedError(RequestError):
     """This deployment's config doesn't allow it. The message names the setting."""
 
@@ -125,6 +134,29 @@ class NotAllowedError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="not_allowed")
+
+
+class UnknownRankError(InvalidRequestError):
+    """The rank that the request names is none that there is, or may be.
+
+    Attributes:
+        allowed: what may stand in its place, for people to read.
+    """
+
+    allowed = ""
+
+    @classmethod
+    def of(cls, rank: int, dp_size: int, field: str = "routed_dp_rank") -> UnknownRankError:
+        """Rank `rank`, named by `field`, where there are or may be `dp_size`."""
+        error = cls(f"{field} = {shown(rank)}: allowed are 0 to {dp_size - 1}", param=field)
+        error.allowed = f"0 to {dp_size - 1}"
+        return error
+
+    def named(self, rank: int, field: str) -> UnknownRankError:
+        """The same, with the field by which the client named the rank."""
+        error = type(self)(f"{field} = {shown(rank)}: allowed are {self.allowed}", param=field)
+        error.allowed = self.allowed
+        return error
 
 
 class PromptTooLongError(RequestError):
@@ -195,7 +227,7 @@ class EngineFailedError(RequestError):
 
 
 class RankDiedError(RequestError):
-    """The rank died after the request's first token, so that it can't be started again elsewhere."""
+    """The rank was lost while it answered, and no other could go on. The message says why not."""
 
     status = 502
     type = "server_error"

@@ -28,6 +28,27 @@ class NotAddressed:
 RankMessage = TokenChunk | Refusal | NotAddressed
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One replica of `DPRank` as its peers need to know it, so that every number has one holder.
+
+    Attributes:
+        replica_id: the replica's.
+        wanted: the number that Ray gives it now.
+        held: the number under which it publishes; None before it does.
+        node_ip: its node's address.
+        ports: what it has bound there.
+        worker: of remote ranks, the number of the worker's rank that it is for; else None.
+    """
+
+    replica_id: str
+    wanted: int
+    held: int | None
+    node_ip: str
+    ports: frozenset[int] = frozenset()
+    worker: int | None = None
+
+
 @dataclass(frozen=True)
 class RankInfo(RankDescription):
     """One rank as it describes itself: to routers, and to `/server_info`.
@@ -41,6 +62,8 @@ class RankInfo(RankDescription):
         device: where the model runs.
         dtype: of weights and cache.
         kernels: the kernels' backend.
+        ray_rank: Ray's number for it; `rank` follows as soon as no living replica holds that.
+        num_rank_conflicts: times that another replica held its number too.
         foreign_events: see `EngineStatus`.
     """
 
@@ -52,38 +75,9 @@ class RankInfo(RankDescription):
     device: str
     dtype: str
     kernels: str
+    ray_rank: int | None = field(default=None, kw_only=True)
+    num_rank_conflicts: int = field(default=0, kw_only=True)
     foreign_events: Mapping[str, object] | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class ChooseRequest:
-    """What a router needs of a request in order to choose.
-
-    Attributes:
-        request_id: the request's.
-        block_hashes: wire hashes of the prompt's full blocks, in order.
-        num_tokens: the prompt's length.
-        pinned_rank: the only rank that the client allows, if it named one.
-        exclude: ranks that the request has failed on already.
-        session_id: the client's name for its session, if it gave one.
-        choice_seq: increases each time that a router, any of them, is asked to choose for this request.
-    """
-
-    request_id: str
-    block_hashes: list[int]
-    num_tokens: int
-    pinned_rank: int | None = None
-    exclude: frozenset[int] = frozenset()
-    session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
-    choice_seq: int = 0
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The router's answer: the rank, and the replica that is that rank now."""
-
-    rank: int
-    replica_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +86,46 @@ class RankReplica:
 
     rank: int
     replica_id: str
+
+
+@dataclass(frozen=True)
+class ChooseRequest:
+    """What a router needs of a request in order to choose.
+
+    Attributes:
+        request_id: the request's.
+        block_hashes: wire hashes of the full blocks of prompt and output, in order.
+        num_tokens: the length of both.
+        pinned_rank: the only rank that the client allows, if it named one.
+        exclude: replicas that the request was lost on, by the numbers that they had.
+        session_id: the client's name for its session, if it gave one.
+        choice_seq: increases each time that a router, any of them, is asked to choose for this request.
+        num_output_tokens: how many of `num_tokens` are output that other ranks have produced.
+    """
+
+    request_id: str
+    block_hashes: list[int]
+    num_tokens: int
+    pinned_rank: int | None = None
+    exclude: frozenset[RankReplica] = frozenset()
+    session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
+    choice_seq: int = 0
+    num_output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The router's answer.
+
+    Attributes:
+        rank: the chosen rank.
+        replica_id: the replica that is that rank now.
+        predicted_ttft_s: seconds from the call until its first token, as predicted.
+    """
+
+    rank: int
+    replica_id: str
+    predicted_ttft_s: float = 0.0
 
 
 @dataclass(frozen=True)

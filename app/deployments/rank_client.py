@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from app.deployments.messages import NotAddressed, RankInfo, RankMessage
+from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
 from app.errors import RankCallError, RankFailedError, RankGoneError
 from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
@@ -24,6 +24,7 @@ class RankMethods(Protocol):
     """The remote methods of a rank; see `DPRank`."""
 
     async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed: ...
+    async def claims(self, claim: Claim) -> Claim: ...
     async def snapshot(self, *, replica_id: str) -> CacheSnapshot | None: ...
     async def reset_cache(self, *, replica_id: str) -> bool | None: ...
     def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]: ...
@@ -105,6 +106,19 @@ class RankClient:
             return []
         return [answer for answer in answers if isinstance(answer, RankInfo)]
 
+    async def exchange_claims(self, claim: Claim, *, timeout_s: float) -> list[Claim]:
+        """Tell every replica that runs what one of them claims, and hear what they claim.
+
+        Raises:
+            TimeoutError: one doesn't answer within `timeout_s` seconds; the others' answers are lost then.
+        """
+        try:
+            response = self._handle.broadcast(RankMethods.claims.__name__, claim)
+            answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return []
+        return [answer for answer in answers if isinstance(answer, Claim)]
+
     async def snapshot(self, replica_id: str) -> CacheSnapshot:
         """A rank's whole cache content at a known sequence number.
 
@@ -137,6 +151,12 @@ def _own_errors() -> Iterator[None]:
     """Replaces errors of Ray and gRPC: callers know neither, and tests of them need none."""
     try:
         yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # A replica that is being stopped cancels its calls, and that comes here as it is.
+        raise RankGoneError("the replica cancelled the call") from error
     except RayTaskError as error:
         raise RankFailedError(str(error)) from error
     except (RayActorError, DeploymentUnavailableError) as error:

@@ -17,17 +17,19 @@ Receipt = Json
 
 
 def explanation(decision: Decision, dp_size: int) -> Receipt:
-    """The receipt of one decision, with a row for every rank of the deployment, routable or not."""
+    """The receipt of one decision, with a row for every rank that was there or is below `dp_size`."""
     views = {view.rank: view for view in decision.views}
     costs = {each.view.rank: each.cost for each in decision.considered}
-    ranks = range(dp_size)
+    ranks = sorted({*range(dp_size), *views, *decision.unavailable})
     return {
         "policy": decision.policy,
         "deferred_by": decision.deferred_by,
-        "prompt_tokens": decision.num_tokens,
+        "resumed": decision.num_output_tokens > 0,
+        "output_tokens": decision.num_output_tokens,
+        "prompt_tokens": decision.num_tokens - decision.num_output_tokens,
         "prompt_blocks": decision.num_blocks,
         "winner": decision.rank,
-        "why": reasons(decision, dp_size),
+        "why": reasons(decision, len(ranks)),
         "cached_tokens": decision.cached_tokens,
         "missed_cached_tokens": decision.missed_tokens,
         "predicted_ttft_s": decision.predicted_ttft_s,
@@ -40,6 +42,7 @@ def explanation(decision: Decision, dp_size: int) -> Receipt:
 def record_json(record: Record, dp_size: int) -> Receipt:
     """The receipt of a decision that was acted upon, and what came of it."""
     return {
+        "choice": record.decision.choice_seq,
         "decided_at": record.decided_at,
         "outcome": record.result,
         "actual_ttft_s": record.ttft_s,
