@@ -54,7 +54,7 @@ class RayCluster:
     Attributes:
         switch: connects the machines.
         head, client: machines.
-        workers: by number; one that was powered off can be started again.
+        workers: by number.
     """
 
     def __init__(self, model: str, num_workers: int = 2, changes: Json | None = None) -> None:
@@ -98,7 +98,8 @@ class RayCluster:
             raise
 
     def replace_worker(self, number: int) -> None:
-        """A new machine with the address of one that is gone, which joins the cluster; returns at once."""
+        """A new machine with that worker's address, which joins the cluster; returns before it serves."""
+        self.workers[number].stop()
         self.workers[number] = self._new_machine(worker(number))
         self._join(self.workers[number])
 
@@ -122,6 +123,19 @@ class RayCluster:
     def get(self, path: str, machine: Machine, timeout_s: float = 30.0) -> httpx.Response:
         """The answer at that machine's proxy, asked from the client's machine."""
         return self.client.call(lambda: httpx.get(self.url(machine) + path, timeout=timeout_s))
+
+    def wait_until_settled(self, machine: Machine, within_s: float) -> None:
+        """Wait until, as that machine's ingress says, every router has every rank's blocks."""
+        num = len(self.workers)
+        last: Json = {}
+
+        def is_settled() -> bool:
+            nonlocal last
+            last = self.audit(machine)
+            compared = [len(router["ranks"]) for router in last.get("routers", [])]
+            return compared == [num] * num and last["equal"] is True
+
+        wait_until(is_settled, lambda: last, within_s, interval_s=0.5)
 
     def audit(self, machine: Machine) -> Json:
         """Every router's audit of every rank, as that machine's ingress gives it."""

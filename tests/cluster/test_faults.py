@@ -6,14 +6,12 @@ Every test prints one line with what its requests waited.
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
 from tests.cluster.machines import Machine
 from tests.cluster.ray_cluster import ZMQ_PORTS, RayCluster
 from tests.cluster.traffic import Traffic
-from tests.support.deadlines import wait_until
 from tests.support.graph.serve_config import Json
 
 BEFORE_S, AFTER_S = 2.0, 3.0
@@ -57,7 +55,7 @@ def test_a_bad_network_only_slows_requests(cluster: RayCluster, faults: Json, se
     traffic = under_traffic(cluster, *cluster.workers, faults=faults, seconds=seconds)
     assert not traffic.failures
     assert not traffic.waiting(NORMAL_WAIT_S)
-    wait_until_settled(cluster, cluster.workers[0])
+    cluster.wait_until_settled(cluster.workers[0], SETTLED_S)
 
 
 def test_a_short_cut_costs_no_request_of_the_other_side(cluster: RayCluster) -> None:
@@ -66,7 +64,7 @@ def test_a_short_cut_costs_no_request_of_the_other_side(cluster: RayCluster) -> 
     assert not traffic.failures
     assert not traffic.waiting(5.0 + NORMAL_WAIT_S)
     for machine in cluster.workers:
-        wait_until_settled(cluster, machine)
+        cluster.wait_until_settled(machine, SETTLED_S)
 
 
 def test_the_controllers_death_is_not_noticed(cluster: RayCluster) -> None:
@@ -78,7 +76,7 @@ def test_the_controllers_death_is_not_noticed(cluster: RayCluster) -> None:
     print(f"\n{traffic.summary()}")
     assert not traffic.failures
     assert not traffic.waiting(NORMAL_WAIT_S)
-    wait_until_settled(cluster, cluster.workers[0])
+    cluster.wait_until_settled(cluster.workers[0], SETTLED_S)
 
 
 def under_traffic(cluster: RayCluster, *entries: Machine, faults: Json, seconds: float) -> Traffic:
@@ -91,17 +89,3 @@ def under_traffic(cluster: RayCluster, *entries: Machine, faults: Json, seconds:
         time.sleep(AFTER_S)
     print(f"\n{traffic.summary()}")
     return traffic
-
-
-def wait_until_settled(cluster: RayCluster, machine: Machine) -> None:
-    """Wait until, as that machine's ingress says, every router has every rank's blocks."""
-    last: Any = None
-
-    def is_settled() -> bool:
-        nonlocal last
-        last = cluster.audit(machine)
-        routers = last.get("routers", [])
-        num_ranks = len(cluster.workers)
-        return [len(each["ranks"]) for each in routers] == [num_ranks] * num_ranks and last["equal"]
-
-    wait_until(is_settled, lambda: last, SETTLED_S, interval_s=0.5)
