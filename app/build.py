@@ -25,8 +25,9 @@ from app.routing.policies.registry import POLICIES
 CONTROL_CPUS = 0.1
 """What Ray reserves for a router or an ingress; both mostly wait."""
 HEALTH_CHECK_PERIOD_S = 1.0
-"""Of routers and ingresses. At a check Ray sees that a replica's process is gone; by default there is one in
-10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers drop dead ones."""
+"""At a check Ray sees that a replica's process is gone; by default there is one in 10 s."""
+MAX_RANK_CHECKS_PER_S = 100
+"""Of all ranks together: Ray's controller makes each check, and there may be a thousand ranks."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 MAX_CONNECTIONS = 10_000
@@ -52,6 +53,9 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options=placement.actor,
         **placement.group,
         request_router_config=_sent_by(ReplicaAddressing),
+        health_check_period_s=max(HEALTH_CHECK_PERIOD_S, config.dp_size / MAX_RANK_CHECKS_PER_S),
+        # Three checks that time out, one after another, end a replica. It is checked once it has loaded.
+        health_check_timeout_s=config.engine.stall_timeout_s,
         logging_config=QUIET,
     )(DPRank).bind(config, events)
     router = serve.deployment(

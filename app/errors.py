@@ -13,6 +13,7 @@ KvbeaconError
 │   └── WorkerSlowError         it doesn't answer in time
 ├── RankCallError               a call to a rank broke off
 │   ├── RankGoneError           its replica is gone
+│   │   └── RankUnreachableError or cut off: it may come back
 │   └── RankFailedError         its own code failed
 └── RequestError                one request can't be served; carries its HTTP status
     ├── InvalidRequestError     400: a field of the request is wrong
@@ -89,6 +90,10 @@ class RankCallError(KvbeaconError):
 
 class RankGoneError(RankCallError):
     """The replica that was called is gone, or none has started yet: Ray replaces it."""
+
+
+class RankUnreachableError(RankGoneError):
+    """The replica's process can't be reached now; whether it is gone isn't known yet."""
 
 
 class RankFailedError(RankCallError):

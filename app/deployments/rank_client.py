@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 from grpc import RpcError
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
-from app.errors import RankCallError, RankFailedError, RankGoneError
+from app.errors import RankCallError, RankFailedError, RankGoneError, RankUnreachableError
 from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
 
@@ -23,7 +23,9 @@ _TRANSPORT_ERRORS = (RayError, RayServeException, RpcError)
 class RankMethods(Protocol):
     """The remote methods of a rank; see `DPRank`."""
 
-    async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed: ...
+    async def describe(
+        self, *, replica_id: str | None = None, other_than: frozenset[str] = frozenset()
+    ) -> RankInfo | NotAddressed: ...
     async def claims(self, claim: Claim) -> Claim: ...
     async def snapshot(self, *, replica_id: str) -> CacheSnapshot | None: ...
     async def reset_cache(self, *, replica_id: str) -> bool | None: ...
@@ -93,6 +95,20 @@ class RankClient:
             raise RankGoneError(f"replica {replica_id} is gone")
         return answer
 
+    async def describe_other(self, known: Collection[str], *, timeout_s: float) -> RankInfo | None:
+        """Some rank whose replica isn't among `known`, as it describes itself; None if there is no other.
+
+        Raises:
+            RankCallError: the replica that was asked is gone or its engine has failed.
+            TimeoutError: no answer within `timeout_s` seconds. Where there is no other any is asked, perhaps
+                one that hangs.
+        """
+        call = self._handle.describe
+        with _own_errors():
+            async with asyncio.timeout(timeout_s):
+                answer: RankInfo | NotAddressed = await call.remote(other_than=frozenset(known))
+        return None if isinstance(answer, NotAddressed) else answer
+
     async def describe_all(self, *, timeout_s: float) -> list[RankInfo]:
         """All ranks as they describe themselves, without those that fail; none while none has started.
 
@@ -159,6 +175,8 @@ def _own_errors() -> Iterator[None]:
         raise RankGoneError("the replica cancelled the call") from error
     except RayTaskError as error:
         raise RankFailedError(str(error)) from error
+    except ActorUnavailableError as error:
+        raise RankUnreachableError(str(error)) from error
     except (RayActorError, DeploymentUnavailableError) as error:
         raise RankGoneError(str(error)) from error
     except _TRANSPORT_ERRORS as error:

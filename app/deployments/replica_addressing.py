@@ -1,8 +1,9 @@
 """Sends a call to the replica that it names, instead of to the least busy one.
 
-A call names its replica with the keyword argument `replica_id`. When that replica is gone, the call goes to
-any other replica, which sees that it isn't the one that is meant and answers `NotAddressed`. An exception
-raised here would leave the caller waiting: Ray Serve doesn't propagate exceptions out of `choose_replicas`.
+A call names its replica with the keyword argument `replica_id`, or with `other_than` those that it isn't for.
+When there is no such replica, the call goes to any, which sees that it isn't meant and answers
+`NotAddressed`. An exception raised here would leave the caller waiting: Ray Serve doesn't propagate
+exceptions out of `choose_replicas`.
 
 Ray pickles this module by value into every handle, so it holds nothing else.
 """
@@ -20,7 +21,11 @@ class ReplicaAddressing(RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """The named replica alone, or all replicas when it isn't there."""
-        replica_id = pending_request.kwargs.get("replica_id") if pending_request else None
-        addressed = [replica for replica in candidate_replicas if replica.replica_id.unique_id == replica_id]
-        return [addressed or candidate_replicas]
+        """The replicas that are meant, or all replicas when there is none of them."""
+        given = pending_request.kwargs if pending_request else {}
+        replica_id, others = given.get("replica_id"), given.get("other_than")
+        if replica_id is not None:
+            meant = [each for each in candidate_replicas if each.replica_id.unique_id == replica_id]
+        else:
+            meant = [each for each in candidate_replicas if each.replica_id.unique_id not in (others or ())]
+        return [meant or candidate_replicas]

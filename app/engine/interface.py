@@ -66,7 +66,8 @@ class EngineStatus:
     """What may change of an engine while it lives.
 
     Attributes:
-        unavailable: why no request can be served now; None: they can. It may end by itself.
+        unavailable: why no request can be served now; None: they can. It may end by itself. An engine that
+            has work and makes no step for long says so here, as far as it can tell.
         partial_cache: why the cache may hold more than was published; None: all of it was published.
         foreign_events: how another engine's events are followed, with counts of what could not be used, for
             people to read; None: the engine's events are our own, or there are none.
@@ -137,7 +138,7 @@ class RankEngine(Protocol):
     def check_health(self) -> None:
         """
         Raises:
-            EngineFailedError: the engine has stopped, or is about to.
+            EngineFailedError: the engine has stopped, is about to, or has stood still for too long.
         """
         ...
 

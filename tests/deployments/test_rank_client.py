@@ -1,4 +1,4 @@
-"""Calls to ranks: what they return, Ray's errors in our own words, and the directory of ranks."""
+"""Calls to ranks: what they return, and Ray's errors in our own words."""
 
 from __future__ import annotations
 
@@ -14,18 +14,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from app.deployments.messages import NotAddressed
 from app.deployments.rank_client import RankClient, RankMessages
-from app.deployments.rank_directory import RankDirectory
-from app.errors import RankCallError, RankFailedError, RankGoneError
+from app.errors import RankCallError, RankFailedError, RankGoneError, RankUnreachableError
 from app.events.snapshot import CacheSnapshot
 from app.generation import TokenChunk
 from tests.support.fake_handle import BROKEN, BUG, DEAD, FAILED, GONE, FakeHandle
-from tests.support.rank_info import rank_info
 
 CHUNK = TokenChunk([7], 9, 4)
 SNAPSHOT = CacheSnapshot("epoch", 5, [])
 FAILURES: list[tuple[RayError, type[RankCallError]]] = [
     (DEAD, RankGoneError),
-    (GONE, RankGoneError),
+    (GONE, RankUnreachableError),
     (FAILED, RankFailedError),
     (BROKEN, RankCallError),
 ]
@@ -137,39 +135,3 @@ async def test_without_any_rank_a_call_finds_its_replica_gone() -> None:
     with pytest.raises(RankGoneError) as caught:
         await ranks.snapshot("replica-1")
     assert isinstance(caught.value.__cause__, DeploymentUnavailableError)
-
-
-async def test_the_directory_lists_the_ranks_that_answer_by_number() -> None:
-    ranks, handle = client({"describe": [rank_info(2), DEAD, rank_info(0)]})
-    directory = RankDirectory(ranks, timeout_s=1.0)
-    assert await directory.poll() == [rank_info(0), rank_info(2)]
-    assert handle.calls == [("describe", (), {})]
-
-
-async def test_while_no_rank_has_started_the_directory_is_empty() -> None:
-    ranks, _ = client(None)
-    assert await RankDirectory(ranks, timeout_s=1.0).poll() == []
-
-
-class HangingRanks(FakeHandle):
-    """Rank 1 hangs once `is_hanging`, so that no broadcast ends in time; the others answer by name."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-        self.is_hanging = False
-
-    def called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        self.calls.append((name, args, kwargs))
-        one = TimeoutError() if self.is_hanging else rank_info(1)
-        by_replica = {"replica-0": rank_info(0), "replica-1": one, "replica-2": DEAD}
-        return [by_replica[kwargs["replica_id"]]] if kwargs else list(by_replica.values())
-
-
-async def test_a_rank_that_hangs_hides_no_other_rank() -> None:
-    fake: Any = HangingRanks()
-    directory = RankDirectory(RankClient(fake), timeout_s=1.0)
-    assert await directory.poll() == [rank_info(0), rank_info(1)]
-    fake.is_hanging = True
-    assert await directory.poll() == [rank_info(0)]
-    called = {keywords.get("replica_id") for _, _, keywords in fake.calls[1:]}
-    assert called == {None, "replica-0", "replica-1"}

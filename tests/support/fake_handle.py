@@ -21,7 +21,6 @@ GONE: Final[exceptions.RayActorError] = _ray.ActorUnavailableError("the replica 
 BUG: Final = ValueError("bug")
 FAILED: Final[exceptions.RayTaskError] = _ray.RayTaskError("method", "its traceback", BUG)
 NO_REPLICA: Final[DeploymentUnavailableError] = _unavailable(None)
-HANGS: Final = "the call never ends"
 BROKEN: Final[exceptions.RayError] = _ray.RaySystemError("the transport broke")
 
 
@@ -30,8 +29,8 @@ class FakeHandle:
 
     Args:
         answers: of each remote method, one per replica: what it returns, or an exception that it raises. A
-            call to one replica gets the first, or with `nth` the one that many behind it. None: Ray knows of
-            no replica of the deployment.
+            call to one replica gets the first, or with `nth` the one that many behind it, and waits for it
+            where it is a future. None: Ray knows of no replica of the deployment.
 
     Attributes:
         calls: method, arguments and keyword arguments of every call, in order.
@@ -82,15 +81,15 @@ class FakeMethod:
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
         answers = self._handle.results(self._name, args, kwargs)
         answer = answers[kwargs.get("nth", 0) % len(answers)]
+        if isinstance(answer, asyncio.Future):
+            return await asyncio.shield(answer)  # other calls wait for it too
         if isinstance(answer, BaseException):
             raise answer
-        if answer is HANGS:
-            await asyncio.Event().wait()
         return answer
 
 
 class FakeBroadcast:
-    """A call to every replica. A `TimeoutError` among the answers is a replica that hangs."""
+    """A call to every replica. A `TimeoutError` or a future among the answers is a replica that hangs."""
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = answers
@@ -98,6 +97,6 @@ class FakeBroadcast:
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
         assert return_exceptions
         for answer in self._answers:
-            if isinstance(answer, TimeoutError):
-                raise answer
+            if isinstance(answer, TimeoutError | asyncio.Future):
+                raise TimeoutError
         return list(self._answers)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.engine.remote.engine import RemoteEngine, RemoteRank
-from app.engine.remote.worker import Expected
+from app.engine.remote.engine import RemoteEngine
+from app.engine.remote.worker import Expected, RemoteRank
 from app.errors import InvalidRequestError
 from app.generation import SamplingParams, StructuredOutput
 from app.hashing import chain, seed, wire_hashes
@@ -51,6 +51,7 @@ async def engine(server: VllmServer, smollm2_dir: Path, recorded: Recorded) -> A
             block_size=BLOCK_SIZE,
             max_requests=64,
             may_flush=True,
+            stall_timeout_s=10.0,
         )
     )
     engine.start(recorded)

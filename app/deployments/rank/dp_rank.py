@@ -109,16 +109,19 @@ class DPRank:
         """Ray Serve calls this, and nothing else, when it stops the replica, or could not construct it."""
         self.stop()
 
-    async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed:
+    async def describe(
+        self, *, replica_id: str | None = None, other_than: frozenset[str] = frozenset()
+    ) -> RankInfo | NotAddressed:
         """The rank as it is now. Answers at once, also while the engine computes a long step.
 
         Args:
             replica_id: the replica that is meant, None for any; another one answers `NotAddressed`.
+            other_than: replicas that are not meant; one of these answers `NotAddressed` too.
 
         Raises:
             EngineFailedError: the engine has stopped; Ray will replace this replica.
         """
-        if replica_id not in (None, self._replica_id):
+        if replica_id not in (None, self._replica_id) or self._replica_id in other_than:
             return NotAddressed()
         self._engine.check_health()
         engine, status = self._engine.description, self._engine.status
@@ -175,7 +178,7 @@ class DPRank:
         return await self._engine.reset_cache()
 
     def check_health(self) -> None:
-        """Ends the process once the engine has failed; Ray Serve replaces a replica whose process is gone.
+        """Ends the process once the engine has failed or hangs; Ray Serve replaces one whose process is gone.
 
         It would replace one that raises here too, but only after several checks, and under another number:
         the replica that Ray still stops keeps its own. Requests were failed by the engine already.

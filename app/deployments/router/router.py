@@ -75,7 +75,12 @@ class Router:
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         self._core = RoutingCore(routing, config.largest_dp_size)
-        self._tracker = Tracker(self._core, rank_client.snapshot, _curve_keys(events))
+        self._tracker = Tracker(
+            self._core,
+            rank_client.snapshot,
+            _curve_keys(events),
+            stall_timeout_s=config.engine.stall_timeout_s,
+        )
         self._dp_size = config.expected_dp_size
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, self._core.index, rank_client.snapshot)
@@ -246,7 +251,8 @@ class Router:
     async def _discover_forever(self) -> None:
         while True:
             try:
-                await self._tracker.update(await self._directory.poll())
+                infos, absent = await self._directory.look(self._tracker.take_unknown())
+                await self._tracker.update(infos, absent)
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from app.config import AppConfig
 from app.engine.interface import RankEngine
-from app.engine.remote.engine import RemoteEngine, RemoteRank
-from app.engine.remote.worker import Expected
+from app.engine.remote.engine import RemoteEngine
+from app.engine.remote.worker import Expected, RemoteRank
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name
 
@@ -36,5 +36,6 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
         block_size=config.engine.cache.block_size,
         max_requests=scheduler.max_running_requests + scheduler.max_waiting_requests,
         may_flush=config.remote_ranks.adopt == "flush",
+        stall_timeout_s=config.engine.stall_timeout_s,
     )
     return RemoteEngine(rank)

@@ -92,6 +92,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
         block_size=block_size,
         max_waiting=scheduler.max_waiting_requests,
         check_structure=grammars.grammar,
+        stall_timeout_s=config.engine.stall_timeout_s,
     )
 
 

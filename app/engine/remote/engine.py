@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,9 @@ from app.engine.remote.api.vllm import VllmApi
 from app.engine.remote.flushing import flush_cache
 from app.engine.remote.following import RankFollower
 from app.engine.remote.load import OwnRequest, RemoteLoad
+from app.engine.remote.progress import WorkerProgress
 from app.engine.remote.watch import WorkerWatch
-from app.engine.remote.worker import Expected, WorkerDescription
+from app.engine.remote.worker import RemoteRank, WorkerDescription
 from app.errors import EngineFailedError, QueueFullError, RequestError, WireError, WorkerError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
@@ -43,31 +44,6 @@ REMOTE = "remote"
 """Stands for what a worker doesn't say of itself: its device and its number format."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteRank:
-    """Which worker's rank is one of ours, by the settings.
-
-    Attributes:
-        dp_rank: our number of it.
-        url: the worker's.
-        worker_rank: its number there.
-        expected: what the settings say of the worker.
-        model_dir: the model's folder here.
-        block_size: tokens of a block of ours.
-        max_requests: that are sent to the worker at once at most.
-        may_flush: whether its cache may be emptied when not all of it can be known.
-    """
-
-    dp_rank: int
-    url: str
-    worker_rank: int
-    expected: Expected
-    model_dir: str
-    block_size: int
-    max_requests: int
-    may_flush: bool
-
-
 class RemoteEngine:
     """See `RankEngine`."""
 
@@ -75,6 +51,7 @@ class RemoteEngine:
         self._rank = rank
         self._http = WorkerHttp(rank.url)
         self._load = RemoteLoad(rank.dp_rank)
+        self._progress = WorkerProgress(self._load, rank.stall_timeout_s)
         self._watch = WorkerWatch(
             self._http, rank.worker_rank, rank.expected, on_worker=self._take_worker, on_load=self._take_load
         )
@@ -83,7 +60,7 @@ class RemoteEngine:
             rank.block_size,
             self._load,
             publish=self._publish,
-            on_load=self._publish_load,
+            on_load=self._take_report,
             flush=self._flush_at_adoption if rank.may_flush else None,
         )
         self._listener: EngineListener | None = None
@@ -124,7 +101,10 @@ class RemoteEngine:
         if partial_cache is not None and self._flush_fault is not None:
             partial_cache = f"{partial_cache}; it can't be flushed: {self._flush_fault}"
         feed = self._follower.feed_status
-        return EngineStatus(self._watch.unavailable, partial_cache, None if feed is None else feed.as_json())
+        unavailable = self._watch.unavailable
+        if unavailable is None and (fault := self._progress.fault) is not None:
+            unavailable = f"{self._rank.url}: {fault}"
+        return EngineStatus(unavailable, partial_cache, None if feed is None else feed.as_json())
 
     @property
     def load(self) -> LoadStat:
@@ -183,6 +163,7 @@ class RemoteEngine:
             stream.put(refusal)
             self._end(stream)
             return stream
+        self._progress.record_sent()
         task = asyncio.create_task(self._serve(request, stream, own, cached))
         self._tasks[stream] = task
         task.add_done_callback(lambda _: self._tasks.pop(stream, None))
@@ -210,6 +191,7 @@ class RemoteEngine:
         if worker is None:
             self._api = None
             self._load.forget_reports()
+            self._progress.forget()
             self._fail_waiting()
         else:
             self._load.set_capacity(worker.num_tokens)
@@ -224,6 +206,11 @@ class RemoteEngine:
 
     def _take_load(self, stat: LoadStat) -> None:
         self._load.report(stat)
+        self._progress.record_polled(stat)
+        self._publish_load()
+
+    def _take_report(self) -> None:
+        self._progress.record_report()
         self._publish_load()
 
     async def _flush_at_adoption(self) -> None:
@@ -320,6 +307,7 @@ class RemoteEngine:
             raise EngineFailedError(f"{self._rank.url}: the answer ended too early")
 
     def _take_chunk(self, stream: OutputStream, own: OwnRequest, chunk: TokenChunk) -> None:
+        self._progress.record_step()
         if not own.has_token:
             self._load.first_token(own, chunk.num_cached_tokens)
             self._publish_load()
@@ -332,6 +320,7 @@ class RemoteEngine:
         own = self._live.pop(stream, None)
         if own is not None:
             self._load.remove(own)
+            self._progress.record_ended()
             self._publish_load()
 
     def _abort(self, stream: OutputStream) -> None:

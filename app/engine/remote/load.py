@@ -71,6 +71,11 @@ class RemoteLoad:
         """Our own that haven't ended."""
         return len(self._requests)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether one of them has a token."""
+        return any(each.has_token for each in self._requests)
+
     def stat(self) -> LoadStat:
         """The load now, all of our own requests counted."""
         now = self._clock()

@@ -116,6 +116,33 @@ class Expected:
         return min(self.max_model_len, worker.max_model_len or self.max_model_len)
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteRank:
+    """Which worker's rank is one of ours, by the settings.
+
+    Attributes:
+        dp_rank: our number of it.
+        url: the worker's.
+        worker_rank: its number there.
+        expected: what the settings say of the worker.
+        model_dir: the model's folder here.
+        block_size: tokens of a block of ours.
+        max_requests: that are sent to the worker at once at most.
+        may_flush: whether its cache may be emptied when not all of it can be known.
+        stall_timeout_s: how much longer than ever before it may send nothing for our requests.
+    """
+
+    dp_rank: int
+    url: str
+    worker_rank: int
+    expected: Expected
+    model_dir: str
+    block_size: int
+    max_requests: int
+    may_flush: bool
+    stall_timeout_s: float
+
+
 def last_part(name: str) -> str:
     """Of a path or a Hub's id: one server may have a folder where another has the id."""
     return name.rstrip("/").rpartition("/")[2].lower()

@@ -157,6 +157,11 @@ class Engine:
         return self._runner.dtype
 
     @property
+    def stall_timeout_s(self) -> float:
+        """How much longer than the longest one so far a step may take."""
+        return self._config.stall_timeout_s
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of prompt and output together at most."""
         return self._limits.max_model_len

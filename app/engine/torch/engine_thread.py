@@ -21,6 +21,7 @@ from typing import Any
 
 from app.engine.interface import EngineDescription, EngineListener, EngineStatus, Result
 from app.engine.output_streams import OutputStream, OutputStreams, StreamItem
+from app.engine.step_watch import StepWatch
 from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import EngineFailedError, RequestError, RequestFailedError
@@ -42,7 +43,7 @@ class EngineThread:
         dp_rank: the rank's number, for load reports.
 
     Attributes:
-        description, status, load, num_cached_blocks: see `RankEngine`.
+        description, load, num_cached_blocks: see `RankEngine`.
     """
 
     def __init__(self, engine: Engine, dp_rank: int) -> None:
@@ -55,7 +56,6 @@ class EngineThread:
             dtype=str(engine.dtype).removeprefix("torch."),
             kernels=engine.kernels_name,
         )
-        self.status = EngineStatus()
         self.load = engine.load_stat(dp_rank)
         self.num_cached_blocks = 0
         self._engine = engine
@@ -67,6 +67,8 @@ class EngineThread:
         """Where each request that the engine has streams to; the engine's thread alone touches it."""
         self._calls: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=f"engine-{dp_rank}", daemon=True)
+        self._watch = StepWatch(engine.stall_timeout_s)
+        """All that the thread does between two waits for work counts as a step."""
         self._stopping = False
         self._ended = False
         self._admitted: list[str] = []
@@ -79,6 +81,11 @@ class EngineThread:
     def renumber(self, dp_rank: int) -> None:
         """See `RankEngine`; the next load report has it."""
         self._dp_rank = dp_rank
+
+    @property
+    def status(self) -> EngineStatus:
+        """See `RankEngine`."""
+        return EngineStatus(unavailable=self._watch.fault())
 
     def start(self, listener: EngineListener | None) -> None:
         """Start the thread, on which `listener` is called."""
@@ -93,9 +100,11 @@ class EngineThread:
         self._thread.join()
 
     def check_health(self) -> None:
-        """Raise `EngineFailedError` once the thread has ended, or is about to."""
+        """See `RankEngine`: once the thread has ended, is about to, or has stood still for long."""
         if self._stopping or self._ended or not self._thread.is_alive():
             raise self._stopped_error()
+        if (fault := self._watch.lasting_fault()) is not None:
+            raise EngineFailedError(f"the engine of rank {self._dp_rank} stands still: {fault}")
 
     async def prepare(self, params: SamplingParams) -> None:
         """See `RankEngine`. A grammar compiles on a thread of its own."""
@@ -163,11 +172,14 @@ class EngineThread:
         try:
             while not self._stopping:
                 self._work_inbox()
+                self._watch.begin()
                 if self._admitted:  # before a step, which may be long
                     self._report_load()
-                if self._engine.has_work():
+                has_work = self._engine.has_work()
+                if has_work:
                     self._step()
                 self._report_load()
+                self._watch.end(has_computed=has_work)
         except BaseException:
             logger.exception("the engine of rank %d stopped", self._dp_rank)
         finally:
@@ -181,6 +193,7 @@ class EngineThread:
         """Run everything that waits; block for more only when the engine has nothing to do."""
         try:
             run = self._inbox.get(block=not self._engine.has_work(), timeout=LOAD_HEARTBEAT_S)
+            self._watch.begin()
             while not self._stopping:
                 run()
                 run = self._inbox.get_nowait()

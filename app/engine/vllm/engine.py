@@ -23,6 +23,7 @@ from app.engine.relay.cached_hashes import CachedHashes
 from app.engine.relay.feed import ForeignFeed
 from app.engine.relay.feed_status import ForeignPublisher
 from app.engine.relay.relay import Relay
+from app.engine.step_watch import StepWatch
 from app.engine.vllm.admission import Admission, VllmSample, check_samples
 from app.engine.vllm.core import VllmCore
 from app.engine.vllm.load_meter import LiveSample, LoadMeter, StepStats
@@ -53,6 +54,7 @@ class VllmEngine:
         block_size: tokens of a block.
         max_waiting: samples that may wait.
         check_structure: compiles a structured output; raises InvalidRequestError; on any thread.
+        stall_timeout_s: how much longer than the longest one so far a step may take.
 
     Attributes:
         description, load: see `RankEngine`.
@@ -70,6 +72,7 @@ class VllmEngine:
         block_size: int,
         max_waiting: int,
         check_structure: Callable[[StructuredOutput], object],
+        stall_timeout_s: float,
     ) -> None:
         self.description = description
         self.load = meter.stat()
@@ -92,6 +95,8 @@ class VllmEngine:
             # Should events ever be lost for good, an empty cache is known again.
             flush = core.reset_prefix_cache
             self._feed = ForeignFeed(publisher, self._relay, self._publish, name=name, flush=flush)
+        self._steps = StepWatch(stall_timeout_s)
+        self._probe: asyncio.Task[None] | None = None
         self._has_ended = False
         self._admitted: list[str] = []
         self._is_report_due = False
@@ -103,11 +108,13 @@ class VllmEngine:
     @property
     def status(self) -> EngineStatus:
         """See `RankEngine`."""
+        unavailable = self._steps.fault()
         if self._feed is None:
-            return EngineStatus()
+            return EngineStatus(unavailable)
         feed = self._feed.status
         is_known = feed.state == "whole"
         return EngineStatus(
+            unavailable,
             partial_cache=None if is_known else f"vLLM's events: {feed.state}: {feed.reason}",
             foreign_events=feed.as_json(),
         )
@@ -128,7 +135,7 @@ class VllmEngine:
         if self._feed is not None:
             self._feed.start()
         self._spawn(self._watch())
-        self._spawn(self._warm_up())
+        self._spawn(self._compute_token())
 
     def stop(self) -> None:
         """See `RankEngine`. Any thread may call it."""
@@ -140,6 +147,8 @@ class VllmEngine:
         """See `RankEngine`."""
         if self._has_ended or self._core.has_died:
             raise self._stopped_error()
+        if (fault := self._steps.lasting_fault()) is not None:
+            raise EngineFailedError(f"vLLM of rank {self._dp_rank} stands still: {fault}")
 
     async def prepare(self, params: SamplingParams) -> None:
         """See `RankEngine`. It compiles here only to be refused as by the torch engine."""
@@ -209,6 +218,7 @@ class VllmEngine:
             else:
                 num_cached = num_tokens - sample.num_private_tokens
             live = self._meter.add(num_tokens, num_cached)
+            self._steps.begin()
             task = self._loop.create_task(self._serve(request, sample, live, stream))
             tasks.append(task)
             # A task that is cancelled before its first step runs nothing of its own, no `finally` either.
@@ -222,6 +232,7 @@ class VllmEngine:
             outputs = self._core.generate(sample, request.cache_salt, request.priority)
             async with aclosing(outputs):
                 async for output in outputs:
+                    self._watch_next_step()  # vLLM may be told to say nothing of its steps
                     self._meter.first_token(live)
                     chunk = sample.reader.read(output)
                     self._streams.deliver([(stream, chunk)])
@@ -236,6 +247,8 @@ class VllmEngine:
     def _ended(self, live: LiveSample, stream: OutputStream, task: asyncio.Task[None]) -> None:
         """What computed a sample has ended, in whatever way."""
         self._meter.remove(live)
+        if not self._meter.is_busy:
+            self._steps.rest()
         tasks = [each for each in self._tasks.get(stream, ()) if each is not task]
         if tasks:
             self._tasks[stream] = tasks
@@ -262,10 +275,17 @@ class VllmEngine:
             self._listener.publish(events)
 
     def _step(self, stats: StepStats) -> None:
+        self._watch_next_step()
         self._meter.step(stats)
         self._steps_since_report += 1
         if self._steps_since_report >= STEPS_PER_LOAD_REPORT:
             self._report()
+
+    def _watch_next_step(self) -> None:
+        """vLLM has made a step."""
+        self._steps.end()
+        if self._meter.is_busy:
+            self._steps.begin()
 
     # ---- load
 
@@ -297,15 +317,25 @@ class VllmEngine:
         """The heartbeat; and when its engine core dies, vLLM doesn't tell all who wait."""
         while not self._core.has_died:
             self._report_if_due()
+            self._probe_if_still()
             await asyncio.sleep(_WATCH_S)
         logger.error("vLLM's engine core of rank %d has died", self._dp_rank)
         self._end()
 
-    async def _warm_up(self) -> None:
-        """The first step may take seconds, which would be measured as the first request's."""
+    def _probe_if_still(self) -> None:
+        """A vLLM that stands still, and whose requests other ranks have now, needs a step to make."""
+        is_probing = self._probe is not None and not self._probe.done()
+        if not is_probing and not self._meter.is_busy and self._steps.fault() is not None:
+            self._probe = self._spawn(self._compute_token())
+
+    async def _compute_token(self) -> None:
+        """At the start: the first step may take seconds, which would be measured as the first request's."""
+        self._steps.begin()
         try:
             await self._core.step_once()
+            self._watch_next_step()
         except Exception:
+            self._steps.end(has_computed=False)
             logger.exception("vLLM of rank %d can't compute a token", self._dp_rank)
 
     def _end(self) -> None:
@@ -324,8 +354,10 @@ class VllmEngine:
         if self._feed is not None:
             self._spawn(self._feed.close())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self._background.append(self._loop.create_task(work))
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._background.append(task)
+        return task
 
     def _stopped_error(self) -> EngineFailedError:
         return EngineFailedError(f"the engine of rank {self._dp_rank} has stopped; its log says why")

@@ -1,8 +1,9 @@
-"""What a rank says of itself to the routers."""
+"""What a rank says of itself to the routers, or why it says nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from app.events.publisher_info import PublisherInfo
 from app.events.schema import LoadStat
@@ -29,3 +30,17 @@ class RankDescription:
     max_prompt_tokens: int
     unavailable: str | None = field(default=None, kw_only=True)
     partial_cache: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Absence:
+    """Why a replica didn't describe itself when it was polled.
+
+    Attributes:
+        kind: `silent`: Ray has it, but it doesn't answer. `failed`: it answers that it has failed. `gone`:
+            Ray doesn't have it among the replicas that take calls.
+        reason: what else is known, for people to read; may be empty for a silent one.
+    """
+
+    kind: Literal["silent", "failed", "gone"]
+    reason: str = ""

@@ -17,9 +17,12 @@ from app.events.schema import LoadStat
 from app.events.snapshot import CacheSnapshot
 from app.routing.core import RoutingCore
 from app.routing.index.index_writer import IndexWriter, Journal
-from app.routing.tracking.description import RankDescription
+from app.routing.tracking.description import Absence, RankDescription
 
 logger = logging.getLogger(__name__)
+
+LOAD_LATE_S = 2.0
+"""Ranks report their load every second, but for an engine in a long step, which then still answers."""
 
 
 class FollowedRank:
@@ -27,6 +30,7 @@ class FollowedRank:
 
     A replica that says that it is unavailable is followed on: its blocks are what its events say, so they
     are there when it can take requests again, or gone if it has published that. Only its load is forgotten.
+    So is one that is suspect, because it doesn't answer: it may hang, be stopped or be cut off.
 
     Once detached it changes nothing any more, whatever its subscriber was still working on: the number may
     be another replica's by then.
@@ -39,7 +43,6 @@ class FollowedRank:
 
     Attributes:
         description: what the replica last said of itself.
-        missed_polls: polls in a row that it was missing from; written by the tracker.
     """
 
     def __init__(
@@ -50,7 +53,10 @@ class FollowedRank:
         curve_keys: KeyPair | None = None,
     ) -> None:
         self.description = description
-        self.missed_polls = 0
+        self._answered_at = time.monotonic()
+        self._reported_at: float | None = None
+        """When its last load report came by itself; None: none ever did."""
+        self._suspicion: str | None = None
         self._writer = IndexWriter(core.index, description.rank)
         self._core = core
         self._since = time.time()
@@ -93,6 +99,11 @@ class FollowedRank:
         return status
 
     @property
+    def unavailable(self) -> str | None:
+        """Why it can take no requests now, by its own word or because it gives none; None: it can."""
+        return self._suspicion or self.description.unavailable
+
+    @property
     def is_publishing(self) -> bool:
         """Whether the replica publishes events to follow."""
         return self._subscriber is not None
@@ -111,15 +122,37 @@ class FollowedRank:
 
     def update(self, description: RankDescription) -> None:
         """Take over a later description of the same replica."""
-        was, self.description = self.description, description
-        self.missed_polls = 0
+        was, was_unavailable = self.description, self.unavailable
+        self.description, self._suspicion, self._answered_at = description, None, time.monotonic()
         self._update_wholeness(was.partial_cache)
         if self._subscriber is not None and description.publisher is not None:
             self._subscriber.observe(description.publisher.state.epoch, description.publisher.state.last_seq)
-        self._update_availability(was.unavailable)
+        self._update_availability(was_unavailable)
         self._set_membership(self.status.state)
         if description.unavailable is None:
             self._update_load(description.load)
+
+    def miss(self, absence: Absence, timeout_s: float, *, is_last: bool) -> None:
+        """The replica was asked to describe itself and didn't, though Ray still has it.
+
+        It is suspect once it has been silent for `timeout_s`, or at once if its load reports stay out too:
+        then neither of two ways to it works. One slow answer is no reason for a 503, though, so the last rank
+        that can take requests gets its time in any case.
+        """
+        now, before = time.monotonic(), self.unavailable
+        silent_s = now - self._answered_at
+        late_s = None if self._reported_at is None else now - self._reported_at
+        is_late = late_s is not None and late_s > LOAD_LATE_S
+        if absence.kind == "failed":
+            self._suspicion = absence.reason
+        elif silent_s >= timeout_s or self._suspicion is not None or (is_late and not is_last):
+            said = absence.reason or "no answer"
+            reports = f", no load report for {late_s:.0f} s" if is_late else ""
+            self._suspicion = f"{said} for {silent_s:.0f} s{reports}"
+        else:
+            return
+        self._update_availability(before)
+        self._set_membership(self.status.state)
 
     def detach(self) -> asyncio.Task[None] | None:
         """Stop writing at once; returns the subscriber's closing, if there is one."""
@@ -128,7 +161,8 @@ class FollowedRank:
         return asyncio.create_task(self._subscriber.close()) if self._subscriber is not None else None
 
     def _on_load(self, stat: LoadStat) -> None:
-        if not self._is_detached and self.description.unavailable is None:
+        self._reported_at = time.monotonic()
+        if not self._is_detached and self.unavailable is None:
             self._load_came_by_itself = True
             self._core.load.report(self.description.rank, stat, time.monotonic())
 
@@ -146,7 +180,7 @@ class FollowedRank:
         return "partial" if is_partial else followed
 
     def _set_membership(self, trust: Trust) -> None:
-        rank, unavailable = self.description.rank, self.description.unavailable
+        rank, unavailable = self.description.rank, self.unavailable
         if unavailable is None:
             self._core.membership.set(rank, trust)
         else:
@@ -166,7 +200,7 @@ class FollowedRank:
             )
 
     def _update_availability(self, before: str | None) -> None:
-        rank, unavailable = self.description.rank, self.description.unavailable
+        rank, unavailable = self.description.rank, self.unavailable
         if unavailable is None and before is not None:
             logger.info("rank %d: available again (was: %s)", rank, before)
             self._core.load.join(rank)

@@ -13,8 +13,9 @@ class Standing:
     """Whether requests may go on at a replica.
 
     Attributes:
-        state: `usable`: it takes requests. `unavailable`: it is there, but takes none now. `gone`: it is not
-            among the replicas that Ray has, or is taken for dead.
+        state: `usable`: it takes requests, as far as is known. `unavailable`: it is there, but takes none
+            now, by its own word or because it doesn't answer. `gone`: Ray no longer has it, so it takes no
+            new ones: it has died, or is being stopped and may still go on with those that it has.
         reason: why it is not usable, for people to read; empty when it is.
     """
 

@@ -8,7 +8,8 @@ everything known under that number is of another replica, so blocks, load and re
 same step, before the new subscriber has connected.
 
 A rank that says that it can serve nothing now stays a member and is followed on, but takes no requests until
-it says otherwise.
+it says otherwise. So does one that doesn't answer, as long as Ray has it: `FollowedRank` knows when that is
+suspect. One that Ray no longer has takes no new requests and may be finishing its last ones: it is dropped.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from app.events.curve import KeyPair
 from app.events.following.sync_status import SyncStatus
 from app.events.snapshot import CacheSnapshot
 from app.routing.core import RoutingCore
-from app.routing.tracking.description import RankDescription
+from app.routing.tracking.description import Absence, RankDescription
 from app.routing.tracking.followed_rank import FollowedRank
-from app.routing.tracking.standing import USABLE, Standing
+from app.routing.tracking.standing import USABLE, Standing, State
 
 logger = logging.getLogger(__name__)
 
-MAX_MISSED_POLLS = 3
-"""A rank missing from more polls than this in a row is dropped: one slow answer is no death."""
+MAX_REMEMBERED = 1_000
+"""Replicas that aren't followed, and of which it is known why not: the last so many."""
 SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
 """Asks the replica with this id for its cache's content."""
 
@@ -53,6 +54,7 @@ class Tracker:
         core: written to: a rank joins, is followed, and is dropped.
         fetch_snapshot: asks a replica for its cache's content; may fail, and is then tried again.
         curve_keys: the router's own, for ranks that encrypt.
+        stall_timeout_s: a rank that doesn't answer for so long gets no requests.
     """
 
     def __init__(
@@ -60,14 +62,21 @@ class Tracker:
         core: RoutingCore,
         fetch_snapshot: SnapshotFetcher,
         curve_keys: KeyPair | None = None,
+        *,
+        stall_timeout_s: float,
     ) -> None:
         self._core = core
         self._fetch_snapshot = fetch_snapshot
         self._curve_keys = curve_keys
+        self._stall_timeout_s = stall_timeout_s
         self._max_prompt_tokens: int | None = None
         self._followed: dict[int, FollowedRank] = {}
         self._failed: dict[int, str] = {}
         """Rank → replica id that failed since the last poll."""
+        self._absent: dict[str, Absence] = {}
+        """Replicas that aren't followed, by id, and why not; the last that was heard of comes last."""
+        self._unknown: set[str] = set()
+        """Replicas that somebody asked for and that no poll has told anything of."""
         self._closing: set[asyncio.Task[None]] = set()
 
     def max_prompt_tokens(self) -> int | None:
@@ -95,11 +104,26 @@ class Tracker:
         return self._follows(rank, replica_id) and rank in self._core.membership.routable
 
     def standing(self, rank: int, replica_id: str) -> Standing:
-        """How this replica stands, which was `rank` when a request was sent to it."""
-        if not self._follows(rank, replica_id):
-            return Standing("gone", "the routers no longer follow it")
-        unavailable = self._followed[rank].description.unavailable
-        return USABLE if unavailable is None else Standing("unavailable", unavailable)
+        """How this replica stands, which was `rank` when a request was sent to it.
+
+        One of which this router knows nothing yet, having just started, counts as usable until it was asked:
+        the next poll does so. See `take_unknown`.
+        """
+        followed = self._find(rank, replica_id)
+        if followed is not None:
+            unavailable = followed.unavailable
+            return USABLE if unavailable is None else Standing("unavailable", unavailable)
+        absence = self._absent.get(replica_id)
+        if absence is None:
+            self._unknown.add(replica_id)
+            return USABLE
+        state: State = "gone" if absence.kind == "gone" else "unavailable"
+        return Standing(state, absence.reason or "it doesn't answer")
+
+    def take_unknown(self) -> set[str]:
+        """Replicas whose standing was asked for and isn't known: the next poll should ask them by name."""
+        unknown, self._unknown = self._unknown, set()
+        return unknown
 
     def followed(self, rank: int) -> FollowedRank | None:
         """The replica that is followed under this number now."""
@@ -113,13 +137,15 @@ class Tracker:
                 followed.description.replica_id,
                 followed.status,
                 self._core.index.num_blocks_of(rank),
-                followed.description.unavailable,
+                followed.unavailable,
             )
             for rank, followed in sorted(self._followed.items())
         ]
 
-    async def update(self, descriptions: Sequence[RankDescription]) -> None:
-        """Take over one poll of all ranks, complete but for ranks that didn't answer in time.
+    async def update(
+        self, descriptions: Sequence[RankDescription], absent: Mapping[str, Absence] | None = None
+    ) -> None:
+        """Take over one poll of all ranks: what each said, or why it said nothing, by replica id.
 
         Where two replicas claim a rank, the one already followed keeps it until it stops claiming.
         A replica that failed since the last poll is not believed in this one, which may be older than the
@@ -132,10 +158,14 @@ class Tracker:
             if each.unavailable is not None or failed.get(each.rank) != each.replica_id
         ]
         described = self._one_per_rank(believed)
+        answered = {each.replica_id for each in descriptions}
         for rank in self._followed.keys() - described.keys():
-            self._count_missed_poll(rank)
+            replica_id = self._followed[rank].description.replica_id
+            if replica_id not in answered:
+                self._miss(rank, (absent or {}).get(replica_id, Absence("silent")))
         for description in described.values():
             self._update_rank(description)
+        self._remember(absent or {}, answered - set(failed.values()))
         self._update_limit()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -143,12 +173,13 @@ class Tracker:
     def mark_failed(self, rank: int, replica_id: str) -> None:
         """This replica was seen dead: drop it now, unless another has already taken its place.
 
-        One that says that it can take no requests gets none anyway, and is dropped when polls miss it.
+        One that can take no requests gets none anyway: polls tell whether it is dead.
         """
         if self._follows(rank, replica_id):
             self._failed[rank] = replica_id
             if rank in self._core.membership.routable:
                 self._drop(rank, "reported dead")
+                self._absent[replica_id] = Absence("failed", "a request failed there")
 
     async def close(self) -> None:
         """Stop following; nothing is known of any rank afterwards."""
@@ -169,11 +200,29 @@ class Tracker:
                 chosen[description.rank] = description
         return chosen
 
-    def _count_missed_poll(self, rank: int) -> None:
-        followed = self._followed[rank]
-        followed.missed_polls += 1
-        if followed.missed_polls > MAX_MISSED_POLLS:
-            self._drop(rank, f"missing from {followed.missed_polls} polls")
+    def _find(self, rank: int, replica_id: str) -> FollowedRank | None:
+        """This replica, which may have another number by now."""
+        if self._follows(rank, replica_id):
+            return self._followed[rank]
+        others = self._followed.values()
+        return next((each for each in others if each.description.replica_id == replica_id), None)
+
+    def _miss(self, rank: int, absence: Absence) -> None:
+        if absence.kind == "gone":
+            self._drop(rank, absence.reason)
+        else:
+            is_last = not self._core.membership.routable.keys() - {rank}
+            self._followed[rank].miss(absence, self._stall_timeout_s, is_last=is_last)
+
+    def _remember(self, absent: Mapping[str, Absence], answered: set[str]) -> None:
+        """Keep why replicas that aren't followed didn't answer; of those that did, forget it."""
+        for replica_id in answered:
+            self._absent.pop(replica_id, None)
+        for replica_id, absence in absent.items():
+            self._absent.pop(replica_id, None)
+            self._absent[replica_id] = absence
+        for replica_id in list(self._absent)[: max(0, len(self._absent) - MAX_REMEMBERED)]:
+            del self._absent[replica_id]
 
     def _update_rank(self, description: RankDescription) -> None:
         followed = self._followed.get(description.rank)

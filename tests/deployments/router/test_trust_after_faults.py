@@ -99,7 +99,7 @@ class World:
         self.snapshots_come = asyncio.Event()
         self.snapshots_come.set()
         self.snapshots_fail = False
-        self.tracker = Tracker(self.core, self._fetch_snapshot)
+        self.tracker = Tracker(self.core, self._fetch_snapshot, stall_timeout_s=10.0)
         self.auditor = Auditor(self.tracker, self.core.index, self._fetch_snapshot, pause_s=0.05)
         self.start_rank = start_rank
         self.rank = start_rank("first")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from app.engine.remote.engine import RemoteEngine, RemoteRank
-from app.engine.remote.worker import Expected
+from app.engine.remote.engine import RemoteEngine
+from app.engine.remote.worker import Expected, RemoteRank
 from tests.support.deadlines import until
 from tests.support.engine.live_rank import LiveRank, new_publisher
 from tests.support.engine.live_worker import LiveWorker
@@ -56,6 +56,7 @@ async def new_remote(tiny_llama_dir: Path) -> AsyncIterator[NewRemote]:
             "block_size": BLOCK,
             "max_requests": 8,
             "may_flush": False,
+            "stall_timeout_s": 10.0,
         }
         engine = RemoteEngine(RemoteRank(**(settings | changes)))
         engine.start(listener)

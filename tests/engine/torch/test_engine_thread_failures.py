@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from app.engine.torch.engine_thread import EngineThread
 from app.errors import EngineFailedError, InvalidRequestError, RequestError, RequestFailedError
 from app.generation import SamplingParams, TokenChunk
+from tests.support.deadlines import until
 from tests.support.engine.doubles import CHOICE, OneToken
 from tests.support.engine.live_engine import LONG, SHORT, LiveEngine, all_of, error_of, tokens
 from tests.support.engine.tiny_engine import tiny_engine
@@ -144,6 +146,70 @@ async def test_an_engine_that_breaks_in_a_step_ends_every_stream_and_its_health(
     with pytest.raises(EngineFailedError):
         await call
     check_it_has_stopped(live)
+
+
+class HeldText(BrokenText):
+    """A detokeniser that waits for `may_go_on` at a request's second token: the step stands still."""
+
+    def __init__(self, may_go_on: threading.Event) -> None:
+        super().__init__()
+        self._may_go_on = may_go_on
+
+    def push(self, token_id: int) -> str:
+        self._num_tokens += 1
+        if self._num_tokens == 2:
+            self._may_go_on.wait()
+        return ""
+
+
+@pytest.fixture
+async def stalling(new_engine: NewEngine) -> AsyncIterator[tuple[LiveEngine, threading.Event]]:
+    """An engine in whose second step a request waits for the event; 0.1 s is too long for it."""
+    may_go_on = threading.Event()
+    live = new_engine(
+        settings={"stall_timeout_s": 0.1}, new_text_stream=lambda stop, min_tokens: HeldText(may_go_on)
+    )
+    await all_of(live.admit())
+    yield live, may_go_on
+    may_go_on.set()
+
+
+HELD = SamplingParams(max_tokens=50, temperature=0, ignore_eos=True, stop=("x",))
+
+
+async def test_an_engine_that_stands_still_says_so_until_it_makes_a_step_again(
+    stalling: tuple[LiveEngine, threading.Event],
+) -> None:
+    live, may_go_on = stalling
+    assert live.thread.status.unavailable is None
+    stream = live.admit(params=HELD)
+    await until(lambda: live.thread.status.unavailable, "seen to stand still")
+    assert live.thread.status.unavailable == "no step for 0 s, though it has work"
+    live.thread.check_health()
+    may_go_on.set()
+    assert len(await all_of(stream)) == 50
+    await until(lambda: live.thread.status.unavailable is None, "available again")
+    live.thread.check_health()
+
+
+async def test_an_engine_that_goes_on_standing_still_is_to_be_replaced(
+    stalling: tuple[LiveEngine, threading.Event],
+) -> None:
+    live, may_go_on = stalling
+    stream = live.admit(params=HELD)
+
+    def is_lost() -> bool:
+        try:
+            live.thread.check_health()
+        except EngineFailedError as error:
+            return "stands still: no step for" in error.message
+        return False
+
+    await until(is_lost, "unhealthy")
+    with pytest.raises(EngineFailedError):
+        live.admit()
+    may_go_on.set()
+    assert len(await all_of(stream)) == 50
 
 
 async def test_stopping_leaves_no_caller_waiting(live: LiveEngine) -> None:

@@ -33,6 +33,8 @@ class ScriptedCore:
         self.running: dict[str, asyncio.Queue[VllmOutput | Exception]] = {}
         self.asked: list[tuple[str, str | None, int]] = []
         self.refused: set[str] = set()
+        self.num_probes = 0
+        self.is_still = False
 
     async def generate(
         self, sample: VllmSample, cache_salt: str | None, priority: int
@@ -59,7 +61,9 @@ class ScriptedCore:
         return not self.running
 
     async def step_once(self) -> None:
-        pass
+        self.num_probes += 1
+        while self.is_still:
+            await asyncio.sleep(0.01)
 
     def shutdown(self) -> None:
         self.num_shutdowns += 1
@@ -83,7 +87,7 @@ class Listener:
 class Rank:
     """An engine over a scripted core."""
 
-    def __init__(self) -> None:
+    def __init__(self, stall_timeout_s: float = 10.0) -> None:
         self.core, self.listener = ScriptedCore(), Listener()
         limits = Limits(max_model_len=100, num_blocks=10, block_size=16, vocab_size=1000)
         self.engine = VllmEngine(
@@ -96,6 +100,7 @@ class Rank:
             block_size=16,
             max_waiting=MAX_WAITING,
             check_structure=refuse,
+            stall_timeout_s=stall_timeout_s,
         )
         self.engine.start(self.listener)
 
@@ -262,3 +267,42 @@ async def test_samples_that_the_first_one_fails_count_no_more(rank: Rank) -> Non
         with pytest.raises(InvalidRequestError, match="not this one"):
             await anext(rank.engine.admit(rank.request(name, n=MAX_WAITING)))
         await until(lambda: rank.engine.load.num_waiting_reqs == 0, lambda: rank.engine.load)
+
+
+async def test_a_vllm_that_makes_no_step_says_so_and_is_asked_for_one_when_its_requests_are_gone() -> None:
+    rank = Rank(stall_timeout_s=0.2)
+    core, engine = rank.core, rank.engine
+    await until(lambda: core.num_probes == 1, "warmed up")
+    stream = engine.admit(rank.request("a"))
+    await rank.until_running("a-0")
+    core.put("a-0", 65)
+    await anext(stream)
+    assert engine.status.unavailable is None
+    core.is_still = True
+    await until(lambda: engine.status.unavailable, "seen to stand still")
+    assert engine.status.unavailable == "no step for 0 s, though it has work"
+    stream.abort()
+    await until(lambda: core.num_probes == 2, "asked for a step")
+    assert engine.status.unavailable is not None
+    core.is_still = False
+    await until(lambda: engine.status.unavailable is None, "available again")
+    engine.check_health()
+    engine.stop()
+
+
+async def test_a_vllm_that_goes_on_standing_still_is_to_be_replaced() -> None:
+    rank = Rank(stall_timeout_s=0.1)
+    await until(lambda: rank.core.num_probes == 1, "warmed up")
+    rank.engine.admit(rank.request("a"))
+    await until(lambda: rank.engine.status.unavailable, "seen to stand still")
+    rank.engine.check_health()
+
+    def is_lost() -> bool:
+        try:
+            rank.engine.check_health()
+        except EngineFailedError as error:
+            return "stands still: no step for" in error.message
+        return False
+
+    await until(is_lost, "unhealthy")
+    rank.engine.stop()

@@ -18,7 +18,7 @@ from app.errors import NoRankError
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.tracking.audit import Auditor
-from app.routing.tracking.tracker import MAX_MISSED_POLLS
+from app.routing.tracking.description import Absence
 from tests.support.deadlines import until
 from tests.support.routing.cores import assigned, load_stat
 from tests.support.routing.live_ranks import (
@@ -168,8 +168,7 @@ async def test_an_unavailable_rank_that_dies_is_dropped_and_its_replacement_foll
     down = replace(description(0, "a"), unavailable=DOWN)
     await world.tracker.update([down])
     world.tracker.mark_failed(0, "a")
-    for _ in range(MAX_MISSED_POLLS + 1):
-        await world.tracker.update([])
+    await world.tracker.update([], {"a": Absence("gone", "it has died")})
     assert world.tracker.members() == []
     assert world.core.membership.routable.unavailable == {}
     with pytest.raises(NoRankError, match="no rank is alive"):

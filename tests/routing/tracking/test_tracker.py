@@ -13,9 +13,8 @@ import pytest
 from app.events.publisher_info import PublisherAddress, PublisherInfo, PublisherState
 from app.events.schema import BlockRemoved, LoadStat
 from app.routing.decisions.decision import Prompt
-from app.routing.tracking.description import RankDescription
+from app.routing.tracking.description import Absence, RankDescription
 from app.routing.tracking.standing import USABLE, Standing
-from app.routing.tracking.tracker import MAX_MISSED_POLLS
 from tests.support.deadlines import until
 from tests.support.depths import depth_by_rank
 from tests.support.routing.cores import load_stat
@@ -59,17 +58,34 @@ async def test_follows_snapshot_then_events(world: Follower) -> None:
 async def test_says_how_a_replica_stands(world: Follower) -> None:
     live = world.start()
     tracker = world.tracker
-    assert tracker.standing(0, live.replica_id).state == "gone"
     await world.poll(live)
     assert tracker.standing(0, live.replica_id) == USABLE
-    assert tracker.standing(0, "another").state == "gone"
+    assert tracker.standing(1, live.replica_id) == USABLE, "its number may have changed since"
     live.unavailable = "its worker is down"
     await world.poll(live)
     assert tracker.standing(0, live.replica_id) == Standing("unavailable", "its worker is down")
-    await world.poll()
-    for _ in range(MAX_MISSED_POLLS):
-        await world.poll()
-    assert tracker.standing(0, live.replica_id).state == "gone"
+    await world.tracker.update([], {live.replica_id: Absence("gone", "it is being stopped")})
+    assert tracker.standing(0, live.replica_id) == Standing("gone", "it is being stopped")
+    assert world.core.membership.routable == {}
+    assert tracker.members() == []
+    live.unavailable = None
+    await world.poll(live)
+    assert tracker.standing(0, live.replica_id) == USABLE
+
+
+async def test_a_replica_that_was_never_asked_is_usable_until_it_was(world: Follower) -> None:
+    tracker = world.tracker
+    assert tracker.standing(0, "a") == tracker.standing(1, "b") == tracker.standing(1, "c") == USABLE
+    assert tracker.take_unknown() == {"a", "b", "c"}
+    assert tracker.take_unknown() == set()
+    absent = {"b": Absence("silent"), "c": Absence("gone", "it has died")}
+    await tracker.update([description(0, "a")], absent)
+    assert tracker.standing(0, "a") == USABLE
+    assert tracker.standing(1, "b") == Standing("unavailable", "it doesn't answer")
+    assert tracker.standing(1, "c") == Standing("gone", "it has died")
+    assert tracker.take_unknown() == set()
+    await tracker.update([description(0, "a"), description(0, "b")])
+    assert tracker.standing(1, "b") == USABLE, "it claims another's number, but it lives"
 
 
 async def test_load_comes_by_itself_and_acknowledges_reservations(world: Follower) -> None:
@@ -248,19 +264,15 @@ async def test_a_description_older_than_the_last_report_is_ignored(world: Follow
     assert world.core.load.waiting_tokens(0) == 5
 
 
-async def test_one_slow_answer_is_no_death_but_many_are(world: Follower) -> None:
+async def test_a_rank_that_ray_no_longer_has_is_dropped_at_once(world: Follower) -> None:
     live = world.start()
     live.store(hashes(0, 2))
     await world.poll(live)
     await world.until_known(live)
-    for _ in range(MAX_MISSED_POLLS):
-        await world.poll()
-    assert world.core.membership.routable == {0: "exact"}
-    await world.poll(live)
-    for _ in range(MAX_MISSED_POLLS + 1):
-        await world.poll()
+    world.core.choose(Prompt("a", [], 20, BLOCK_SIZE), now=0.0)
+    await world.tracker.update([], {live.replica_id: Absence("gone", "it has died")})
     assert world.core.membership.routable == {}
-    assert world.core.index.num_blocks == 0
+    assert (world.core.index.num_blocks, len(world.core.reservations)) == (0, 0)
     await world.poll(live)
     await world.until_known(live)
 
