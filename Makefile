@@ -13,7 +13,7 @@ VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: setup serve test test-long test-vllm check-extras lint lock clean
+.PHONY: setup serve deploy status test test-long test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -28,6 +28,19 @@ setup: .venv/installed
 serve: setup
 	$(BIN)/python -m app.check $(CONFIG)
 	$(BIN)/serve run $(CONFIG)
+
+# Ray asks for its token wherever there was one when the cluster started: `make serve` makes it. Its commands send
+# it only in this mode, and refuse the mode where there is no token.
+RAY_TOKEN = $(if $(wildcard $(HOME)/.ray/auth_token)$(RAY_AUTH_TOKEN)$(RAY_AUTH_TOKEN_PATH),RAY_AUTH_MODE=$${RAY_AUTH_MODE:-token})
+
+# Replaces what a service that runs on this machine does by what the file says.
+deploy: setup
+	$(BIN)/python -m app.check --redeploy $(CONFIG)
+	$(RAY_TOKEN) $(BIN)/serve deploy $(CONFIG)
+
+# Whether that has been done, and if not, why.
+status: setup
+	$(RAY_TOKEN) $(BIN)/serve status
 
 # Integration tests start whole graphs, and those of a cluster several nodes: they need the machine to themselves. The
 # others run in as many processes as there are cores (at most 4), one thread each.

@@ -8,22 +8,20 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import RequestRouter
 from ray.serve.schema import LoggingConfig
 
-from app.config import AppConfig, load_config
+from app.checks.cluster import check_cluster
+from app.checks.plan import CONTROL_CPUS, Plan, make_plan
+from app.config import AppConfig
 from app.deployments.ingress.ingress import Ingress
 from app.deployments.nearest_first import NearestFirst
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
-from app.engine.resources import rank_placement
-from app.engine.vllm.arguments import check_given
-from app.events.endpoints import parse_kv_events
-from app.routing.policies.registry import POLICIES
+from app.errors import KvbeaconError
 
-CONTROL_CPUS = 0.1
-"""What Ray reserves for a router or an ingress; both mostly wait."""
 HEALTH_CHECK_PERIOD_S = 1.0
 """At a check Ray sees that a replica's process is gone; by default there is one in 10 s."""
 MAX_RANK_CHECKS_PER_S = 100
@@ -37,14 +35,13 @@ MAX_CONNECTIONS = 10_000
 def build_app(args: Mapping[str, Any]) -> Application:
     """Ingress → Router → DPRank × dp_size.
 
+    Serve calls this in a task of its own; a service that runs goes on until it returns.
+
     Raises:
-        ConfigError: a setting is wrong; names the field, the value and what is allowed.
+        RayServeException: these can't be served. Names the field, the value and what is allowed, or the node.
     """
-    # Unknown policies and keys, and overlapping ports, are refused here, before any rank starts.
-    config = load_config(args, policies=POLICIES)
-    events = parse_kv_events(config)
-    check_given(config)
-    placement = rank_placement(config)
+    plan = _checked(args)
+    config, events, placement = plan.config, plan.events, plan.placement
 
     ranks = serve.deployment(
         name="DPRank",
@@ -63,6 +60,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         num_replicas=config.routing.num_routers,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
+        max_replicas_per_node=config.routing.max_routers_per_node,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         request_router_config=_sent_by(NearestFirst),
         logging_config=QUIET,
@@ -72,6 +70,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         num_replicas=config.ingress.num_ingresses,
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
+        max_replicas_per_node=config.ingress.max_ingresses_per_node,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
     )(Ingress).bind(config, events, router, ranks)
 
@@ -79,6 +78,17 @@ def build_app(args: Mapping[str, Any]) -> Application:
 def _sent_by(chooser: type[RequestRouter]) -> RequestRouterConfig:
     # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
     return RequestRouterConfig.model_validate({"request_router_class": chooser})
+
+
+def _checked(args: Mapping[str, Any]) -> Plan:
+    try:
+        plan = make_plan(args)
+        check_cluster(plan)
+    except KvbeaconError as error:
+        # Of this class `serve status` shows the sentence alone; any other is tried three times more, and
+        # shown as a traceback.
+        raise RayServeException(str(error)) from None
+    return plan
 
 
 def _rank_capacity(config: AppConfig) -> int:

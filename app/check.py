@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,31 +18,34 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from app.config import AppConfig, load_config
-from app.engine.check import check_engine, check_model
+from app.checks.machine import check_model, has_python
+from app.checks.overrides import check_overrides
+from app.checks.plan import Plan, make_plan
+from app.engine.check import check_arguments
 from app.errors import ConfigError, EndpointInUseError, KvbeaconError
 from app.events.curve import check_key_files
-from app.events.endpoints import Endpoint, parse_kv_events, rank_endpoints
+from app.events.endpoints import Endpoint, rank_endpoints
 from app.events.ports import is_interface
-from app.models.context import context_length, resolve_max_model_len
-from app.models.store import resolve_model
 from app.redaction import redacted
-from app.routing.policies.registry import POLICIES
-from app.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 IMPORT_PATH = "app.build:build_app"
 
 
-def check(file: Path) -> None:
+def check(file: Path, *, is_redeploy: bool = False) -> None:
     """Goes through settings, ports and models as the start will; fetches a missing model.
 
     Devices and memory are left to the ranks, which may be on other machines.
 
+    Args:
+        file: a Ray Serve config file.
+        is_redeploy: whether a service runs that it is to replace: that one has the ports still.
+
     Raises:
-        ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, two parts need one port, or
-            a key file that is readable here isn't what it must be.
+        ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, an option of Serve's
+            contradicts ours, two parts need one port, or a key file that is readable here isn't what it must
+            be.
         ModelError: a model isn't to be found, can't be fetched, or isn't supported.
         EndpointInUseError: a port that HTTP or a rank needs is taken on this machine.
     """
@@ -51,16 +53,21 @@ def check(file: Path) -> None:
     applications = [each for each in schema.applications if each.import_path == IMPORT_PATH]
     if not applications:
         raise ConfigError(f"applications: none has the import_path {IMPORT_PATH}")
-    configs = [load_config(application.args, policies=POLICIES) for application in applications]
-    ports = _Ports()
+    for application in applications:
+        check_overrides(application)
+    plans = [make_plan(application.args) for application in applications]
+    ports = _Ports(are_free=not is_redeploy)
     ports.take("HTTP", schema.http_options.host, schema.http_options.port)
-    for config in configs:
-        for rank, endpoint, port in _endpoints(config):
+    for plan in plans:
+        for rank, endpoint, port in _endpoints(plan):
             ports.take(f"rank {rank}", endpoint.host, port)
-    for config in configs:
-        _look_for_python(config)
-        check_engine(config)
-        _check_model(config)
+    for plan in plans:
+        if not has_python(plan.config):
+            python = plan.config.resources.python
+            logger.warning("resources.python = %s can't be run here: the ranks' machines need it", python)
+        elif plan.config.resources.python is None:
+            check_arguments(plan.config)
+        check_model(plan.config, weights=plan.config.remote_ranks is None)
 
 
 def _read(file: Path) -> ServeDeploySchema:
@@ -75,9 +82,9 @@ def _read(file: Path) -> ServeDeploySchema:
         raise ConfigError(f"{field} = {redacted(detail['input'])!r}: {detail['msg']}") from None
 
 
-def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint, int]]:
+def _endpoints(plan: Plan) -> Iterator[tuple[int, Endpoint, int]]:
     """Every tcp address that some rank binds, with its port, but for those that the system chooses."""
-    events = parse_kv_events(config)
+    config, events = plan.config, plan.events
     events.log(logger)
     if events.config is None:
         return
@@ -91,25 +98,11 @@ def _endpoints(config: AppConfig) -> Iterator[tuple[int, Endpoint, int]]:
                 yield rank, endpoint, endpoint.port
 
 
-def _look_for_python(config: AppConfig) -> None:
-    python = config.resources.python
-    if python is not None and not (python.is_file() and os.access(python, os.X_OK)):
-        logger.warning("resources.python = %s can't be run here: the ranks' machines need it", python)
-
-
-def _check_model(config: AppConfig) -> None:
-    """Reads what is small of the model; the weights are left to the ranks, or to workers by URL."""
-    folder = resolve_model(config.model, weights=config.remote_ranks is None)
-    check_model(folder, config.engine_kind)
-    if config.engine_kind != "vllm":  # it reads it of more kinds of models, and says it itself
-        resolve_max_model_len(config.model.max_model_len, context_length(folder))
-    Tokenizer.from_folder(folder)
-
-
 class _Ports:
-    """The ports that have an owner so far."""
+    """The ports that have an owner so far; `are_free`: none of them may be taken on this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, are_free: bool) -> None:
+        self._are_free = are_free
         self._owner_of: dict[int, str] = {}
 
     def take(self, who: str, host: str, port: int) -> None:
@@ -117,7 +110,8 @@ class _Ports:
         if port in self._owner_of:
             owner = self._owner_of[port]
             raise ConfigError(f"port {port}: {owner} and {who} both need it; give one of them another")
-        _try_port(who, host, port)
+        if self._are_free:
+            _try_port(who, host, port)
         self._owner_of[port] = who
 
 
@@ -138,10 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m app.check", description="Check a Ray Serve config file.")
     parser.add_argument("file", type=Path, nargs="?", default=Path("serve_config.yaml"))
-    file = parser.parse_args(arguments).file
+    parser.add_argument("--redeploy", action="store_true", help="a service that runs now has the ports still")
+    given = parser.parse_args(arguments)
+    file = given.file
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        check(file)
+        check(file, is_redeploy=given.redeploy)
     except KvbeaconError as error:
         print(f"{file}: {error}", file=sys.stderr)
         return 1

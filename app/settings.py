@@ -21,6 +21,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KernelBackend = Literal["auto", "torch", "cpu", "triton"]
 MAX_DP_SIZE = 1024
 PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+PerNode = Annotated[int, Field(ge=1, le=100, strict=True)]
+"""How many replicas Ray may put on one node; its own limit is 100."""
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
@@ -185,6 +187,9 @@ class RankResources(Settings):
 
     num_cpus: float = Field(1.0, ge=0, description="CPUs of one rank; fractions allowed.")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one rank; fractions allowed.")
+    max_ranks_per_node: PerNode | None = Field(
+        None, description="Ranks on one node at most. null: as many as its CPUs and GPUs allow."
+    )
     python: Path | None = Field(
         None,
         description="Absolute path of the Python that runs the ranks, on each of their machines. "
@@ -208,6 +213,11 @@ class RoutingConfig(Settings):
         "each policy does; docs/operations.md#policies has them all.",
     )
     num_routers: PositiveInt = Field(1, description="Router replicas; each follows every rank.")
+    max_routers_per_node: PerNode | None = Field(
+        None,
+        description="Routers on one node at most. null: Ray spreads them where it can. With too few nodes "
+        "for all routers, some wait for a node.",
+    )
     discovery_interval_s: float = Field(0.5, ge=0.05, description="Seconds between polls of the ranks.")
     reservation_timeout_s: PositiveFloat = Field(
         5.0, description="Seconds after which a reservation that no rank acknowledged is dropped."
@@ -235,6 +245,9 @@ class IngressConfig(Settings):
     """The HTTP side."""
 
     num_ingresses: PositiveInt = Field(1, description="Ingress replicas.")
+    max_ingresses_per_node: PerNode | None = Field(
+        None, description="Ingresses on one node at most; see `routing.max_routers_per_node`."
+    )
     max_retries: int = Field(
         3,
         ge=0,

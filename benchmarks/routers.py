@@ -21,7 +21,8 @@ import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from app.build import CONTROL_CPUS, MAX_CONNECTIONS, QUIET
+from app.build import MAX_CONNECTIONS, QUIET
+from app.checks.plan import CONTROL_CPUS
 from app.config import AppConfig, load_config
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, RankInfo, Unroutable
 from app.deployments.router.router import Router

@@ -9,9 +9,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from app.check import IMPORT_PATH
-from app.config import load_config
-from app.engine.check import check_engine
-from app.events.endpoints import parse_kv_events
+from app.checks.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "serve_config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
@@ -22,9 +20,8 @@ def test_shipped_config_is_valid_and_described(file: Path) -> None:
     schema = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
     (application,) = schema.applications
     assert application.import_path == IMPORT_PATH
-    config = load_config(application.args)
-    events = parse_kv_events(config)
-    check_engine(config)
+    plan = make_plan(application.args)
+    config, events = plan.config, plan.events
     assert (events.reason, events.warnings) == ("", ())
     assert events.descriptor is not None
     assert events.descriptor["dp_size"] == config.dp_size

@@ -25,23 +25,36 @@ class RankPlacement:
 
     Attributes:
         actor: `ray_actor_options`.
-        group: `placement_group_bundles` and `placement_group_strategy`, or nothing.
+        group: `placement_group_bundles` and `placement_group_strategy`, or `max_replicas_per_node`.
     """
 
     actor: dict[str, Any]
     group: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What a node must have in all to hold a rank; of several, to hold a part of it."""
+        own = {"CPU": self.actor["num_cpus"], "GPU": self.actor["num_gpus"]}
+        return self.group.get("placement_group_bundles", [own])
+
+    @property
+    def runtime_env(self) -> dict[str, Any] | None:
+        """The rank's own, where it has another Python than all the rest."""
+        return self.actor.get("runtime_env")
 
 
 def rank_placement(config: AppConfig) -> RankPlacement:
     """What one rank needs.
 
     Raises:
-        ConfigError: `resources.num_gpus` isn't one for each worker.
+        ConfigError: `resources.num_gpus` isn't one for each worker, or Ray can't limit the ranks of a node.
     """
     resources, workers = config.resources, config.num_engine_workers
     uses_ray = config.engine.vllm.get("distributed_executor_backend") == "ray"
+    limit = resources.max_ranks_per_node
+    per_node = {} if limit is None else {"max_replicas_per_node": limit}
     if config.engine_kind != "vllm" or (workers == 1 and not uses_ray):
-        return RankPlacement(_actor_options(resources))
+        return RankPlacement(_actor_options(resources), per_node)
     allowed = (workers,) if uses_ray else (0, workers)
     if resources.num_gpus not in allowed:
         choices = " or ".join(map(str, allowed))
@@ -50,7 +63,12 @@ def rank_placement(config: AppConfig) -> RankPlacement:
             f"allowed: {choices}"
         )
     if not uses_ray:
-        return RankPlacement(_actor_options(resources))
+        return RankPlacement(_actor_options(resources), per_node)
+    if limit is not None:
+        raise ConfigError(
+            f"resources.max_ranks_per_node = {limit}: Ray has no such limit for ranks "
+            "whose workers it places (engine.vllm.distributed_executor_backend = 'ray'); allowed: null"
+        )
     first, others = {"CPU": resources.num_cpus, "GPU": 1.0}, [{"GPU": 1.0} for _ in range(workers - 1)]
     strategy = "STRICT_PACK" if workers == config.tp_size else "PACK"
     return RankPlacement(

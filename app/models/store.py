@@ -61,6 +61,11 @@ def resolve_model(config: ModelConfig, progress: bool | None = None, *, weights:
     )
 
 
+def is_local(config: ModelConfig) -> bool:
+    """Whether `model.path` names a folder or a file that is on this machine."""
+    return _as_path(config.path).exists()
+
+
 def served_name(config: ModelConfig) -> str:
     """The name that clients use: the configured one, else the path's last part, without `.gguf`."""
     return config.served_name or _as_path(config.path).absolute().name.removesuffix(_GGUF)

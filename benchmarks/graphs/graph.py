@@ -15,7 +15,8 @@ from typing import Any
 import ray
 from ray import serve
 
-from app.build import CONTROL_CPUS, build_app
+from app.build import build_app
+from app.checks.plan import CONTROL_CPUS
 from app.config import AppConfig
 
 HOST = "127.0.0.1"

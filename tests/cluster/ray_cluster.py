@@ -184,9 +184,9 @@ def _serve_config(model: str, num_workers: int, changes: Json) -> Json:
     settings: Json = {
         "dp_size": num_workers,
         "engine": {"scheduler": {"max_running_requests": 16, "max_waiting_requests": 200}},
-        "resources": {"num_cpus": 0.2},
-        "routing": {"num_routers": num_workers},
-        "ingress": {"num_ingresses": num_workers},
+        "resources": {"num_cpus": 0.2, "max_ranks_per_node": 1},
+        "routing": {"num_routers": num_workers, "max_routers_per_node": 1},
+        "ingress": {"num_ingresses": num_workers, "max_ingresses_per_node": 1},
         "kv_events_config": {
             "publisher": "zmq",
             "endpoint": f"tcp://*:{ZMQ_PORTS['events']}",
@@ -204,9 +204,6 @@ def _serve_config(model: str, num_workers: int, changes: Json) -> Json:
                 "route_prefix": "/",
                 "import_path": "app.build:build_app",
                 "args": merged(merged(tiny_args(model), settings), changes),
-                "deployments": [
-                    {"name": name, "max_replicas_per_node": 1} for name in ("DPRank", "Router", "Ingress")
-                ],
             }
         ],
     }

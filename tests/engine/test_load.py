@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from app.config import AppConfig
-from app.engine.check import check_model
+from app.engine.check import check_architecture
 from app.engine.load import load_engine
 from app.engine.loading.torch_engine import load_step_engine
 from app.errors import ConfigError, UnsupportedModelError
@@ -110,10 +110,10 @@ def test_dynamic_rope_ends_with_the_original_context(new_model: NewModel) -> Non
 
 def test_a_family_that_the_engine_lacks_is_refused_by_the_check_and_by_the_rank(new_model: NewModel) -> None:
     folder = new_model()
-    check_model(folder, "torch")
+    check_architecture(folder, "torch")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
-    for refuse in (lambda: check_model(folder, "torch"), lambda: load_step_engine(settings(folder))):
+    for refuse in (lambda: check_architecture(folder, "torch"), lambda: load_step_engine(settings(folder))):
         with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel is not supported; supported: Llama"):
             refuse()
-    check_model(folder, "vllm")  # which says itself what it can't serve
+    check_architecture(folder, "vllm")  # which says itself what it can't serve

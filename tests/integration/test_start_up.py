@@ -17,7 +17,7 @@ import yaml
 import app.check
 from tests.support.deadlines import wait_until
 from tests.support.free_ports import find_free_ports
-from tests.support.graph.serve_config import REPO, Json, kv_events, merged, serve_config
+from tests.support.graph.serve_config import REPO, Json, kv_events, serve_config, with_args
 from tests.support.graph.serve_graph import START_S, ServeGraph
 
 
@@ -34,11 +34,6 @@ def taken_port() -> Iterator[int]:
         listener.bind(("127.0.0.1", port + 1))
         listener.listen()
         yield port
-
-
-def with_args(config: Json, changes: Json) -> Json:
-    (application,) = config["applications"]
-    return config | {"applications": [application | {"args": merged(application["args"], changes)}]}
 
 
 def events_on(port: int, **changes: Any) -> Json:
@@ -118,6 +113,24 @@ def test_the_preflight_names_a_taken_http_port(
 ) -> None:
     taken = config | {"http_options": config["http_options"] | {"port": taken_port + 1}}
     assert f"127.0.0.1:{taken_port + 1}" in complaint(taken)
+
+
+def test_the_preflight_of_a_redeploy_leaves_the_ports_to_the_service_that_runs(
+    tmp_path: Path, config: Json, taken_port: int
+) -> None:
+    file = written(tmp_path, with_args(config, events_on(taken_port)))
+    assert app.check.main(["--redeploy", str(file)]) == 0
+    file = written(tmp_path, with_args(config, {"model": {"path": "/no/such/model"}}))
+    assert app.check.main(["--redeploy", str(file)]) == 1
+
+
+def test_the_preflight_refuses_an_option_of_serves_that_a_setting_decides(
+    complaint: Callable[[Json], str], config: Json
+) -> None:
+    (application,) = config["applications"]
+    overridden = application | {"deployments": [{"name": "DPRank", "num_replicas": 3}]}
+    message = complaint(config | {"applications": [overridden]})
+    assert "deployments.DPRank.num_replicas = 3: set args.dp_size instead" in message
 
 
 def test_the_preflight_names_two_parts_that_need_one_port(

@@ -37,6 +37,7 @@ from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
+from app.deployments.starting import says_why
 from app.errors import (
     InvalidRequestError,
     NotAllowedError,
@@ -103,6 +104,7 @@ class Ingress:
         ranks: handle of the `DPRank` deployment.
     """
 
+    @says_why("Ingress")
     def __init__(
         self,
         config: AppConfig,
@@ -118,7 +120,7 @@ class Ingress:
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
-        model_dir = resolve_model(config.model, weights=config.remote_ranks is None)
+        model_dir = resolve_model(config.model, weights=False)
         self._config = config
         self._events = events
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))

@@ -20,6 +20,7 @@ from app.deployments.rank.core import RankCore
 from app.deployments.rank.number import RankNumber
 from app.deployments.rank.peers import RayPeers
 from app.deployments.rank.place import RankPlace
+from app.deployments.starting import check_num_ranks, says_why
 from app.engine.interface import RankEngine
 from app.engine.load import load_engine
 from app.errors import EngineFailedError
@@ -48,29 +49,33 @@ class DPRank:
     Raises:
         EndpointInUseError: a port of this rank is taken, and not by a replica that is leaving.
         ModelError: the model can't be served.
-        ConfigError: an address can't be bound here, or there is no such device.
+        ConfigError: an address can't be bound here, there is no such device, or Serve has more ranks.
     """
 
     # Ray Serve awaits a constructor that is a coroutine function.
     async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
-        self._running = ExitStack()
-        """Stops what has been started, the last first."""
-        log_with_ray()
-        context = serve.get_replica_context()
-        self._replica_id = context.replica_id.unique_id
-        self._node_ip = ray.util.get_node_ip_address()
-        if context.rank.rank == 0:
-            events.log(logger)
-        self._place = RankPlace(config, events)
-        self._running.callback(self._place.close)
-        claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
-        self._number = RankNumber(claim, config.largest_dp_size, RayPeers(), self._place)
-        peers = await self._number.take()
-        self._engine = self._load_engine(config, peers)
-        self._core = RankCore(self._engine, self._number.held, self._place.publisher)
-        self._start()
-        model_dir = self._engine.description.model_dir
-        logger.info("rank %d serves from %s: %s", self._number.held, model_dir, self._describe_publisher())
+        with says_why("DPRank"):
+            self._running = ExitStack()
+            """Stops what has been started, the last first."""
+            log_with_ray()
+            context = serve.get_replica_context()
+            check_num_ranks(context.world_size, config.dp_size)
+            self._replica_id = context.replica_id.unique_id
+            self._node_ip = ray.util.get_node_ip_address()
+            if context.rank.rank == 0:
+                events.log(logger)
+            self._place = RankPlace(config, events)
+            self._running.callback(self._place.close)
+            claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
+            self._number = RankNumber(claim, config.largest_dp_size, RayPeers(), self._place)
+            peers = await self._number.take()
+            self._engine = self._load_engine(config, peers)
+            self._core = RankCore(self._engine, self._number.held, self._place.publisher)
+            self._start()
+            model_dir = self._engine.description.model_dir
+            logger.info(
+                "rank %d serves from %s: %s", self._number.held, model_dir, self._describe_publisher()
+            )
 
     def _load_engine(self, config: AppConfig, peers: Sequence[Claim]) -> RankEngine:
         """The engine; of remote ranks, for a worker's rank that no other replica is for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from app.engine.limits import Limits
 from app.engine.relay.feed_status import ForeignPublisher
 from app.engine.torch.memory.available import available_bytes
 from app.engine.vllm.admission import Admission
-from app.engine.vllm.arguments import check_given, check_known, engine_arguments
+from app.engine.vllm.arguments import check_given, check_installed, check_known, engine_arguments
 from app.engine.vllm.engine import VllmEngine
 from app.engine.vllm.load_meter import LoadMeter
 from app.errors import ConfigError
@@ -43,8 +42,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
         ConfigError: vLLM isn't installed, computes on another device, or refuses an argument.
     """
     check_given(config)
-    if find_spec("vllm") is None:
-        raise ConfigError("engine.backend = 'vllm': vLLM isn't installed here; pip install 'kvbeacon[vllm]'")
+    check_installed()
     os.environ.update(_ENVIRONMENT)
     known = import_module("app.engine.vllm.argument_names")
     check_known(config.engine.vllm, known.ENGINE_ARGUMENTS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ def check_given(config: AppConfig) -> None:
             raise ConfigError(f"engine.vllm.{name} = {size!r}: allowed: an integer, at least 1")
     if engine.kernels != "auto":
         raise ConfigError(f"engine.kernels = {engine.kernels!r}: vLLM has its own kernels; allowed: 'auto'")
+
+
+def check_installed() -> None:
+    """Refuse a Python without vLLM.
+
+    Raises:
+        ConfigError: this is one.
+    """
+    if find_spec("vllm") is None:
+        raise ConfigError("engine.backend = 'vllm': vLLM isn't installed here; pip install 'kvbeacon[vllm]'")
 
 
 def check_known(given: Collection[str], known: Collection[str]) -> None:

@@ -43,6 +43,12 @@ def serve_config(applications: Mapping[str, Json]) -> Json:
     return config
 
 
+def with_args(config: Json, changes: Json) -> Json:
+    """`config` with these changes to its only application's `args`."""
+    (application,) = config["applications"]
+    return config | {"applications": [application | {"args": merged(application["args"], changes)}]}
+
+
 def kv_events(dp_size: int) -> Json:
     """A `kv_events_config` on free ports for `dp_size` ranks."""
     base = find_free_ports(6 * dp_size)

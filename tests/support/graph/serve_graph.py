@@ -23,8 +23,9 @@ import yaml
 from app.events.following.sync_status import CREDITED
 from benchmarks.graphs.replicas import replica_pids
 from tests.support.deadlines import DeadlineMissed, wait_until
-from tests.support.graph.serve_config import REPO, Json
+from tests.support.graph.serve_config import REPO, Json, merged
 
+BIN = Path(sys.executable).parent
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
 STOP_S = 30
@@ -65,7 +66,7 @@ class ServeGraph:
             "RAY_DEDUP_LOGS": "0",
             **self._auth,
         }
-        command = [str(Path(sys.executable).parent / "serve"), "run", str(self._file)]
+        command = [str(BIN / "serve"), "run", str(self._file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=REPO, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -85,6 +86,38 @@ class ServeGraph:
         except DeadlineMissed as missed:
             missed.add_note(self.output()[-6000:])
             raise
+
+    def redeploy(self, **changes: Any) -> None:
+        """`serve deploy` of the file with these changes to the first application's `args`; doesn't wait."""
+        first, *others = self.config["applications"]
+        changed = {**first, "args": merged(first["args"], changes)}
+        self.config = {**self.config, "applications": [changed, *others]}
+        self._file.write_text(yaml.safe_dump(self.config))
+        self.command(str(BIN / "serve"), "deploy", str(self._file))
+
+    def submit(self, config: Json) -> None:
+        """What `serve deploy` does with such a file, without a process of its own; doesn't wait."""
+        response = httpx.put(
+            self._dashboard_url() + "/api/serve/applications/",
+            json=config,
+            headers={"Authorization": f"Bearer {self.ray_token}"},
+            timeout=30,
+        )
+        assert response.status_code == 200, response.text
+
+    def status(self) -> Json:
+        """What Ray says of the first application: its status, its deployments and their replicas."""
+        application: Json = self._dashboard("/api/serve/applications/")["applications"].get(
+            self.config["applications"][0]["name"], {"status": "NOT_STARTED", "deployments": {}}
+        )
+        return application
+
+    def command(self, *words: str) -> str:
+        """Run a command that finds the cluster, as a user does on its machine; what it prints."""
+        environment = {**os.environ, **self._auth, "RAY_DASHBOARD_ADDRESS": self._dashboard_url()}
+        ran = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
 
     @property
     def is_ready(self) -> bool:
@@ -205,6 +238,18 @@ class ServeGraph:
         settled = [each for each in response.json() if each["trust"] != "syncing"]
         dp_size: int = application["args"]["dp_size"]
         return len(settled) == dp_size
+
+    def _dashboard(self, path: str) -> Json:
+        headers = {"Authorization": f"Bearer {self.ray_token}"}
+        response = httpx.get(self._dashboard_url() + path, headers=headers, timeout=30)
+        assert response.status_code == 200, response.text
+        found: Json = response.json()
+        return found
+
+    def _dashboard_url(self) -> str:
+        found = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
+        assert found, self.output()
+        return found[1]
 
     def _processes(self) -> list[Path]:
         """Everything that was started with this graph's environment and still runs."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from app.engine.torch.memory.available import available_bytes, gib
+from app.engine.machine_memory import gib
+from app.engine.torch.memory.available import available_bytes
 from app.engine.torch.model.architecture import Architecture
 from app.errors import InsufficientMemoryError
 from app.settings import CacheConfig
@@ -13,8 +14,7 @@ from app.settings import CacheConfig
 
 def bytes_per_block(architecture: Architecture, block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block's keys and values in all layers."""
-    per_token = 2 * architecture.num_key_value_heads * architecture.head_dim * dtype.itemsize
-    return architecture.num_hidden_layers * block_size * per_token
+    return block_size * architecture.kv_bytes_per_token(dtype.itemsize)
 
 
 def count_blocks(

@@ -59,6 +59,10 @@ class Architecture:
         layer = self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size + 2)
         return self.num_hidden_layers * layer + self.hidden_size * (2 * self.vocab_size + 1)
 
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes of one token's keys and values in all layers, `itemsize` for each number."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * itemsize
+
 
 def read_architecture(model_dir: Path) -> Architecture:
     """What `config.json` and, if there, `generation_config.json` in `model_dir` say.
