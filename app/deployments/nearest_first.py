@@ -5,16 +5,19 @@ nothing from calls that get no answer, and goes on sending them to a replica tha
 when another one is on the caller's node. Here the caller says with the keyword argument `nth` how many
 replicas, from the nearest on, it passes over.
 
-Ray pickles this module by value into every handle, so it holds nothing else.
+Ray pickles this module by value into every handle, so it imports nothing of ours.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import LocalityMixin, PendingRequest, RequestRouter, RunningReplica
+
+Replica = TypeVar("Replica")
 
 
 class NearestFirst(LocalityMixin, RequestRouter):
@@ -38,13 +41,21 @@ class NearestFirst(LocalityMixin, RequestRouter):
     ) -> list[list[RunningReplica]]:
         """The `nth` replica; then, for when Ray gets no queue length from that, those behind it."""
         by_id = sorted(candidate_replicas, key=lambda replica: replica.replica_id.unique_id)
-        order: list[RunningReplica] = []
-        for equally_near in self.rank_replicas_via_locality(by_id):
-            order += self._turned(equally_near, self._first)
         nth = pending_request.kwargs.get("nth", 0) if pending_request else 0
-        return [[replica] for replica in self._turned(order, nth)]
+        return [[each] for each in in_order(self.rank_replicas_via_locality(by_id), self._first, nth)]
 
-    @staticmethod
-    def _turned(replicas: list[RunningReplica], by: int) -> list[RunningReplica]:
-        start = by % len(replicas) if replicas else 0
-        return replicas[start:] + replicas[:start]
+
+def in_order(by_distance: Sequence[Sequence[Replica]], first: int, nth: int) -> list[Replica]:
+    """The nearest first, but for the `nth` nearest, which go to the end.
+
+    Args:
+        by_distance: replicas that are equally near, the nearest ones first.
+        first: with which of the equally near ones to begin; counted around.
+        nth: how many to pass over; counted around.
+    """
+    return _turned([each for group in by_distance for each in _turned(group, first)], nth)
+
+
+def _turned(replicas: Sequence[Replica], by: int) -> list[Replica]:
+    start = by % len(replicas) if replicas else 0
+    return [*replicas[start:], *replicas[:start]]
