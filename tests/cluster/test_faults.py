@@ -5,14 +5,19 @@ Every test prints one line with what its requests waited.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.machines import Machine
 from tests.cluster.ray_cluster import ZMQ_PORTS, RayCluster
 from tests.cluster.traffic import Traffic
-from tests.support.graph.serve_config import Json
+from tests.support.deadlines import wait_until
+from tests.support.graph.serve_config import REPO, Json
 
 BEFORE_S, AFTER_S = 2.0, 3.0
 """Traffic before and after a fault."""
@@ -41,6 +46,18 @@ def test_each_worker_has_a_rank_a_router_and_an_ingress_which_asks_the_router_be
 def named_routers(cluster: RayCluster, machine: Machine) -> set[str]:
     """The routers that an answer of `/router/ranks` names."""
     return {rank["router"] for rank in cluster.get("/router/ranks", machine).json()}
+
+
+def test_an_outside_consumer_follows_the_ranks_of_every_node(cluster: RayCluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "examples/follow_events.py", cluster.url(cluster.workers[0])]
+    cluster.client.start(command, {**os.environ, "PYTHONPATH": str(REPO)}, log)
+    first = [f"rank {rank}  seq      0" for rank in range(2)]
+    try:
+        wait_until(lambda: all(line in log.read_text() for line in first), log.read_text, 60)
+    finally:
+        for pid in cluster.client.pids(" ".join(command)):
+            os.kill(pid, signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
