@@ -34,6 +34,9 @@ ROUTER_TIMEOUT_S = 2.0
 TRY_TIMEOUT_S = 1.0
 """Seconds that one router gets, before the next one is asked."""
 
+REPORT_WAIT_S = 0.25
+"""Seconds for which a request waits until the routers know of a failure; one that hangs learns it later."""
+
 RETURN_INTERVAL_S = 1.0
 """Between two looks whether the nearest router answers again."""
 
@@ -84,6 +87,8 @@ class RouterClient:
         self._nth = 0
         """How many routers are passed over, from the nearest on."""
         self._returning: asyncio.Task[None] | None = None
+        self._reports: set[asyncio.Task[None]] = set()
+        """Keeps tasks that aren't awaited from being collected before they end."""
 
     async def choose(self, request: ChooseRequest) -> Assignment:
         """The rank for a request, which a router has reserved there.
@@ -153,8 +158,14 @@ class RouterClient:
         await self._inform_all(RouterMethods.release, request_id)
 
     async def mark_failed(self, rank: int, replica_id: str) -> None:
-        """Report that this replica of a rank is gone or broken."""
-        await self._inform_all(RouterMethods.mark_failed, rank, replica_id)
+        """Report that this replica of a rank is gone or broken.
+
+        Returns once all routers know it, or after `REPORT_WAIT_S`: the caller's request goes on elsewhere.
+        """
+        report = detached_task(self._inform_all(RouterMethods.mark_failed, rank, replica_id))
+        self._reports.add(report)
+        report.add_done_callback(self._reports.discard)
+        await asyncio.wait([report], timeout=REPORT_WAIT_S)
 
     async def record_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Report what became of requests."""

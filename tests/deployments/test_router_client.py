@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import grpc
 import pytest
 
 from app.deployments.messages import Assignment, ChooseRequest, PeerReservation, Unroutable
-from app.deployments.router_client import RouterClient
+from app.deployments.router_client import ROUTER_TIMEOUT_S, RouterClient
 from app.errors import NoRankError, NoRouterError, PromptTooLongError
 from app.routing.decisions.decision_log import Outcome
 from tests.support.deadlines import until
@@ -223,3 +224,13 @@ async def test_a_report_reaches_every_router_that_is_there_and_never_raises(
             "add_peer_reservations": ("me", [RESERVATION]),
         }[method]
     )
+
+
+async def test_a_request_does_not_wait_for_a_router_that_hangs_to_hear_of_a_failure() -> None:
+    answers = asyncio.Event()
+    routers, handle = client({"mark_failed": [None, answers]})
+    start = time.monotonic()
+    await routers.mark_failed(3, "replica")
+    assert time.monotonic() - start < ROUTER_TIMEOUT_S / 2
+    assert called(handle) == ["mark_failed"]
+    answers.set()

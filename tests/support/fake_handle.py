@@ -89,7 +89,10 @@ class FakeMethod:
 
 
 class FakeBroadcast:
-    """A call to every replica. A `TimeoutError` or a future among the answers is a replica that hangs."""
+    """A call to every replica. A `TimeoutError` or a future among the answers is a replica that hangs.
+
+    One whose answer is an event answers once that is set.
+    """
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = answers
@@ -99,4 +102,6 @@ class FakeBroadcast:
         for answer in self._answers:
             if isinstance(answer, TimeoutError | asyncio.Future):
                 raise TimeoutError
+            if isinstance(answer, asyncio.Event):
+                await answer.wait()
         return list(self._answers)
