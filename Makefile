@@ -50,12 +50,12 @@ deploy: setup
 status: setup
 	$(RAY_TOKEN) $(BIN)/serve status
 
-# Integration tests start whole graphs, which need the machine to themselves. The others run in as many processes as
-# there are cores (at most 4), one thread each.
+# Integration tests start whole graphs, and those of a cluster several nodes: they need the machine to themselves. The
+# others run in as many processes as there are cores (at most 4), one thread each.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration -m "not slow" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/cluster -m "not slow" \
 		--numprocesses=auto --maxprocesses=4 --dist=loadfile
-	$(BIN)/python -m pytest tests/integration -m "not slow"
+	$(BIN)/python -m pytest tests/integration tests/cluster -m "not slow"
 
 # What takes too long for every change.
 test-long: setup

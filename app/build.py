@@ -9,12 +9,14 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
+from ray.serve.request_router import RequestRouter
 from ray.serve.schema import LoggingConfig
 
 from app.checks.cluster import check_cluster
 from app.checks.plan import CONTROL_CPUS, Plan, make_plan
 from app.config import AppConfig
 from app.deployments.ingress.ingress import Ingress
+from app.deployments.nearest_first import NearestFirst
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
 from app.deployments.router.router import Router
@@ -52,15 +54,13 @@ def build_app(args: Mapping[str, Any]) -> Application:
     plan = _checked(args)
     config, events, placement = plan.config, plan.events, plan.placement
 
-    # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
-    request_router = RequestRouterConfig.model_validate({"request_router_class": ReplicaAddressing})
     ranks = serve.deployment(
         name="DPRank",
         num_replicas=config.dp_size,
         max_ongoing_requests=_rank_capacity(config),
         ray_actor_options=placement.actor,
         **placement.group,
-        request_router_config=request_router,
+        request_router_config=_sent_by(ReplicaAddressing),
         graceful_shutdown_timeout_s=_rank_drain_s(config),
         graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
         health_check_period_s=max(HEALTH_CHECK_PERIOD_S, config.largest_dp_size / MAX_RANK_CHECKS_PER_S),
@@ -75,6 +75,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
         **at_most(config.routing.max_routers_per_node),
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         max_surge_percent=SURGE_PERCENT,
+        request_router_config=_sent_by(NearestFirst),
         logging_config=QUIET,
     )(Router).bind(config, events, ranks)
     return serve.deployment(
@@ -87,6 +88,11 @@ def build_app(args: Mapping[str, Any]) -> Application:
         max_surge_percent=SURGE_PERCENT,
         graceful_shutdown_timeout_s=config.ingress.drain_timeout_s,
     )(Ingress).bind(config, events, router, ranks)
+
+
+def _sent_by(chooser: type[RequestRouter]) -> RequestRouterConfig:
+    # Its constructor's annotation allows only dicts; Ray accepts the class, as documented.
+    return RequestRouterConfig.model_validate({"request_router_class": chooser})
 
 
 def _checked(args: Mapping[str, Any]) -> Plan:

@@ -72,9 +72,9 @@ class TimedRouter(Router):
         self._chosen: dict[str, float] = {}
         self._received: dict[str, float] = {}
 
-    async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
+    async def choose(self, request: ChooseRequest, *, nth: int = 0) -> Assignment | Unroutable:
         """As the real one."""
-        answer = await super().choose(request)
+        answer = await super().choose(request, nth=nth)
         self._chosen[request.request_id] = time.monotonic()
         return answer
 

@@ -2,10 +2,12 @@
 
     python examples/follow_events.py http://127.0.0.1:8000 [NAME.key_secret]
 
-This is all that an outside router has to do: read `kv_events` from `/server_info`, subscribe at every rank,
-decode, and ask for a replay of what it missed, beginning with what was published before it came; where the
-ranks encrypt, with a key that they allow. Each line printed is one batch: rank, sequence number, blocks
-stored and removed.
+This is all that an outside router has to do: read `/server_info`, subscribe at every rank, decode, and ask
+for a replay of what it missed, beginning with what was published before it came; where the ranks encrypt,
+with a key that they allow. Each line printed is one batch: rank, sequence number, blocks stored and removed.
+
+`publishers` in `/server_info` has the host and the ports of each rank. Where a server has only SGLang's
+`kv_events`, that is one host for all ranks: those on other nodes aren't seen, and the example says so.
 """
 
 from __future__ import annotations
@@ -16,13 +18,12 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 import zmq
 from zmq.auth import load_certificate
 
 from app.errors import WireError
 from app.events.batch_codec import decode_batch
-from app.events.descriptor import read_descriptor
+from app.events.descriptor import read_publishers
 from app.events.publisher_info import PublisherAddress
 from app.events.replay import ReplayRequest, parse_reply, request_frames
 from app.events.schema import BlockRemoved, BlockStored, split_message
@@ -97,25 +98,24 @@ class Follower:
 
 
 def publishers_at(url: str) -> list[PublisherAddress]:
-    """Every rank's publisher that the server at `url` describes."""
+    """Every rank's publisher that the server at `url` describes; says which ranks it doesn't see."""
     info = server_info(url)
     try:
-        publishers = list(read_descriptor(info["kv_events"], urlsplit(url).hostname or ""))
-        # One host and ports in a row can't describe all ranks (the system may choose their ports). Then
-        # kvbeacon still has a list of them.
-        if not publishers:
-            listed = msgspec.convert(info.get("publishers", []), list[dict[str, Any]])
-            listed = [each for each in listed if each.get("state") == "publishing"]
-            publishers = msgspec.convert(listed, list[PublisherAddress])
-    except (WireError, msgspec.ValidationError) as error:
+        described = read_publishers(info, urlsplit(url).hostname or "")
+    except WireError as error:
         fail(f"{url}: {error}")
-    if not publishers:
+    for rank, state in described.not_publishing.items():
+        warn(f"rank {rank} isn't followed: {state}")
+    if not described.to_dial:
         fail(f"{url} describes no KV events; its log says why")
-    return publishers
+    if not described.hosts_are_known:
+        host = described.to_dial[0].host
+        warn(f"{url} has no list of publishers: all ranks are expected at {host}, others would not be seen")
+    return list(described.to_dial)
 
 
 def server_info(url: str) -> dict[str, Any]:
-    """What `/server_info` answers, an object with the key `kv_events`."""
+    """What `/server_info` answers, an object with the key `kv_events` or `publishers`."""
     try:
         parts = urlsplit(url)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -131,9 +131,14 @@ def server_info(url: str) -> dict[str, Any]:
         fail(f"{at}: {error}")
     except ValueError:
         fail(f"{at} answers with something that isn't JSON")
-    if not isinstance(info, dict) or "kv_events" not in info:
+    if not isinstance(info, dict) or not ("kv_events" in info or "publishers" in info):
         fail(f"{at} has no kv_events: the server doesn't know this contract")
     return info
+
+
+def warn(message: str) -> None:
+    """Say this beside what is printed."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def fail(message: str) -> NoReturn:
@@ -143,7 +148,7 @@ def fail(message: str) -> NoReturn:
 
 def main(url: str, key_file: str | None = None) -> None:
     publishers = publishers_at(url)
-    if key_file is None and publishers[0].curve_public_key is not None:
+    if key_file is None and any(each.curve_public_key is not None for each in publishers):
         fail(f"{url} encrypts: name the secret key file of a client that it allows")
     try:
         keys = None if key_file is None else load_certificate(key_file)

@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from grpc import RpcError
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from app.deployments.background import detached_task
 from app.deployments.messages import (
     Assignment,
     ChooseRequest,
@@ -27,27 +29,36 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 ROUTER_TIMEOUT_S = 2.0
-"""Seconds that a router gets to answer; it answers from memory."""
+"""Seconds that all routers get to answer; they answer from memory."""
+
+TRY_TIMEOUT_S = 1.0
+"""Seconds that one router gets, before the next one is asked."""
+
+REPORT_WAIT_S = 0.25
+"""Seconds for which a request waits until the routers know of a failure; one that hangs learns it later."""
+
+RETURN_INTERVAL_S = 1.0
+"""Between two looks whether the nearest router answers again."""
 
 AUDIT_TIMEOUT_S = 60.0
 """Seconds that the routers get to compare all ranks; one that doesn't answer takes 5 of them."""
 
 
-_DEATHS = (RayActorError, asyncio.CancelledError)
+_DEATHS = (RayActorError, RpcError, asyncio.CancelledError)
 """Results of routers that have just died; one that is being stopped cancels its calls, and says so."""
 
 
 class RouterMethods(Protocol):
     """The remote methods of a router; see `Router`."""
 
-    async def choose(self, request: ChooseRequest) -> Assignment | Unroutable: ...
-    async def explain(self, request: ChooseRequest) -> Json | Unroutable: ...
+    async def choose(self, request: ChooseRequest, *, nth: int = 0) -> Assignment | Unroutable: ...
+    async def explain(self, request: ChooseRequest, *, nth: int = 0) -> Json | Unroutable: ...
     async def release(self, request_id: str) -> None: ...
     async def mark_failed(self, rank: int, replica_id: str) -> None: ...
     async def record_outcomes(self, outcomes: Sequence[Outcome]) -> None: ...
     async def add_peer_reservations(self, router: str, reservations: Sequence[PeerReservation]) -> None: ...
-    async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]: ...
-    async def view(self) -> list[Json]: ...
+    async def standings(self, replicas: Sequence[RankReplica], *, nth: int = 0) -> list[Standing]: ...
+    async def view(self, *, nth: int = 0) -> Json: ...
     async def stats(self) -> Json: ...
     async def decisions(self, request_id: str) -> list[Json]: ...
     async def audit(self) -> Json: ...
@@ -57,7 +68,11 @@ RemoteMethod = Callable[Concatenate[RouterMethods, Parameters], Awaitable[Result
 
 
 class RouterClient:
-    """Calls one router, whichever Ray picks, or all of them.
+    """Calls one router, or all of them.
+
+    One router is the nearest, as `NearestFirst` has them, until a call to it fails: from then on it is the
+    next one, so that a router which hangs or is cut off costs only the calls that wait for it. Meanwhile the
+    nearest is asked now and then, and is taken again once it answers.
 
     A call whose caller needs the answer raises `NoRouterError` when there is none. A call that only informs
     the routers never raises: a router that can't be reached starts again and has no state to correct.
@@ -69,6 +84,11 @@ class RouterClient:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         # Over gRPC a message costs a fraction of what Ray's object transport takes.
         self._handle: DeploymentHandle[Any] = handle.options(_by_reference=False)
+        self._nth = 0
+        """How many routers are passed over, from the nearest on."""
+        self._returning: asyncio.Task[None] | None = None
+        self._reports: set[asyncio.Task[None]] = set()
+        """Keeps tasks that aren't awaited from being collected before they end."""
 
     async def choose(self, request: ChooseRequest) -> Assignment:
         """The rank for a request, which a router has reserved there.
@@ -96,17 +116,30 @@ class RouterClient:
         """
         return await self._call_one(RouterMethods.standings, replicas)
 
-    async def view(self) -> list[Json]:
-        """One router's view of every rank that is there.
+    async def view(self) -> Json:
+        """One router's name (`router`) and its view of every rank that is there (`ranks`).
+
+        Raises:
+            NoRouterError: the router doesn't answer.
+        """
+        return await self._call_one(RouterMethods.view)
+
+    async def views(self, num_routers: int) -> list[Json]:
+        """The views of those of `num_routers` that answer within `TRY_TIMEOUT_S`, the nearest's first.
 
         Raises:
             NoRouterError: no router answers.
         """
-        return await self._call_one(RouterMethods.view)
-
-    async def views(self) -> list[list[Json]]:
-        """Every router's view. Raises as `_answers_of_all`."""
-        return await self._answers_of_all(ROUTER_TIMEOUT_S, RouterMethods.view)
+        calls = [self._call(nth, RouterMethods.view) for nth in range(num_routers)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        # Where one doesn't answer, another may have answered in its place.
+        views = {view["router"]: view for view in answers if not isinstance(view, BaseException)}
+        if views:
+            return list(views.values())
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, NoRouterError):
+                raise answer
+        raise NoRouterError("no router answers")
 
     async def stats(self) -> list[Json]:
         """Every router's counters. Raises as `_answers_of_all`."""
@@ -125,8 +158,14 @@ class RouterClient:
         await self._inform_all(RouterMethods.release, request_id)
 
     async def mark_failed(self, rank: int, replica_id: str) -> None:
-        """Report that this replica of a rank is gone or broken."""
-        await self._inform_all(RouterMethods.mark_failed, rank, replica_id)
+        """Report that this replica of a rank is gone or broken.
+
+        Returns once all routers know it, or after `REPORT_WAIT_S`: the caller's request goes on elsewhere.
+        """
+        report = detached_task(self._inform_all(RouterMethods.mark_failed, rank, replica_id))
+        self._reports.add(report)
+        report.add_done_callback(self._reports.discard)
+        await asyncio.wait([report], timeout=REPORT_WAIT_S)
 
     async def record_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         """Report what became of requests."""
@@ -142,14 +181,53 @@ class RouterClient:
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Result:
+        nth = self._nth
+        try:
+            return await self._call(nth, method, *args, **kwargs)
+        except NoRouterError:
+            self._pass_over(nth)
+            raise
+
+    async def _call(
+        self,
+        nth: int,
+        method: RemoteMethod[Parameters, Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        """The answer of the router with this number. Raises `NoRouterError` when there is none in time."""
         call = self._handle.options(method_name=method.__name__)
+
+        async def answer() -> Result:
+            result: Result = await call.remote(*args, **kwargs, nth=nth)
+            return result
+
         try:
             # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
-            async with asyncio.timeout(ROUTER_TIMEOUT_S):
-                result: Result = await call.remote(*args, **kwargs)
-        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+            async with asyncio.timeout(TRY_TIMEOUT_S):
+                return await detached_task(answer())
+        except (TimeoutError, RayActorError, RpcError, DeploymentUnavailableError):
             raise NoRouterError("no router answers") from None
-        return result
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and caller.cancelling():
+                raise
+            raise NoRouterError("the router is being stopped") from None
+
+    def _pass_over(self, nth: int) -> None:
+        """Call the next router from now on, until the nearest answers."""
+        if nth != self._nth:  # another call has seen it already
+            return
+        self._nth += 1
+        if self._returning is None or self._returning.done():
+            self._returning = detached_task(self._return_to_nearest())
+
+    async def _return_to_nearest(self) -> None:
+        while self._nth:
+            await asyncio.sleep(RETURN_INTERVAL_S)
+            with suppress(NoRouterError):
+                await self._call(0, RouterMethods.standings, ())
+                self._nth = 0
 
     async def _answers_of_all(
         self,

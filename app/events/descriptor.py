@@ -1,13 +1,19 @@
-"""Reads the `kv_events` of any server's `/server_info`: which publishers there are to dial.
+"""Reads in any server's `/server_info` which publishers there are to dial.
 
-Rank r is at every base port + r. The keys are SGLang's; unknown ones are ignored, null stands for an optional
-key that doesn't apply, and everything else that the contract doesn't allow is refused with a `WireError` that
-names the key, the value and what is allowed.
+`kv_events` is SGLang's contract: one host for all ranks, and rank r at every base port + r. `publishers` is
+kvbeacon's own: an entry for each rank, with its host and ports.
+
+Unknown keys are ignored, null stands for an optional key that doesn't apply, and everything else that the
+contract doesn't allow is refused with a `WireError` that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from app.errors import WireError
 from app.events.curve import is_key
@@ -22,8 +28,77 @@ _MAX_SHOWN = 80
 Object = dict[Any, Any]
 
 
+@dataclass(frozen=True)
+class Publishers:
+    """What `/server_info` says of the ranks' publishers.
+
+    Attributes:
+        to_dial: those that can be followed, in rank order.
+        not_publishing: the other ranks → `disabled` or `unreachable`.
+        hosts_are_known: whether each rank's own host is described. False: the answer has `kv_events` only,
+            and ranks on other nodes than that one host aren't seen.
+    """
+
+    to_dial: tuple[PublisherAddress, ...]
+    not_publishing: Mapping[int, str] = field(default_factory=dict)
+    hosts_are_known: bool = True
+
+
+def read_publishers(info: Mapping[str, object], server_host: str) -> Publishers:
+    """The publishers of all ranks: from `publishers` where it is there, else from `kv_events`.
+
+    Args:
+        info: the answer of `/server_info`.
+        server_host: as of `read_descriptor`.
+
+    Raises:
+        WireError: what is there is no list of publishers, or no descriptor.
+    """
+    listed = info.get("publishers")
+    if listed is None:
+        return Publishers(read_descriptor(info.get("kv_events"), server_host), hosts_are_known=False)
+    if not isinstance(listed, list):
+        raise WireError(f"publishers = {_shown(listed)}; allowed is a list")
+    to_dial: list[PublisherAddress] = []
+    not_publishing: dict[int, str] = {}
+    for index, entry in enumerate(listed):
+        try:
+            state = msgspec.convert(entry, _ListedState)
+            if state.state == "publishing":
+                to_dial.append(_dialable(msgspec.convert(entry, PublisherAddress), server_host))
+            else:
+                not_publishing[state.rank] = state.state
+        except (msgspec.ValidationError, ValueError) as error:
+            raise WireError(f"publishers[{index}]: {error}") from None
+    return Publishers(tuple(sorted(to_dial, key=lambda each: each.rank)), not_publishing)
+
+
+class _ListedState(msgspec.Struct):
+    """What every entry of `publishers` has."""
+
+    rank: int
+    state: str
+
+
+def _dialable(address: PublisherAddress, server_host: str) -> PublisherAddress:
+    """The address with a host in place of a wildcard. Raises `ValueError` when it can't be dialled."""
+    host = dial_host(address.host, server_host)
+    if host_fault(host):
+        raise ValueError(f"host = {_shown(address.host)}; allowed are '*', a host's name and an IP address")
+    for key in ("event_port", "replay_port", "load_port"):
+        port = getattr(address, key)
+        if not (1 <= port <= MAX_PORT if port is not None else key != "event_port"):
+            raise ValueError(f"{key} = {_shown(port)}; allowed are the integers 1..{MAX_PORT}")
+    if not _is_utf8(address.topic):
+        raise ValueError(f"topic = {_shown(address.topic)}; allowed is text")
+    return msgspec.structs.replace(address, host=host)
+
+
 def read_descriptor(kv_events: object, server_host: str) -> tuple[PublisherAddress, ...]:
     """Every rank's publisher, in rank order; empty if `kv_events` is null: nothing can be followed.
+
+    It has one host for all ranks. Where they are on several nodes, this is true of those on that host only:
+    `read_publishers` knows more.
 
     Args:
         kv_events: the value of that key, as a JSON parser gives it.

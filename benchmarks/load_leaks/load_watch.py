@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ray import serve
 
+from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.router_client import RouterClient
 from benchmarks.graphs.graph import APP_NAME
@@ -92,13 +93,16 @@ class LoadWatch:
             time.sleep(POLL_INTERVAL_S)
 
     async def _is_ready(self) -> bool:
-        views = await self._routers.views()
+        views = await self._views()
         exact = [[rank["trust"] for rank in view] for view in views]
         return exact == [["exact"] * self._num_ranks] * self._num_routers
 
+    async def _views(self) -> list[list[Json]]:
+        return [view["ranks"] for view in await self._routers.views(self._num_routers)]
+
     async def _held(self) -> tuple[str | None, int]:
         """What is counted anywhere, in words, and the tokens in blocks that ranks hold for requests."""
-        views = await self._routers.views()
+        views = await self._views()
         loads = [info.load for info in await self._ranks.describe_all(timeout_s=ANSWER_WITHIN_S)]
         # Both leave out replicas that have died; their load must not count as zero.
         if (len(views), len(loads)) != (self._num_routers, self._num_ranks):

@@ -26,7 +26,7 @@ from typing import Any
 
 from app.errors import ConfigError, WireError
 from app.events.batch_codec import decode_batch
-from app.events.descriptor import read_descriptor
+from app.events.descriptor import read_descriptor, read_publishers
 from app.events.endpoints import parse
 from app.events.replay import parse_request
 from app.events.schema import BlockStored
@@ -125,6 +125,13 @@ TARGETS = [
         lambda: fuzz_inputs.MONSTROUS_VALUES,
         fuzz_inputs.descriptor,
         lambda value: read_descriptor(value, "10.0.0.5"),
+        WireError,
+    ),
+    Target(
+        "read_publishers",
+        lambda: fuzz_inputs.MONSTROUS_VALUES,
+        fuzz_inputs.publishers,
+        lambda value: read_publishers({"publishers": value}, "10.0.0.5"),
         WireError,
     ),
     Target(

@@ -239,16 +239,39 @@ DESCRIPTOR = {
     "load_topic": "load",
     "curve_public_key": "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID",
 }
-_DESCRIPTOR_KEYS = [*DESCRIPTOR, "unknown"]
+LISTED = {
+    "rank": 0,
+    "state": "publishing",
+    "host": "10.0.0.7",
+    "event_port": 5557,
+    "replay_port": 5600,
+    "load_port": 5559,
+    "topic": "kv",
+    "load_topic": "load",
+    "block_size": 64,
+    "curve_public_key": None,
+}
 
 
 def descriptor(rng: Random) -> Any:
     """What may stand at `kv_events`: mostly a descriptor with some values changed and some left out."""
+    return _mostly(rng, DESCRIPTOR)
+
+
+def publishers(rng: Random) -> Any:
+    """What may stand at `publishers`: mostly a list of such entries."""
     if rng.random() < 0.1:
         return value(rng)
-    made: dict[str, Any] = dict(DESCRIPTOR)
+    return [_mostly(rng, LISTED) for _ in range(1 + int(rng.random() * 3))]
+
+
+def _mostly(rng: Random, model: dict[str, Any]) -> Any:
+    if rng.random() < 0.1:
+        return value(rng)
+    made: dict[str, Any] = dict(model)
+    keys = [*model, "unknown"]
     for _ in range(1 + int(rng.random() * 3)):
-        key = pick(rng, _DESCRIPTOR_KEYS)
+        key = pick(rng, keys)
         if rng.random() < 0.2:
             made.pop(key, None)
         else:

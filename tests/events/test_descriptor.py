@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.errors import ConfigError, WireError
-from app.events.descriptor import read_descriptor
+from app.events.descriptor import read_descriptor, read_publishers
 from app.events.endpoints import parse, rank_endpoints
 from app.events.ports import dial_host
 from app.events.publisher_info import PublisherAddress
@@ -182,6 +182,79 @@ def test_what_is_accepted_can_be_dialled(key: str, value: Any) -> None:
         ports = (each.event_port, each.replay_port or 1, each.load_port or 1)
         assert all(1 <= port <= 65_535 for port in ports)
         each.topic.encode()
+
+
+LISTED: dict[str, Any] = {
+    "rank": 1,
+    "host": "10.0.0.7",
+    "event_port": 5558,
+    "replay_port": None,
+    "load_port": 5660,
+    "topic": "kv",
+    "load_topic": "load",
+    "block_size": 64,
+    "state": "publishing",
+    "epoch": "a",
+}
+
+
+def test_each_listed_rank_is_at_its_own_host() -> None:
+    ranks = [LISTED, {"rank": 2, "state": "unreachable"}, LISTED | {"rank": 0, "host": "*"}]
+    described = read_publishers({"kv_events": WHOLE, "publishers": ranks}, SERVER)
+    assert [(each.rank, each.event_endpoint) for each in described.to_dial] == [
+        (0, f"tcp://{SERVER}:5558"),
+        (1, "tcp://10.0.0.7:5558"),
+    ]
+    assert (described.not_publishing, described.hosts_are_known) == ({2: "unreachable"}, True)
+
+
+def test_without_a_list_all_ranks_are_at_one_host_which_is_said() -> None:
+    for info in ({"kv_events": WHOLE}, {"kv_events": WHOLE, "publishers": None}):
+        described = read_publishers(info, SERVER)
+        assert described.to_dial == read_descriptor(WHOLE, SERVER)
+        assert (described.not_publishing, described.hosts_are_known) == ({}, False)
+    assert read_publishers({}, SERVER).to_dial == ()
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ({}, "publishers = a dict; allowed is a list"),
+        ([7], r"publishers\[0\]: Expected `object`, got `int`"),
+        ([{"rank": 0}], r"publishers\[0\]: .*missing required field `state`"),
+        (
+            [LISTED, LISTED | {"event_port": 0}],
+            r"publishers\[1\]: event_port = 0; allowed are the integers 1",
+        ),
+        ([LISTED | {"replay_port": 65_536}], "replay_port = 65536; allowed are the integers 1"),
+        ([LISTED | {"load_port": "5660"}], r"Expected `int \| null`, got `str` - at `\$.load_port`"),
+        ([LISTED | {"host": "a b"}], "host = 'a b'; allowed are"),
+        ([LISTED | {"topic": "\ud800"}], "topic = .*; allowed is text"),
+    ],
+)
+def test_a_list_that_can_not_be_dialled_is_refused(listed: Any, message: str) -> None:
+    with pytest.raises(WireError, match=message):
+        read_publishers({"publishers": listed}, SERVER)
+
+
+@given(st.lists(json_values | st.fixed_dictionaries({}, optional=dict.fromkeys(LISTED, json_values))))
+def test_nothing_but_wire_error_is_raised_for_a_list(listed: list[Any]) -> None:
+    with suppress(WireError):
+        read_publishers({"publishers": listed}, SERVER)
+
+
+@given(st.sampled_from(list(LISTED)), json_values)
+def test_what_is_accepted_of_a_list_can_be_dialled(key: str, value: Any) -> None:
+    try:
+        described = read_publishers({"publishers": [LISTED | {key: value}]}, SERVER)
+    except WireError:
+        return
+    for each in described.to_dial:
+        assert all(
+            1 <= port <= 65_535 for port in (each.event_port, each.replay_port or 1, each.load_port or 1)
+        )
+        each.topic.encode()
+        each.event_endpoint.encode()
 
 
 hosts = st.sampled_from(["*", "0.0.0.0", "[::]", "127.0.0.1", "localhost", "[fe80::1]", "node-7", "a_b"])

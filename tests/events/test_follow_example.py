@@ -124,9 +124,7 @@ def test_the_example_prints_what_it_missed_and_what_comes(
     assert [line.split()[3] for line in lines] == [str(seq) for seq in range(23)]
 
 
-def test_the_example_follows_ranks_whose_ports_the_system_chose(
-    make_rank: MakeRank, server_info: ServeInfo
-) -> None:
+def test_the_example_follows_each_rank_where_it_is(make_rank: MakeRank, server_info: ServeInfo) -> None:
     ranks = [
         make_rank(
             {"dp_rank": number, "dp_size": 2},
@@ -136,9 +134,31 @@ def test_the_example_follows_ranks_whose_ports_the_system_chose(
         for number in range(2)
     ]
     publishers = [rank.info.as_json() for rank in ranks] + [{"rank": 2, "state": "unreachable"}]
-    with reading(start_example(server_info(None, publishers=publishers))) as lines:
-        wait_until(lambda: len(lines) >= 2, "the first batch of each rank", 30)
-    assert sorted(lines) == [f"rank {rank} seq 0 +0 -0 blocks" for rank in range(2)]
+    # The descriptor has one host for all ranks: here one at which there are none.
+    elsewhere = DESCRIPTOR | {"endpoint_host": "127.0.0.2", "dp_size": 3}
+    for kv_events in (None, elsewhere):
+        example = start_example(server_info(kv_events, publishers=publishers))
+        with reading(example) as lines:
+            wait_until(lambda: len(lines) >= 2, "the first batch of each rank", 30)
+            assert example.stderr is not None
+            assert example.stderr.readline() == "rank 2 isn't followed: unreachable\n"
+        assert sorted(lines) == [f"rank {rank} seq 0 +0 -0 blocks" for rank in range(2)]
+
+
+def test_the_example_says_that_it_may_not_see_all_ranks(make_rank: MakeRank, server_info: ServeInfo) -> None:
+    base = find_free_ports(6)
+    config = {"endpoint": f"tcp://*:{base}", "replay_endpoint": f"tcp://*:{base + 2}"}
+    make_rank(**config)
+    descriptor = parse(json.dumps({"publisher": "zmq", **config}), 1, 1).descriptor
+    url = server_info(descriptor)
+    example = start_example(url)
+    with reading(example) as lines:
+        wait_until(lambda: lines, "the first batch", 30)
+        assert example.stderr is not None
+        said = example.stderr.readline()
+    assert said == (
+        f"{url} has no list of publishers: all ranks are expected at 127.0.0.1, others would not be seen\n"
+    )
 
 
 def test_the_example_says_what_it_can_not_get_any_more(make_rank: MakeRank, server_info: ServeInfo) -> None:

@@ -240,7 +240,11 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_health_and_model_info(smollm2_graph: ServeGraph) -> None:
-    assert smollm2_graph.get("/health") == {"status": "ok", "ranks": 2, "missing": []}
+    health = smollm2_graph.get("/health")
+    ((router, ranks),) = {(each["router"], len(each["ranks"])) for each in smollm2_graph.get("/router/views")}
+    assert ranks == 2
+    known = {"ranks": 2, "missing": [], "router": router}
+    assert health == {"status": "ok", **known, "routers": [known]}
     info = smollm2_graph.get("/model_info")
     assert info == smollm2_graph.get("/get_model_info")
     assert info["model_path"] == info["served_model_name"] == MODEL

@@ -29,8 +29,8 @@ class FakeHandle:
 
     Args:
         answers: of each remote method, one per replica: what it returns, or an exception that it raises. A
-            call to one replica gets the first, and waits for it where it is a future. None: Ray knows of no
-            replica of the deployment.
+            call to one replica gets the first, or with `nth` the one that many behind it, and waits for it
+            where it is a future. None: Ray knows of no replica of the deployment.
 
     Attributes:
         calls: method, arguments and keyword arguments of every call, in order.
@@ -79,7 +79,8 @@ class FakeMethod:
         self._name = name
 
     async def remote(self, *args: Any, **kwargs: Any) -> Any:
-        answer, *_ = self._handle.results(self._name, args, kwargs)
+        answers = self._handle.results(self._name, args, kwargs)
+        answer = answers[kwargs.get("nth", 0) % len(answers)]
         if isinstance(answer, asyncio.Future):
             return await asyncio.shield(answer)  # other calls wait for it too
         if isinstance(answer, BaseException):
@@ -88,7 +89,10 @@ class FakeMethod:
 
 
 class FakeBroadcast:
-    """A call to every replica. A `TimeoutError` or a future among the answers is a replica that hangs."""
+    """A call to every replica. A `TimeoutError` or a future among the answers is a replica that hangs.
+
+    One whose answer is an event answers once that is set.
+    """
 
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = answers
@@ -98,4 +102,6 @@ class FakeBroadcast:
         for answer in self._answers:
             if isinstance(answer, TimeoutError | asyncio.Future):
                 raise TimeoutError
+            if isinstance(answer, asyncio.Event):
+                await answer.wait()
         return list(self._answers)

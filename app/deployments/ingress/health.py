@@ -1,4 +1,4 @@
-"""The answer of `/health`, from what a router knows of the ranks."""
+"""The answer of `/health`, from what the routers know of the ranks."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from collections.abc import Sequence
 from app.deployments.messages import Json
 
 
-def health_answer(ranks: Sequence[Json], dp_size: int) -> tuple[Json, int]:
-    """Which ranks can take requests, and the HTTP status: 503 when none can.
+def health_answer(views: Sequence[Json], dp_size: int) -> tuple[Json, int]:
+    """Which ranks can take requests, and the HTTP status: 503 when none can for any router.
+
+    Routers may differ: one has just started, another is cut off from a rank. The answer is that of the router
+    that knows most ranks which can take requests, and the others are under `routers`.
 
     Args:
-        ranks: a router's view of those that are there.
-        dp_size: how many there should be.
+        views: those of the routers that answered, at least one.
+        dp_size: how many ranks there should be.
     """
+    routers = [_of_router(view, dp_size) for view in views]
+    best = max(routers, key=lambda each: each["ranks"])
+    status = "ok" if best["ranks"] else "no rank can take requests"
+    return {"status": status, **best, "routers": routers}, 200 if best["ranks"] else 503
+
+
+def _of_router(view: Json, dp_size: int) -> Json:
     unavailable: dict[int, str | None] = dict.fromkeys(range(dp_size), "not alive")
-    unavailable |= {each["rank"]: each["unavailable"] for each in ranks}
+    unavailable |= {each["rank"]: each["unavailable"] for each in view["ranks"]}
     missing = [{"rank": rank, "reason": why} for rank, why in sorted(unavailable.items()) if why is not None]
-    num_available = len(unavailable) - len(missing)
-    status = "ok" if num_available else "no rank can take requests"
-    return {"status": status, "ranks": num_available, "missing": missing}, 200 if num_available else 503
+    return {"ranks": len(unavailable) - len(missing), "missing": missing, "router": view["router"]}

@@ -223,8 +223,9 @@ class Ingress:
 
     @api.get("/health")
     async def health(self) -> Response:
-        """200 when some rank can take a request, else 503; and which ranks can't, and why not."""
-        answer, status = health_answer(await self._routers.view(), self._config.expected_dp_size)
+        """200 when some router has a rank for requests, else 503; and which ranks can't, and why not."""
+        views = await self._routers.views(self._config.routing.num_routers)
+        answer, status = health_answer(views, self._config.expected_dp_size)
         return JSONResponse(answer, status_code=status)
 
     @api.get("/server_info")
@@ -241,8 +242,14 @@ class Ingress:
 
     @api.get("/router/ranks")
     async def router_ranks(self) -> list[Json]:
-        """A router's view of every rank: trust, blocks, load."""
-        return await self._routers.view()
+        """One router's view of every rank: trust, blocks, load."""
+        view = await self._routers.view()
+        return [{**rank, "router": view["router"]} for rank in view["ranks"]]
+
+    @api.get("/router/views")
+    async def router_views(self) -> list[Json]:
+        """The view of every router that answers."""
+        return await self._routers.views(self._config.routing.num_routers)
 
     @api.get("/router/stats")
     async def router_stats(self) -> list[Json]:

@@ -45,7 +45,7 @@ class Routers(Protocol):
     async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]:
         """Raises `NoRouterError`."""
 
-    async def view(self) -> list[Json]:
+    async def view(self) -> Json:
         """Raises `NoRouterError`."""
 
 
@@ -140,7 +140,7 @@ class RankWatch:
             view = await self._routers.view()
         except NoRouterError:
             return False
-        return any(each["unavailable"] is None and each["model"] == self._model for each in view)
+        return any(each["unavailable"] is None and each["model"] == self._model for each in view["ranks"])
 
     async def _ask(self, replica: RankReplica) -> _Answer:
         try:

@@ -51,6 +51,8 @@ answer at once; when everything starts, they are still loading, and there is not
 class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
 
+    Methods that one router is called for take `nth`, which `NearestFirst` reads on the caller's side.
+
     Args:
         config: the whole deployment's; the router reads `routing`, the block size, how many ranks there are.
         events: names the key file with which it connects to ranks that encrypt.
@@ -112,7 +114,7 @@ class Router:
         """Ray's only hook at a replica's end, called on its event loop."""
         self.stop()
 
-    async def choose(self, request: ChooseRequest) -> Assignment | Unroutable:
+    async def choose(self, request: ChooseRequest, *, nth: int = 0) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
         try:
             decision = self._decide(self._core.choose, request)
@@ -144,7 +146,7 @@ class Router:
             else:
                 self._num_unknown_peer_reservations += 1
 
-    async def explain(self, request: ChooseRequest) -> Json | Unroutable:
+    async def explain(self, request: ChooseRequest, *, nth: int = 0) -> Json | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
         try:
             decision = self._decide(self._core.consider, request)
@@ -222,12 +224,15 @@ class Router:
         """An ingress saw this replica die: its blocks and load are dropped now."""
         self._tracker.mark_failed(rank, replica_id)
 
-    async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]:
+    async def standings(self, replicas: Sequence[RankReplica], *, nth: int = 0) -> list[Standing]:
         """How each of these replicas stands, in the same order: an ingress has requests there."""
         return [self._tracker.standing(each.rank, each.replica_id) for each in replicas]
 
-    async def view(self) -> list[Json]:
+    async def view(self, *, nth: int = 0) -> Json:
         """What this router believes of every rank that is there, whether or not it can take requests."""
+        return {"router": self._replica_id, "ranks": self._rank_views()}
+
+    def _rank_views(self) -> list[Json]:
         self._core.reservations.expire(time.monotonic())
         load = self._core.load
         return [

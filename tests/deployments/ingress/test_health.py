@@ -26,8 +26,25 @@ NO_REPLICA = {"rank": 1, "reason": "not alive"}
 def test_every_rank_is_counted_or_named(
     ranks: list[dict[str, Any]], num_available: int, missing: list[dict[str, Any]]
 ) -> None:
-    answer, status = health_answer(ranks, dp_size=2)
-    assert (answer["ranks"], answer["missing"]) == (num_available, missing)
+    answer, status = health_answer([{"router": "a", "ranks": ranks}], dp_size=2)
+    assert answer["routers"] == [{"router": "a", "ranks": num_available, "missing": missing}]
+    assert (answer["router"], answer["ranks"], answer["missing"]) == ("a", num_available, missing)
     assert (answer["status"], status) == (
         ("ok", 200) if num_available else ("no rank can take requests", 503)
     )
+
+
+def test_one_router_that_knows_a_rank_is_enough() -> None:
+    views: list[dict[str, Any]] = [
+        {"router": "started just now", "ranks": []},
+        {"router": "knows both", "ranks": [UP | {"rank": 0}, UP | {"rank": 1}]},
+        {"router": "cut off from one", "ranks": [UP | {"rank": 1}]},
+    ]
+    answer, status = health_answer(views, dp_size=2)
+    assert (status, answer["status"], answer["ranks"], answer["missing"]) == (200, "ok", 2, [])
+    assert answer["router"] == "knows both"
+    assert [(each["router"], each["ranks"]) for each in answer["routers"]] == [
+        ("started just now", 0),
+        ("knows both", 2),
+        ("cut off from one", 1),
+    ]

@@ -43,8 +43,9 @@ class Routers:
             raise self.standing
         return [self.standing for _ in replicas]
 
-    async def view(self) -> list[Json]:
-        return [{"rank": 0, "unavailable": None if self.usable else "down", "model": self.model}]
+    async def view(self) -> Json:
+        rank = {"rank": 0, "unavailable": None if self.usable else "down", "model": self.model}
+        return {"router": "one", "ranks": [rank]}
 
 
 class Ranks:
