@@ -126,7 +126,7 @@ def parse_kv_events(config: AppConfig) -> KvEvents:
     Raises:
         ConfigError: as `parse`.
     """
-    return parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    return parse(config.kv_events_config, config.engine.cache.block_size, config.largest_dp_size)
 
 
 def parse(raw: str | Mapping[str, Any] | None, block_size: int | None, dp_size: int) -> KvEvents:
