@@ -11,6 +11,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.schema import LoggingConfig
 
 from app.config import AppConfig, load_config
+from app.deployments.autoscaling.ray_settings import ray_autoscaling
 from app.deployments.ingress.ingress import Ingress
 from app.deployments.rank.dp_rank import DPRank
 from app.deployments.replica_addressing import ReplicaAddressing
@@ -47,7 +48,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
     request_router = RequestRouterConfig.model_validate({"request_router_class": ReplicaAddressing})
     ranks = serve.deployment(
         name="DPRank",
-        num_replicas=config.dp_size,
+        **_num_ranks(config),
         max_ongoing_requests=_rank_capacity(config),
         ray_actor_options=placement.actor,
         **placement.group,
@@ -69,6 +70,13 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
     )(Ingress).bind(config, events, router, ranks)
+
+
+def _num_ranks(config: AppConfig) -> dict[str, Any]:
+    """`serve.deployment` takes one of these, not both."""
+    if config.autoscaling is None:
+        return {"num_replicas": config.dp_size}
+    return {"autoscaling_config": ray_autoscaling(config.autoscaling)}
 
 
 def _rank_capacity(config: AppConfig) -> int:

@@ -26,6 +26,7 @@ KvbeaconError
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
     ├── RankDiedError           502: the rank died after the request's first token
     └── NoRankError             503: no rank can take the request now
+        ├── NoRankAliveError    503: there is none at all
         └── NoRouterError       503: no router answers, so no rank can be chosen
 """
 
@@ -213,6 +214,10 @@ class NoRankError(RequestError):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="no_rank_available")
         self.retry_after_s = 1
+
+
+class NoRankAliveError(NoRankError):
+    """There is no rank at all: none has started yet, or all have stopped."""
 
 
 class NoRouterError(NoRankError):

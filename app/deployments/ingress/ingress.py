@@ -24,7 +24,7 @@ from app.api.openai.responses import AnswerShape, error_headers, error_json
 from app.config import AppConfig
 from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
-from app.deployments.ingress.dispatcher import Dispatcher
+from app.deployments.ingress.dispatcher import Dispatcher, Routers
 from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer
@@ -32,6 +32,7 @@ from app.deployments.ingress.native.rank_control import RankControl, flush_wait
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, server_info
+from app.deployments.ingress.starting_ranks import StartingRouters
 from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
@@ -127,12 +128,18 @@ class Ingress:
             tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
         )
         self._dispatcher = Dispatcher(
-            self._routers,
+            self._choosing_routers(config),
             self._ranks,
             self._outcomes.put,
             block_size=config.engine.cache.block_size,
             max_retries=config.ingress.max_retries,
         )
+
+    def _choosing_routers(self, config: AppConfig) -> Routers:
+        if config.autoscaling is None:
+            return self._routers
+        timeout_s = config.autoscaling.start_timeout_s
+        return StartingRouters(self._routers, self._ranks, start_timeout_s=timeout_s)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:

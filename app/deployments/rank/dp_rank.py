@@ -11,6 +11,7 @@ import ray
 from ray import serve
 
 from app.config import AppConfig
+from app.deployments.autoscaling.load_meter import LoadMeter
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.core import RankCore
@@ -54,6 +55,7 @@ class DPRank:
         self._node_ip = ray.util.get_node_ip_address()
         self._publisher = self._start_publisher(config, events)
         self._engine = load_engine(config, self._rank)
+        self._load_meter = LoadMeter(config.routing.initial_prefill_tokens_per_s)
         self._core = RankCore(self._engine, self._publisher)
         self._start()
         model_dir = self._engine.description.model_dir
@@ -148,6 +150,10 @@ class DPRank:
         if replica_id != self._replica_id:
             return None
         return await self._engine.reset_cache()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The rank's load for `RankPolicy`. Ray Serve calls this every few seconds where ranks autoscale."""
+        return self._load_meter.observe(self._engine.load).as_stats()
 
     def check_health(self) -> None:
         """Ends the process once the engine has failed; Ray Serve replaces a replica whose process is gone.
