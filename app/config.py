@@ -53,7 +53,7 @@ class AppConfig(Settings):
     )
     autoscaling: RankAutoscalingConfig | None = Field(
         None,
-        description="Ranks are added and removed by their load; `dp_size` is then `max_ranks`. Default: there "
+        description="Ranks are added and removed by their load; `dp_size` is then `max_ranks`. null: there "
         "are always `dp_size` ranks.",
     )
     model: ModelConfig = ModelConfig()

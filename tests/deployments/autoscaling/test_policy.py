@@ -105,7 +105,7 @@ def test_more_load_never_needs_fewer_ranks(loads: list[RankLoad], more: RankLoad
     assert desired_ranks([*loads, more], TARGETS, now=now) >= desired_ranks(loads, TARGETS, now=now)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sample:
     timestamp: float
     value: float

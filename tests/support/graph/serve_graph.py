@@ -203,7 +203,11 @@ class ServeGraph:
         if response.status_code != 200:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
-        dp_size: int = application["args"]["dp_size"]
+        args = application["args"]
+        autoscaling = args.get("autoscaling")
+        if autoscaling is not None:
+            return len(settled) >= autoscaling.get("min_ranks", 1)
+        dp_size: int = args["dp_size"]
         return len(settled) == dp_size
 
     def _processes(self) -> list[Path]:
