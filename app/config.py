@@ -139,14 +139,19 @@ class AppConfig(Settings):
         return self
 
     @property
+    def largest_dp_size(self) -> int:
+        """As many ranks as there will ever be, but for those that are being replaced: ports are planned so."""
+        return self.dp_size
+
+    @property
+    def expected_dp_size(self) -> int:
+        """As many ranks as there should be at least: fewer mean that some are missing."""
+        return self.dp_size if self.autoscaling is None else self.autoscaling.min_ranks
+
+    @property
     def engine_kind(self) -> EngineKind:
         """What each rank runs."""
         return "remote" if self.remote_ranks is not None else self.engine.backend
-
-    @property
-    def min_ranks(self) -> int:
-        """Ranks that there always are."""
-        return self.dp_size if self.autoscaling is None else self.autoscaling.min_ranks
 
     @property
     def tp_size(self) -> int:

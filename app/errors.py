@@ -16,6 +16,7 @@ KvbeaconError
 │   └── RankFailedError         its own code failed
 └── RequestError                one request can't be served; carries its HTTP status
     ├── InvalidRequestError     400: a field of the request is wrong
+    │   └── UnknownRankError    400: the rank that it names is none that there is, or may be
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
     ├── NotAllowedError         403: this deployment's config doesn't allow it
     ├── ModelNameError          404: the request names a model that isn't served here
@@ -126,6 +127,29 @@ class NotAllowedError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="not_allowed")
+
+
+class UnknownRankError(InvalidRequestError):
+    """The rank that the request names is none that there is, or may be.
+
+    Attributes:
+        allowed: what may stand in its place, for people to read.
+    """
+
+    allowed = ""
+
+    @classmethod
+    def of(cls, rank: int, dp_size: int, field: str = "routed_dp_rank") -> UnknownRankError:
+        """Rank `rank`, named by `field`, where there are or may be `dp_size`."""
+        error = cls(f"{field} = {shown(rank)}: allowed are 0 to {dp_size - 1}", param=field)
+        error.allowed = f"0 to {dp_size - 1}"
+        return error
+
+    def named(self, rank: int, field: str) -> UnknownRankError:
+        """The same, with the field by which the client named the rank."""
+        error = type(self)(f"{field} = {shown(rank)}: allowed are {self.allowed}", param=field)
+        error.allowed = self.allowed
+        return error
 
 
 class PromptTooLongError(RequestError):

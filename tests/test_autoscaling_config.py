@@ -16,16 +16,16 @@ def autoscaling(args: dict[str, Any] | None = None, **fields: Any) -> dict[str, 
 
 def test_everything_is_planned_for_the_most_ranks() -> None:
     config = load_config(autoscaling())
-    assert (config.dp_size, config.min_ranks) == (4, 1)
+    assert (config.largest_dp_size, config.expected_dp_size) == (4, 1)
     assert load_config(autoscaling({"dp_size": 4})) == config
-    assert load_config(autoscaling(min_ranks=0)).min_ranks == 0
-    assert load_config(autoscaling(min_ranks=4)).min_ranks == 4
+    assert load_config(autoscaling(min_ranks=0)).expected_dp_size == 0
+    assert load_config(autoscaling(min_ranks=4)).expected_dp_size == 4
 
 
 def test_without_it_the_number_of_ranks_is_fixed() -> None:
     config = load_config({"dp_size": 3})
     assert config.autoscaling is None
-    assert config.min_ranks == 3
+    assert (config.largest_dp_size, config.expected_dp_size) == (3, 3)
 
 
 REMOTE = {"remote_ranks": {"workers": [{"url": "http://127.0.0.1:30000"}]}}

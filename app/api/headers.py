@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from starlette.datastructures import Headers
 
@@ -46,25 +47,29 @@ def named_session(headers: Headers) -> str | None:
     return _name_in(headers, SESSION_HEADER, code="invalid_session", required=False)
 
 
-def pinned_rank(headers: Headers, body_fields: Mapping[str, int | None], dp_size: int) -> int | None:
+class PinnedRank(NamedTuple):
+    """The only rank that a client allows, and the header or field that says so."""
+
+    rank: int
+    field: str
+
+
+def pinned_rank(headers: Headers, body_fields: Mapping[str, int | None]) -> PinnedRank | None:
     """The only rank that the client allows: the header's, else that of the body; None if it names none.
+
+    Which ranks there are, the routers know.
 
     Args:
         headers: the request's.
         body_fields: the body's fields that can name a rank, and their values; the first that has one counts.
-        dp_size: ranks of the deployment.
 
     Raises:
-        InvalidRequestError: the header isn't an integer, or comes more than once, or the deployment has no
-            such rank; the message names what the client sent.
+        InvalidRequestError: the header isn't an integer, or comes more than once.
     """
     in_header = {RANK_HEADER: _rank_in(headers)}
     for field, rank in (in_header | dict(body_fields)).items():
-        if rank is None:
-            continue
-        if not 0 <= rank < dp_size:
-            raise InvalidRequestError(f"{field} = {shown(rank)}: allowed are 0 to {dp_size - 1}", param=field)
-        return rank
+        if rank is not None:
+            return PinnedRank(rank, field)
     return None
 
 

@@ -28,6 +28,27 @@ class NotAddressed:
 RankMessage = TokenChunk | Refusal | NotAddressed
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One replica of `DPRank` as its peers need to know it, so that every number has one holder.
+
+    Attributes:
+        replica_id: the replica's.
+        wanted: the number that Ray gives it now.
+        held: the number under which it publishes; None before it does.
+        node_ip: its node's address.
+        ports: what it has bound there.
+        worker: of remote ranks, the number of the worker's rank that it is for; else None.
+    """
+
+    replica_id: str
+    wanted: int
+    held: int | None
+    node_ip: str
+    ports: frozenset[int] = frozenset()
+    worker: int | None = None
+
+
 @dataclass(frozen=True)
 class RankInfo(RankDescription):
     """One rank as it describes itself: to routers, and to `/server_info`.
@@ -41,6 +62,8 @@ class RankInfo(RankDescription):
         device: where the model runs.
         dtype: of weights and cache.
         kernels: the kernels' backend.
+        ray_rank: Ray's number for it; `rank` follows as soon as no living replica holds that.
+        num_rank_conflicts: times that another replica held its number too.
         foreign_events: see `EngineStatus`.
     """
 
@@ -52,6 +75,8 @@ class RankInfo(RankDescription):
     device: str
     dtype: str
     kernels: str
+    ray_rank: int | None = field(default=None, kw_only=True)
+    num_rank_conflicts: int = field(default=0, kw_only=True)
     foreign_events: Mapping[str, object] | None = field(default=None, kw_only=True)
 
 

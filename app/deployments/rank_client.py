@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from app.deployments.messages import NotAddressed, RankInfo, RankMessage
+from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
 from app.errors import RankCallError, RankFailedError, RankGoneError
 from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
@@ -24,6 +24,7 @@ class RankMethods(Protocol):
     """The remote methods of a rank; see `DPRank`."""
 
     async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed: ...
+    async def claims(self, claim: Claim) -> Claim: ...
     async def snapshot(self, *, replica_id: str) -> CacheSnapshot | None: ...
     async def reset_cache(self, *, replica_id: str) -> bool | None: ...
     def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]: ...
@@ -115,6 +116,19 @@ class RankClient:
         with _own_errors():
             async with asyncio.timeout(timeout_s):
                 await self._handle.describe.remote()
+
+    async def exchange_claims(self, claim: Claim, *, timeout_s: float) -> list[Claim]:
+        """Tell every replica that runs what one of them claims, and hear what they claim.
+
+        Raises:
+            TimeoutError: one doesn't answer within `timeout_s` seconds; the others' answers are lost then.
+        """
+        try:
+            response = self._handle.broadcast(RankMethods.claims.__name__, claim)
+            answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+        except DeploymentUnavailableError:
+            return []
+        return [answer for answer in answers if isinstance(answer, Claim)]
 
     async def snapshot(self, replica_id: str) -> CacheSnapshot:
         """A rank's whole cache content at a known sequence number.

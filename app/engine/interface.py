@@ -122,6 +122,10 @@ class RankEngine(Protocol):
         """Blocks that a new prompt could hit, as of the last load report."""
         ...
 
+    def renumber(self, dp_rank: int) -> None:
+        """From now on the rank has this number, in logs and load reports."""
+        ...
+
     def start(self, listener: EngineListener | None) -> None:
         """Begin to work, on the running event loop; None publishes nothing."""
         ...

@@ -3,13 +3,15 @@
     parse() ── KvEventsConfig ── _plan() ──┬── rank_endpoints(): what rank r binds or connects
                                            └── KvEvents.descriptor: what `/server_info` says
 
-                 events (configured)   replay (configured)   load (configured, or the next free)
+                 events (configured)   replay (configured)   load (configured, or one more distance on)
     tcp ports    base … base+dp-1      base … base+dp-1      base … base+dp-1          rank r has base + r
-                 └ room for dp more ┘  └ room for dp more ┘  └ room for dp more ┘
+                 └── distance = room ─┘└─ the same distance ─┘
 
 The keys and the rules by which a descriptor is null are SGLang's. A misconfigured endpoint never stops a
 server: it gives a null descriptor and a reason to be logged. A misspelt key or overlapping ranges do.
-A rank's number can be beyond dp_size while it replaces one that drains, hence the room behind each range.
+No base depends on how many ranks there are: ranks of another deployed size, old or new, are no one's ports.
+A rank's number can be beyond dp_size while others leave. It has base + r where that is nobody else's port,
+else ports that the system chooses.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 from app.config import AppConfig
@@ -34,8 +36,12 @@ from app.events.ports import (
     is_reached_at,
     port_span,
 )
+from app.settings import MAX_DP_SIZE
 
 Descriptor = dict[str, Any]
+
+_APART = MAX_DP_SIZE
+"""Ports between two ranges where the settings show no distance of their own: no number of ranks fills them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,26 +148,32 @@ def parse(raw: str | Mapping[str, Any] | None, block_size: int | None, dp_size: 
     return replace(described, warnings=(*warnings, *described.warnings))
 
 
-def rank_endpoints(config: KvEventsConfig, rank: int, dp_size: int) -> RankEndpoints:
+def rank_endpoints(config: KvEventsConfig, rank: int, dp_size: int, *, planned: bool = True) -> RankEndpoints:
     """What rank `rank` of `dp_size` opens for events, replay and load reports.
 
-    A number beyond `dp_size` is that of a replica that replaces another.
+    Args:
+        config: where.
+        rank: its number, perhaps beyond `dp_size`: ranks that leave keep theirs until they are gone.
+        dp_size: the largest number of ranks that the plan must have ports for.
+        planned: False has the system choose each port that the rank binds; so does a number beyond
+            `dp_size` for which the plan has no room.
 
     Raises:
-        ConfigError: tcp without a usable port or host, ports that overlap or run beyond 65535, ipc
-            for a rank other than 0, or no room for a rank beyond `dp_size`.
+        ConfigError: tcp without a usable port or host, ports that overlap or run beyond 65535, or ipc for
+            several ranks.
     """
     assert rank >= 0, rank
     plan = _plan(config, dp_size)
-    plan.check_room(rank)
+    if not planned or not plan.has_room(rank):
+        plan = plan.chosen_by_the_system()
     replay = load = None
     if config.replay_endpoint is not None:
-        replay = _rank_endpoint(config.replay_endpoint, plan.replay, rank, binds=True)
+        replay = _rank_endpoint(config.replay_endpoint, plan.replay, rank, dp_size, binds=True)
     if config.load_publish_endpoint is not None:
-        load = _rank_endpoint(config.load_publish_endpoint, plan.load, rank, binds=True)
+        load = _rank_endpoint(config.load_publish_endpoint, plan.load, rank, dp_size, binds=True)
     elif plan.load is not None:
-        load = _rank_endpoint(config.endpoint, plan.load, rank, binds=True)
-    events = _rank_endpoint(config.endpoint, plan.events, rank, binds=plan.events_bind)
+        load = _rank_endpoint(config.endpoint, plan.load, rank, dp_size, binds=True)
+    events = _rank_endpoint(config.endpoint, plan.events, rank, dp_size, binds=plan.events_bind)
     return RankEndpoints(events, replay, load)
 
 
@@ -182,16 +194,17 @@ class _Plan:
         spans = {"event": self.events, "replay": self.replay, "load": self.load}
         return {name: span for name, span in spans.items() if span is not None}
 
-    def check_room(self, rank: int) -> None:
-        """Raise `ConfigError` if a port of `rank` is none, or another's."""
-        for name, span in self.spans.items():
-            port = span.port(rank)
-            owner = next((other for other in self.spans if port in self.spans[other].ports), name)
-            if port > MAX_PORT or (rank >= len(span.ports) and port and owner != name):
-                raise ConfigError(
-                    f"{WHERE}: no {name} port for rank {rank}, which replaces another: {port} is "
-                    + (f"among the {owner} ports" if port <= MAX_PORT else f"beyond {MAX_PORT}")
-                )
+    def has_room(self, rank: int) -> bool:
+        """Whether every port of `rank` exists, and is no other rank's, whatever numbers there are."""
+        bases = sorted(span.ports.start for span in self.spans.values() if not span.is_chosen)
+        nearest = min((second - first for first, second in pairwise(bases)), default=MAX_PORT)
+        return rank < nearest and all(base + rank <= MAX_PORT for base in bases)
+
+    def chosen_by_the_system(self) -> _Plan:
+        """The same with port 0 wherever ranks bind; an address that they connect to stays."""
+        events = self.events.chosen() if self.events and self.events_bind else self.events
+        replay = self.replay and self.replay.chosen()
+        return replace(self, events=events, replay=replay, load=self.load and self.load.chosen())
 
 
 def _plan(config: KvEventsConfig, dp_size: int) -> _Plan:
@@ -209,12 +222,7 @@ def _plan(config: KvEventsConfig, dp_size: int) -> _Plan:
         return plan
     if not plan.events_bind:
         return replace(plan, no_load=f"ranks connect to {config.endpoint}")
-    if events.is_chosen:
-        return replace(plan, load=events)
-    derived = _next_free(events, [span for span in (events, replay) if span])
-    return replace(
-        plan, load=derived, no_load="" if derived else f"no {2 * dp_size} free ports after {events}"
-    )
+    return replace(plan, load=_derived_load(events, replay))
 
 
 def _optional_span(key: str, endpoint: str | None, dp_size: int) -> PortSpan | None:
@@ -232,15 +240,21 @@ def _events_bind(config: KvEventsConfig, events: PortSpan | None) -> bool:
     return binds
 
 
-def _next_free(events: PortSpan, taken: list[PortSpan]) -> PortSpan | None:
-    """The ports behind the events' and their room, or else behind the replay's; none if both are taken."""
-    taken = [span.with_room() for span in taken if not span.is_chosen]
-    for start in (span.ports.stop for span in taken):
-        derived = PortSpan(events.host, range(start, start + len(events.ports)))
-        room = derived.with_room()
-        if room.is_valid and not any(room.overlaps(span) for span in taken):
-            return derived
-    return None
+def _derived_load(events: PortSpan, replay: PortSpan | None) -> PortSpan:
+    """As many ports, as far behind events and replay as those two are apart; without a replay, `_APART`.
+
+    Where that runs out of ports, `_APART` behind one of them; else the system chooses. The first port
+    depends on the bases alone: with another number of ranks it is the same.
+    """
+    bases = [span.ports.start for span in (events, replay) if span is not None and not span.is_chosen]
+    if events.is_chosen:
+        return events
+    distance = max(bases) - min(bases) or _APART
+    room = min(distance, _APART)
+    for start in (max(bases) + distance, *(base + _APART for base in bases)):
+        if start + room - 1 <= MAX_PORT and all(abs(start - base) >= room for base in bases):
+            return PortSpan(events.host, range(start, start + len(events.ports)))
+    return events.chosen()
 
 
 def _describe(config: KvEventsConfig, block_size: int | None, dp_size: int) -> KvEvents:
@@ -312,26 +326,26 @@ def _warnings(plan: _Plan, dp_size: int) -> tuple[str, ...]:
             for name, span in plan.spans.items()
             if span is not events and not _is_advertised(span, plan)
         ]
-    warnings += [
-        f"{WHERE}: put the {first} ports {one} and the {second} ports {other} at least {2 * dp_size} apart: "
-        f"a replica that replaces another takes the next number while that one drains"
-        for (first, one), (second, other) in combinations(plan.spans.items(), 2)
-        if not one.is_chosen and not other.is_chosen and one.with_room().overlaps(other.with_room())
-    ]
+    if not plan.has_room(2 * dp_size - 1):
+        warnings.append(
+            f"{WHERE}: put the ranges of ports at least {2 * dp_size} apart, and below {MAX_PORT}: while "
+            f"ranks are replaced, new ones have the next numbers, and here the system chooses their ports, "
+            f"which only `publishers` has"
+        )
     return tuple(warnings)
 
 
-def _rank_endpoint(endpoint: str, span: PortSpan | None, rank: int, *, binds: bool) -> Endpoint:
+def _rank_endpoint(endpoint: str, span: PortSpan | None, rank: int, dp_size: int, *, binds: bool) -> Endpoint:
     if span is None:
-        return Endpoint(_local_address(endpoint, rank), binds=binds, port=None)
+        return Endpoint(_local_address(endpoint, rank, dp_size), binds=binds, port=None)
     port = span.port(rank)
     return Endpoint(f"tcp://{span.host}:{port}", binds=binds, port=port)
 
 
-def _local_address(endpoint: str, rank: int) -> str:
+def _local_address(endpoint: str, rank: int, dp_size: int) -> str:
     if rank == 0:
         return endpoint
-    if endpoint.startswith("inproc://"):
+    if endpoint.startswith("inproc://") or dp_size == 1:  # beside the one rank while it leaves
         return f"{endpoint}_dp{rank}"
     raise UnusableEndpointError(f"{WHERE}: {endpoint!r} has no place for rank {rank}; ipc is for one rank")
 

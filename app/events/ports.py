@@ -58,9 +58,9 @@ class PortSpan:
         """The port of `rank`, which may be beyond the span; 0 where the system chooses."""
         return 0 if self.is_chosen else self.ports.start + rank
 
-    def with_room(self) -> PortSpan:
-        """Twice as long: a replica may replace another, under the next number, while that one drains."""
-        return PortSpan(self.host, range(self.ports.start, self.ports.start + 2 * len(self.ports)))
+    def chosen(self) -> PortSpan:
+        """The same host with ports that the system chooses."""
+        return PortSpan(self.host, range(0))
 
     def overlaps(self, other: PortSpan) -> bool:
         """Whether a port is in both."""

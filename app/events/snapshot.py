@@ -55,6 +55,17 @@ class CacheSnapshot(msgspec.Struct, frozen=True):
     payloads: list[bytes]
 
 
+class StoredBlocks(Iterable[CacheEvent]):
+    """`BlockStored` events that say that `blocks` are there now; made when they are iterated over."""
+
+    def __init__(self, blocks: Sequence[CachedBlock], block_size: int) -> None:
+        self._blocks = blocks
+        self._block_size = block_size
+
+    def __iter__(self) -> Iterator[CacheEvent]:
+        return _all_chains(self._blocks, self._block_size)
+
+
 def snapshot_payloads(
     blocks: Iterable[CachedBlock], *, dp_rank: int, block_size: int, format: Format = "map"
 ) -> Iterator[bytes]:

@@ -28,7 +28,7 @@ class RoutingCore:
 
     Args:
         config: names the policy, and gives the reservations' timeout and the initial prefill rate.
-        dp_size: ranks of the deployment, routable or not: 0 to dp_size - 1.
+        dp_size: ranks that there may be, 0 to dp_size - 1; more can be there for a while.
         index: one that several cores share; by default a new one.
         membership: the same.
         rng: where policies that leave something to chance draw from; by default a new one, seeded by the
@@ -97,7 +97,7 @@ class RoutingCore:
             pinned_rank: the only rank that the client allows.
 
         Raises:
-            InvalidRequestError: the pinned rank can't exist in this deployment.
+            UnknownRankError: the pinned rank neither is there nor may be.
             NoRankError: no rank that is allowed is routable.
         """
         self.reservations.expire(now)

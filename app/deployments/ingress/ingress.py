@@ -27,17 +27,23 @@ from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_an
 from app.deployments.ingress.dispatcher import Dispatcher, Routers
 from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
-from app.deployments.ingress.native.loads import check_loads_query, loads_answer
+from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
-from app.deployments.ingress.server_info import model_card, model_info, server_info
+from app.deployments.ingress.server_info import model_card, model_info, present_dp_size, server_info
 from app.deployments.ingress.starting_ranks import StartingRouters
 from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router_client import RouterClient
-from app.errors import InvalidRequestError, NotAllowedError, PromptTooLongError, RequestError
+from app.errors import (
+    InvalidRequestError,
+    NotAllowedError,
+    PromptTooLongError,
+    RequestError,
+    UnknownRankError,
+)
 from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
 from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
@@ -117,13 +123,12 @@ class Ingress:
         self._events = events
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
         self._tokenizer = Tokenizer.from_folder(model_dir)
-        self._control = RankControl(self._ranks, self._directory, dp_size=config.dp_size)
+        self._control = RankControl(self._ranks, self._directory, dp_size=config.expected_dp_size)
         self._reader = RequestReader(
             config.ingress,
             self._tokenizer,
             model_name=served_name(config.model),
             max_model_len=self._max_model_len,
-            dp_size=config.dp_size,
             # Workers take tenants' salts in bodies, where they may be no longer than others.
             tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
         )
@@ -179,10 +184,10 @@ class Ingress:
     async def loads(self, request: Request) -> Json:
         """Every rank's load, in SGLang's shape."""
         query = request.query_params
-        wanted = check_loads_query(
-            query.get("dp_rank"), query.get("include"), query.get("format"), self._config.dp_size
-        )
-        return loads_answer(await self._directory.poll(), wanted)
+        check_loads_query(query.get("include"), query.get("format"))
+        ranks = await self._directory.poll()
+        dp_size = max(self._config.largest_dp_size, present_dp_size(self._config, ranks))
+        return loads_answer(ranks, wanted_rank(query.get("dp_rank"), dp_size))
 
     @api.get("/health_generate")
     async def health_generate(self) -> Response:
@@ -214,7 +219,7 @@ class Ingress:
     @api.get("/health")
     async def health(self) -> Response:
         """200 when some rank can take a request, else 503; and which ranks can't, and why not."""
-        answer, status = health_answer(await self._routers.view(), self._config.dp_size)
+        answer, status = health_answer(await self._routers.view(), self._config.expected_dp_size)
         return JSONResponse(answer, status_code=status)
 
     @api.get("/server_info")
@@ -284,9 +289,12 @@ class Ingress:
         prepared: PreparedRequest[PromptBody],
         dispatch: Callable[[GenerateRequest, int | None, str | None], Awaitable[Dispatched]],
     ) -> Dispatched:
-        """What `dispatch` returns. That no rank takes so long a prompt is an error of the body's field."""
+        """What `dispatch` returns. An error of what the client named has the name that it gave."""
+        pinned = prepared.pinned
         try:
-            return await dispatch(prepared.generate, prepared.pinned_rank, prepared.session_id)
+            return await dispatch(prepared.generate, pinned and pinned.rank, prepared.session_id)
+        except UnknownRankError as error:
+            raise error if pinned is None else error.named(pinned.rank, pinned.field) from None
         except PromptTooLongError as error:
             error.param = prepared.body.prompt_field
             raise

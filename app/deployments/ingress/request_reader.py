@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from app import hashing
 from app.api.bodies import PromptBody
-from app.api.headers import named_session, named_tenant, pinned_rank
+from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
 from app.generation import GenerateRequest
@@ -33,13 +33,13 @@ class PreparedRequest(Generic[Body_co]):
     Attributes:
         body: what the client sent.
         generate: what a rank has to do.
-        pinned_rank: the only rank that the client allows, if it named one.
+        pinned: the only rank that the client allows, if it named one.
         session_id: the session that the client named, if it did; the header's before the body's.
     """
 
     body: Body_co
     generate: GenerateRequest
-    pinned_rank: int | None
+    pinned: PinnedRank | None
     session_id: str | None
 
 
@@ -51,7 +51,6 @@ class RequestReader:
         tokenizer: the model's.
         model_name: what a request may name as its model.
         max_model_len: tokens of the context.
-        dp_size: ranks of the deployment.
         tenant_salt_chars: characters of a tenant's salt.
     """
 
@@ -62,14 +61,12 @@ class RequestReader:
         *,
         model_name: str,
         max_model_len: int,
-        dp_size: int,
         tenant_salt_chars: int = 2 * hashing.MAX_SALT_CHARS,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._max_model_len = max_model_len
-        self._dp_size = dp_size
         self._tenant_salt_chars = tenant_salt_chars
 
     async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
@@ -91,8 +88,8 @@ class RequestReader:
             n=body.n,
             priority=body.priority,
         )
-        rank = pinned_rank(request.headers, body.rank_fields, self._dp_size)
-        return PreparedRequest(body, generate, rank, session_id or body.session_id)
+        pinned = pinned_rank(request.headers, body.rank_fields)
+        return PreparedRequest(body, generate, pinned, session_id or body.session_id)
 
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)

@@ -21,23 +21,33 @@ def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: 
 
     Routers that know SGLang parse the whole answer, and refuse it where one of its names has another type
     than SGLang's. `kv_events` is the descriptor that they look for, null when there is nothing to follow, or
-    while no rank says its key or address where only ranks know it. `publishers` has one entry per rank, also
-    for one that doesn't answer (`"state": "unreachable"`).
+    while no rank says its key or address where only ranks know it. `publishers` has one entry per replica that
+    answers, and one for each rank that should be there and doesn't answer (`"state": "unreachable"`).
     """
-    by_rank = {info.rank: info for info in ranks}
+    missing = sorted(set(range(config.expected_dp_size)) - {info.rank for info in ranks})
+    entries = sorted(
+        [*((info.rank, info) for info in ranks), *((rank, None) for rank in missing)],
+        key=lambda entry: entry[0],
+    )
+    dp_size = present_dp_size(config, ranks)
     return {
         **model_info(config, max_model_len),
         "tp_size": config.tp_size,
-        "dp_size": config.dp_size,
+        "dp_size": dp_size,
         "max_running_requests": config.engine.scheduler.max_running_requests,
         "page_size": config.engine.cache.block_size,
-        "kv_events": _descriptor(events, ranks),
+        "kv_events": _descriptor(events, config, ranks),
         "kv_events_config": config.kv_events_config,
-        "publishers": [_publisher(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
-        "internal_states": [_internal_state(rank, by_rank.get(rank)) for rank in range(config.dp_size)],
+        "publishers": [_publisher(rank, info) for rank, info in entries],
+        "internal_states": [_internal_state(rank, info) for rank, info in entries],
         "version": __version__,
         "config": _settings(config),
     }
+
+
+def present_dp_size(config: AppConfig, ranks: Sequence[RankInfo]) -> int:
+    """One more than the highest number of a rank that is there, or that should be."""
+    return max(config.expected_dp_size, 1 + max((info.rank for info in ranks), default=-1))
 
 
 def model_info(config: AppConfig, max_model_len: int) -> Json:
@@ -68,14 +78,19 @@ def _settings(config: AppConfig) -> Json:
     return settings
 
 
-def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | None:
-    """With what only ranks know: the address of their interface, and their public key.
+def _descriptor(events: KvEvents, config: AppConfig, ranks: Sequence[RankInfo]) -> Descriptor | None:
+    """With what only ranks know: how many there are, the address of their interface, and their public key.
 
-    Interface and key files may be on other nodes than this ingress.
+    Interface and key files may be on other nodes than this ingress. Ranks beyond the usual number count if
+    they are where the descriptor says: one whose ports the system chose is in `publishers` alone.
     """
     if events.descriptor is None or events.config is None:
         return None
     descriptor = dict(events.descriptor)
+    planned = [info for info in ranks if _is_at_base(info, descriptor["endpoint_port_base"])]
+    descriptor["dp_size"] = present_dp_size(config, planned)
+    if not descriptor["dp_size"]:
+        return None
     addresses = [info.publisher.address for info in ranks if info.publisher is not None]
     if events.host_is_resolved_by_ranks:
         hosts = {address.host for address in addresses}
@@ -88,6 +103,10 @@ def _descriptor(events: KvEvents, ranks: Sequence[RankInfo]) -> Descriptor | Non
             return None
         descriptor["curve_public_key"] = key
     return descriptor
+
+
+def _is_at_base(info: RankInfo, base: int) -> bool:
+    return info.publisher is not None and info.publisher.address.event_port == base + info.rank
 
 
 def _publisher(rank: int, info: RankInfo | None) -> Json:
@@ -107,6 +126,8 @@ def _internal_state(rank: int, info: RankInfo | None) -> Json:
         "state": "ready" if info.unavailable is None else "unavailable",
         "reason": info.unavailable,
         "replica_id": info.replica_id,
+        "ray_rank": info.ray_rank,
+        "rank_conflicts": info.num_rank_conflicts,
         "node_ip": info.node_ip,
         "pid": info.pid,
         "device": info.device,

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
+from dataclasses import replace
 
 import ray
 from ray import serve
+from ray.serve.schema import ReplicaRank
 
 from app.config import AppConfig
 from app.deployments.autoscaling.load_meter import LoadMeter
 from app.deployments.logs import log_with_ray
-from app.deployments.messages import NotAddressed, RankInfo, RankMessage
+from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
+from app.deployments.rank.claims import free_worker
 from app.deployments.rank.core import RankCore
+from app.deployments.rank.number import RankNumber
+from app.deployments.rank.peers import RayPeers
+from app.deployments.rank.place import RankPlace
+from app.engine.interface import RankEngine
 from app.engine.load import load_engine
 from app.errors import EngineFailedError
 from app.events.endpoints import KvEvents
 from app.events.publisher_info import PublisherInfo
-from app.events.publishing.publisher import EventPublisher
 from app.events.snapshot import CacheSnapshot
 from app.generation import GenerateRequest
 
@@ -32,61 +38,77 @@ ENGINE_FAILED_STATUS = 70
 class DPRank:
     """Serves prompts on one rank of the deployment and describes the rank to any caller.
 
-    The rank's number is Ray's replica rank: a replica that replaces a dead one gets the same number, so the
-    ports are the same too. The publisher binds before the model is loaded: a taken port is reported at once.
+    The rank's number is Ray's replica rank, unless another replica still holds that; it may change while the
+    replica runs (`RankNumber`), and ports, publisher and description follow. The publisher binds before the
+    model is loaded: a taken port is reported at once.
 
     Args:
         config: the whole deployment's.
         events: what its `kv_events_config` asks for.
 
     Raises:
-        EndpointInUseError: a port of this rank is taken.
+        EndpointInUseError: a port of this rank is taken, and not by a replica that is leaving.
         ModelError: the model can't be served.
         ConfigError: an address can't be bound here, or there is no such device.
     """
 
-    def __init__(self, config: AppConfig, events: KvEvents) -> None:
+    # Ray Serve awaits a constructor that is a coroutine function.
+    async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
         self._running = ExitStack()
         """Stops what has been started, the last first."""
         log_with_ray()
         context = serve.get_replica_context()
-        self._rank = context.rank.rank
         self._replica_id = context.replica_id.unique_id
         self._node_ip = ray.util.get_node_ip_address()
-        self._publisher = self._start_publisher(config, events)
-        self._engine = load_engine(config, self._rank)
+        if context.rank.rank == 0:
+            events.log(logger)
+        self._place = RankPlace(config, events)
+        self._running.callback(self._place.close)
+        claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
+        self._number = RankNumber(claim, config.largest_dp_size, RayPeers(), self._place)
+        peers = await self._number.take()
+        self._engine = self._load_engine(config, peers)
         self._load_meter = LoadMeter(config.routing.initial_prefill_tokens_per_s)
-        self._core = RankCore(self._engine, self._publisher)
+        self._core = RankCore(self._engine, self._number.held, self._place.publisher)
         self._start()
         model_dir = self._engine.description.model_dir
-        logger.info("rank %d serves from %s: %s", self._rank, model_dir, self._describe_publisher())
+        logger.info("rank %d serves from %s: %s", self._number.held, model_dir, self._describe_publisher())
 
-    def _start_publisher(self, config: AppConfig, events: KvEvents) -> EventPublisher | None:
-        if self._rank == 0:
-            events.log(logger)
-        if events.config is None:
-            return None
-        publisher = EventPublisher(
-            events.config,
-            dp_rank=self._rank,
-            dp_size=config.dp_size,
-            block_size=config.engine.cache.block_size,
-        )
-        publisher.start()
-        self._running.callback(publisher.close)
-        return publisher
+    def _load_engine(self, config: AppConfig, peers: Sequence[Claim]) -> RankEngine:
+        """The engine; of remote ranks, for a worker's rank that no other replica is for."""
+        if config.remote_ranks is None:
+            return load_engine(config, self._number.held)
+        worker = free_worker(self._number.claim, peers, config.remote_ranks.dp_size)
+        self._number.claim = replace(self._number.claim, worker=worker)
+        engine = load_engine(config, worker)
+        engine.renumber(self._number.held)
+        return engine
 
     def _start(self) -> None:
         """Start the engine, on the event loop on which Ray Serve constructs and calls this."""
         self._core.start()
         self._running.callback(self._core.stop)
+        self._place.core = self._core
+        self._number.start()
+        self._running.callback(self._number.stop)
+
+    async def reconfigure(self, user_config: object, rank: ReplicaRank) -> None:
+        """Ray calls this after the constructor, and when it gives the replica another number.
+
+        It returns at once: until then no call reaches the replica.
+        """
+        self._number.want(rank.rank)
+
+    async def claims(self, claim: Claim) -> Claim:
+        """Hear what another replica claims. Returns this one's claim."""
+        return self._number.hear(claim)
 
     def stop(self) -> None:
         """Stop the engine, then the publisher, which sends what is queued; a second call does nothing."""
         self._running.close()
 
     def __del__(self) -> None:
-        """Ray Serve calls this, and nothing else, when it stops the replica."""
+        """Ray Serve calls this, and nothing else, when it stops the replica, or could not construct it."""
         self.stop()
 
     async def describe(self, *, replica_id: str | None = None) -> RankInfo | NotAddressed:
@@ -103,12 +125,12 @@ class DPRank:
         self._engine.check_health()
         engine, status = self._engine.description, self._engine.status
         return RankInfo(
-            rank=self._rank,
+            rank=self._core.rank,
             replica_id=self._replica_id,
             node_ip=self._node_ip,
             pid=os.getpid(),
             publisher=self._describe_publisher(),
-            load=self._engine.load,
+            load=self._core.load,
             max_prompt_tokens=engine.max_prompt_tokens,
             num_blocks=engine.num_blocks,
             num_cached_blocks=self._engine.num_cached_blocks,
@@ -116,6 +138,8 @@ class DPRank:
             device=engine.device,
             dtype=engine.dtype,
             kernels=engine.kernels,
+            ray_rank=self._number.claim.wanted,
+            num_rank_conflicts=self._number.num_conflicts,
             unavailable=status.unavailable,
             partial_cache=status.partial_cache,
             foreign_events=status.foreign_events,
@@ -123,7 +147,8 @@ class DPRank:
 
     def _describe_publisher(self) -> PublisherInfo | None:
         """The rank's publisher as subscribers should dial it; None if it publishes nothing."""
-        return self._publisher.info(self._node_ip) if self._publisher else None
+        publisher = self._core.publisher
+        return None if publisher is None else publisher.info(self._node_ip)
 
     async def generate(self, request: GenerateRequest, *, replica_id: str) -> AsyncIterator[RankMessage]:
         """The request's output as the engine produces it; cancelling aborts the request.
@@ -164,5 +189,5 @@ class DPRank:
         try:
             self._engine.check_health()
         except EngineFailedError as error:
-            logger.critical("rank %d ends: %s", self._rank, error)
+            logger.critical("rank %d ends: %s", self._core.rank, error)
             os._exit(ENGINE_FAILED_STATUS)

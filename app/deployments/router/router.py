@@ -51,7 +51,7 @@ class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
 
     Args:
-        config: the whole deployment's; the router reads `routing`, the block size and `dp_size`.
+        config: the whole deployment's; the router reads `routing`, the block size and how many ranks there are.
         events: names the key file with which it connects to ranks that encrypt.
         ranks: handle of the `DPRank` deployment.
 
@@ -72,9 +72,9 @@ class Router:
         self._directory = RankDirectory(rank_client, timeout_s=POLL_TIMEOUT_S)
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
-        self._core = RoutingCore(routing, config.dp_size)
+        self._core = RoutingCore(routing, config.largest_dp_size)
         self._tracker = Tracker(self._core, rank_client.snapshot, _curve_keys(events))
-        self._dp_size = config.dp_size
+        self._dp_size = config.expected_dp_size
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, self._core.index, rank_client.snapshot)
         self._peers = PeerRouters(routing.num_routers)
@@ -192,9 +192,10 @@ class Router:
 
     async def audit(self) -> Json:
         """This router's index beside every rank's own cache."""
-        audits = await detached_task(self._auditor.audit(range(self._dp_size)))
-        ranks = [{**asdict(audit), "equal": audit.equal} for audit in audits]
-        return {"router": self._replica_id, "ranks": ranks}
+        ranks = {*range(self._dp_size), *(member.rank for member in self._tracker.members())}
+        audits = await detached_task(self._auditor.audit(sorted(ranks)))
+        answers = [{**asdict(audit), "equal": audit.equal} for audit in audits]
+        return {"router": self._replica_id, "ranks": answers}
 
     async def release(self, request_id: str) -> None:
         """The request will not reach its rank, or is no longer wanted there."""

@@ -136,6 +136,11 @@ class RemoteEngine:
         """See `RankEngine`."""
         return self._follower.num_cached_blocks
 
+    def renumber(self, dp_rank: int) -> None:
+        """See `RankEngine`. The worker stays the same one."""
+        self._rank = replace(self._rank, dp_rank=dp_rank)
+        self._load.dp_rank = dp_rank
+
     def start(self, listener: EngineListener | None) -> None:
         """See `RankEngine`."""
         self._loop = asyncio.get_running_loop()

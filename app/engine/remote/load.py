@@ -49,12 +49,12 @@ class RemoteLoad:
     """The load of our rank `dp_rank`.
 
     Args:
-        dp_rank: our number of it.
+        dp_rank: our number of it; it may be changed.
         clock: monotonic seconds.
     """
 
     def __init__(self, dp_rank: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._dp_rank = dp_rank
+        self.dp_rank = dp_rank
         self._clock = clock
         self._requests: dict[OwnRequest, None] = {}
         self._report: LoadStat | None = None
@@ -91,7 +91,7 @@ class RemoteLoad:
             num_waiting_reqs=base.num_waiting_reqs + _samples(waiting),
             num_tokens=base.num_tokens + _prompt_tokens(running),
             max_total_num_tokens=base.max_total_num_tokens or self._capacity_tokens,
-            dp_rank=self._dp_rank,
+            dp_rank=self.dp_rank,
             num_waiting_uncached_tokens=base.num_waiting_uncached_tokens + uncached,
             num_total_tokens=base.num_total_tokens + _prompt_tokens(added),
             total_prefill_uncached_tokens=self._num_prefilled_tokens,

@@ -76,6 +76,10 @@ class EngineThread:
 
     # Called on the event loop.
 
+    def renumber(self, dp_rank: int) -> None:
+        """See `RankEngine`; the next load report has it."""
+        self._dp_rank = dp_rank
+
     def start(self, listener: EngineListener | None) -> None:
         """Start the thread, on which `listener` is called."""
         self._loop = asyncio.get_running_loop()

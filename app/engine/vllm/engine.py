@@ -117,6 +117,10 @@ class VllmEngine:
         """See `RankEngine`."""
         return len(self._cached)
 
+    def renumber(self, dp_rank: int) -> None:
+        """See `RankEngine`."""
+        self._dp_rank = self._meter.dp_rank = dp_rank
+
     def start(self, listener: EngineListener | None) -> None:
         """See `RankEngine`."""
         self._loop = asyncio.get_running_loop()

@@ -49,6 +49,7 @@ class LoadMeter:
     engine, a mixed step's time belongs to prefill by its share of the tokens.
 
     Args:
+        dp_rank: the rank's number; it may be changed.
         num_cache_tokens: tokens that the cache holds.
         max_running: samples in one batch at most.
         clock: seconds.
@@ -61,7 +62,7 @@ class LoadMeter:
         max_running: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._dp_rank = dp_rank
+        self.dp_rank = dp_rank
         self._num_cache_tokens = num_cache_tokens
         self._max_running = max_running
         self._clock = clock
@@ -130,7 +131,7 @@ class LoadMeter:
             num_waiting_reqs=len(waiting),
             num_tokens=num_tokens,
             max_total_num_tokens=self._num_cache_tokens,
-            dp_rank=self._dp_rank,
+            dp_rank=self.dp_rank,
             num_waiting_uncached_tokens=self.num_pending_tokens,
             num_total_tokens=num_tokens + sum(sample.num_prompt_tokens for sample in waiting),
             max_running_requests=self._max_running,

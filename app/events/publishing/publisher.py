@@ -15,9 +15,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+import msgspec
 import zmq
 
 from app.events.config import KvEventsConfig
@@ -30,7 +31,14 @@ from app.events.publishing.sockets import SocketOpener
 from app.events.publishing.thread import Batch, LoadReport, PublisherCounters, PublishingThread
 from app.events.replay import Framing, ReplayBuffer
 from app.events.schema import AllBlocksCleared, CacheEvent, LoadStat
-from app.events.snapshot import CacheContent, CachedBlock, CacheSnapshot, snapshot_payloads
+from app.events.snapshot import (
+    BLOCKS_PER_PAYLOAD,
+    CacheContent,
+    CachedBlock,
+    CacheSnapshot,
+    StoredBlocks,
+    snapshot_payloads,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +56,12 @@ class EventPublisher:
         dp_rank: int,
         dp_size: int,
         block_size: int,
+        planned: bool = True,
         bind_timeout_s: float = 5.0,
         linger_s: float = 1.0,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        """Opens nothing yet; with CURVE the context is one of its own.
+        """Opens nothing yet; with CURVE the context is one of its own. `planned` as in `rank_endpoints`.
 
         Raises:
             ConfigError: as `rank_endpoints`, or a CURVE key file can't be used.
@@ -62,7 +71,7 @@ class EventPublisher:
         self._config = config
         self._dp_rank = dp_rank
         self._block_size = block_size
-        self._endpoints = rank_endpoints(config, dp_rank, dp_size)
+        self._endpoints = rank_endpoints(config, dp_rank, dp_size, planned=planned)
         self._linger_s = linger_s
         self._context = context or zmq.Context.instance()
         self._curve = CurveServer(config.curve, f"rank {dp_rank}") if config.curve else None
@@ -72,6 +81,17 @@ class EventPublisher:
         self._recovery: RecoveryServer | None = None
         self._thread = PublishingThread(config, dp_rank, self.counters, self._buffer)
         self._state: Literal["new", "running", "closed"] = "new"
+
+    @property
+    def rank(self) -> int:
+        """The number under which it publishes."""
+        return self._dp_rank
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """The tcp ports that it binds; before the start, without those that the system will choose."""
+        opened = (self._endpoints.events, self._endpoints.replay, self._endpoints.load)
+        return frozenset(each.port for each in opened if each is not None and each.binds and each.port)
 
     @property
     def last_seq(self) -> int:
@@ -129,20 +149,27 @@ class EventPublisher:
 
     def publish(self, events: Sequence[CacheEvent]) -> None:
         """Publish one step's events, which must not change any more, as one batch. Never blocks."""
-        if not events:
-            return
-        self._last_seq += 1
-        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
-            self.counters.dropped_batches += 1
+        if events:
+            self._put(events)
+
+    def publish_content(self, blocks: Sequence[CachedBlock]) -> None:
+        """Publish `blocks`, all that the cache holds now, parents before children, as if stored just now.
+
+        The first that this publisher hears of a cache that was filled before: so whoever reads its batches
+        from 0 on knows the whole cache. The batches are made on the publisher's thread.
+        """
+        for first in range(0, len(blocks), BLOCKS_PER_PAYLOAD):
+            self._put(StoredBlocks(blocks[first : first + BLOCKS_PER_PAYLOAD], self._block_size))
 
     def publish_load(self, stat: LoadStat, acknowledged: Sequence[str] = ()) -> None:
         """Publish a load report, then the ids of the requests that it is the first to count.
 
         Never blocks: where the queue is full the report is dropped. The next one replaces it, and what it
-        acknowledges is reserved until its own deadline.
+        acknowledges is reserved until its own deadline. It goes out with this publisher's number.
         """
         if self._endpoints.load and self.is_running:
-            self._thread.put(LoadReport(stat, acknowledged))
+            own = msgspec.structs.replace(stat, dp_rank=self._dp_rank)
+            self._thread.put(LoadReport(own, acknowledged))
 
     def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
         """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""
@@ -156,6 +183,11 @@ class EventPublisher:
         """From now on answer requests for a snapshot with what `take_content` returns."""
         if self._recovery is not None:
             self._recovery.take_content = take_content
+
+    def _put(self, events: Iterable[CacheEvent]) -> None:
+        self._last_seq += 1
+        if not (self.is_running and self._thread.put(Batch(self._last_seq, time.time(), events))):
+            self.counters.dropped_batches += 1
 
     def _address(self, node_host: str) -> PublisherAddress:
         endpoints = self._endpoints

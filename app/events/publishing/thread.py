@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -34,11 +34,14 @@ logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
-    """One step's events with the number and the time at which they were handed over."""
+    """One step's events with the number and the time at which they were handed over.
+
+    `events` may be made only when they are iterated over, once.
+    """
 
     seq: int
     ts: float
-    events: Sequence[CacheEvent]
+    events: Iterable[CacheEvent]
 
 
 class LoadReport(NamedTuple):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Set
 from random import Random
 
-from app.errors import InvalidRequestError, NoRankAliveError, NoRankError
+from app.errors import NoRankAliveError, NoRankError, UnknownRankError
 from app.routing.decisions.decision import Decision, Prompt, obstacle
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
@@ -25,7 +25,7 @@ class Chooser:
         index: what each rank holds; only read.
         load: how busy each rank is; only read.
         policy: chooses.
-        dp_size: ranks of the deployment, routable or not: 0 to dp_size - 1.
+        dp_size: ranks that there may be, 0 to dp_size - 1; more can be there for a while.
         rng: where policies that leave something to chance draw from.
     """
 
@@ -51,7 +51,7 @@ class Chooser:
             pinned_rank: the only rank that the client allows.
 
         Raises:
-            InvalidRequestError: the pinned rank can't exist in this deployment.
+            UnknownRankError: the pinned rank neither is there nor may be.
             NoRankError: no rank that is allowed is routable; a `NoRankAliveError` if there is none at all.
         """
         views = self._views(prompt, routable)
@@ -89,11 +89,9 @@ class Chooser:
             if not allowed:
                 raise _no_rank_error(routable, exclude)
             return allowed
-        if not 0 <= pinned_rank < self._dp_size:
-            raise InvalidRequestError(
-                f"routed_dp_rank = {pinned_rank!r}: allowed are 0 to {self._dp_size - 1}",
-                param="routed_dp_rank",
-            )
+        dp_size = max(self._dp_size, 1 + max((*routable, *routable.unavailable), default=-1))
+        if not 0 <= pinned_rank < dp_size:
+            raise UnknownRankError.of(pinned_rank, dp_size)
         if pinned_rank not in routable or pinned_rank in exclude:
             raise _kind_of_error(routable)(
                 f"rank {pinned_rank}, which the client named, can't take requests now: "

@@ -17,17 +17,17 @@ Receipt = Json
 
 
 def explanation(decision: Decision, dp_size: int) -> Receipt:
-    """The receipt of one decision, with a row for every rank of the deployment, routable or not."""
+    """The receipt of one decision, with a row for every rank that was there or is below `dp_size`."""
     views = {view.rank: view for view in decision.views}
     costs = {each.view.rank: each.cost for each in decision.considered}
-    ranks = range(dp_size)
+    ranks = sorted({*range(dp_size), *views, *decision.unavailable})
     return {
         "policy": decision.policy,
         "deferred_by": decision.deferred_by,
         "prompt_tokens": decision.num_tokens,
         "prompt_blocks": decision.num_blocks,
         "winner": decision.rank,
-        "why": reasons(decision, dp_size),
+        "why": reasons(decision, len(ranks)),
         "cached_tokens": decision.cached_tokens,
         "missed_cached_tokens": decision.missed_tokens,
         "predicted_ttft_s": decision.predicted_ttft_s,

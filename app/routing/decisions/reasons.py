@@ -9,7 +9,7 @@ from app.routing.policies.registry import POLICIES
 
 
 def reasons(decision: Decision, dp_size: int) -> str:
-    """Sentences joined by semicolons; `dp_size` is the number of ranks, routable or not."""
+    """Sentences joined by semicolons; `dp_size` is the number of ranks that are there or should be."""
     if decision.pinned_rank is not None:
         return f"the client named rank {decision.rank}"
     if len(decision.candidates) == 1:

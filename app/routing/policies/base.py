@@ -65,7 +65,7 @@ class PastChoice:
         policy: that made it.
         rank: the chosen one.
         candidates: all ranks that could be chosen, by rank.
-        dp_size: ranks of the deployment, routable or not.
+        dp_size: ranks that there are or should be, routable or not.
     """
 
     policy: PolicySpec

@@ -14,18 +14,22 @@ SECTIONS = ("core", "memory", "spec", "lora", "disagg", "queues", "all")
 """What SGLang's `include` may name; here only the core and the memory's capacity exist."""
 
 
-def check_loads_query(dp_rank: str | None, include: str | None, form: str | None, dp_size: int) -> int | None:
-    """The only rank that is asked for, None for all.
-
-    Raises:
-        InvalidRequestError: a parameter has a value that isn't allowed.
-    """
+def check_loads_query(include: str | None, form: str | None) -> None:
+    """Raises `InvalidRequestError` when a parameter has a value that isn't allowed."""
     unknown = [each for each in (include or "core").split(",") if each.strip() not in SECTIONS]
     if unknown:
         allowed = ", ".join(SECTIONS)
         raise InvalidRequestError(f"include = {shown(unknown[0])}; allowed: {allowed}", param="include")
     if form not in (None, "json"):
         raise InvalidRequestError(f"format = {shown(form)}; allowed: 'json'", param="format")
+
+
+def wanted_rank(dp_rank: str | None, dp_size: int) -> int | None:
+    """The only rank that is asked for, None for all.
+
+    Raises:
+        InvalidRequestError: it is none of the `dp_size` that there are or may be.
+    """
     if dp_rank is None:
         return None
     if not (dp_rank.isascii() and dp_rank.isdecimal() and len(dp_rank) < 10 and int(dp_rank) < dp_size):

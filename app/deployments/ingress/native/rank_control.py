@@ -119,13 +119,17 @@ class RankControl:
         Args:
             timeout_s: how long a rank may say that it is too busy; some engines reset only when idle.
         """
-        infos = {info.rank: info for info in await self._directory.poll()}
-        flushes = [detached_task(self._flush_one(infos[rank], timeout_s)) for rank in sorted(infos)]
-        answers = dict(zip(sorted(infos), await asyncio.gather(*flushes), strict=True))
-        missing = {rank: "it doesn't answer" for rank in range(self._dp_size) if rank not in infos}
+        infos = await self._directory.poll()
+        flushes = [detached_task(self._flush_one(info, timeout_s)) for info in infos]
+        reasons = await asyncio.gather(*flushes)
+        missing = set(range(self._dp_size)) - {info.rank for info in infos}
+        answers = [
+            *((info.rank, reason) for info, reason in zip(infos, reasons, strict=True)),
+            *((rank, "it doesn't answer") for rank in missing),
+        ]
         return [
             {"rank": rank, "flushed": reason is None, "reason": reason}
-            for rank, reason in sorted((answers | missing).items())
+            for rank, reason in sorted(answers, key=lambda answer: answer[0])
         ]
 
     async def _flush_one(self, info: RankInfo, timeout_s: float) -> str | None:
