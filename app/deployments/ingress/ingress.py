@@ -191,9 +191,9 @@ class Ingress:
 
     @api.get("/health_generate")
     async def health_generate(self) -> Response:
-        """200 when some rank computes a token now, else 503."""
-        report = await self._control.probe()
-        return JSONResponse(report, status_code=503 if report["rank"] is None else 200)
+        """200 when some rank computes a token now, or none runs until there is a request; else 503."""
+        report, status = await self._control.probe()
+        return JSONResponse(report, status_code=status)
 
     @api.get("/flush_cache")
     @api.post("/flush_cache")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.deployments.ingress.health import health_answer
+from app.deployments.ingress.health import ON_DEMAND, health_answer
 
 UP: dict[str, Any] = {"unavailable": None}
 DOWN: dict[str, Any] = {"unavailable": "worker down"}
@@ -31,3 +31,10 @@ def test_every_rank_is_counted_or_named(
     assert (answer["status"], status) == (
         ("ok", 200) if num_available else ("no rank can take requests", 503)
     )
+
+
+def test_where_there_may_be_no_rank_having_none_is_well() -> None:
+    assert health_answer([], dp_size=0) == ({"status": f"ok: {ON_DEMAND}", "ranks": 0, "missing": []}, 200)
+    answer, status = health_answer([DOWN | {"rank": 0}], dp_size=0)
+    assert (answer["status"], status) == ("no rank can take requests", 503)
+    assert health_answer([UP | {"rank": 0}], dp_size=0) == ({"status": "ok", "ranks": 1, "missing": []}, 200)
