@@ -16,6 +16,7 @@ KvbeaconError
 │   └── RankFailedError         its own code failed
 └── RequestError                one request can't be served; carries its HTTP status
     ├── InvalidRequestError     400: a field of the request is wrong
+    │   ├── LiveRequestIdError  400: another request of the rank has its id, and hasn't ended
     │   └── UnknownRankError    400: the rank that it names is none that there is, or may be
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
     ├── NotAllowedError         403: this deployment's config doesn't allow it
@@ -25,7 +26,7 @@ KvbeaconError
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
-    ├── RankDiedError           502: the rank died after the request's first token
+    ├── RankDiedError           502: the rank was lost while it answered, and no other could go on
     └── NoRankError             503: no rank can take the request now
         ├── NoRankAliveError    503: there is none at all
         └── NoRouterError       503: no router answers, so no rank can be chosen
@@ -118,6 +119,13 @@ class RequestError(KvbeaconError):
 
 class InvalidRequestError(RequestError):
     """A field of the request is wrong."""
+
+
+class LiveRequestIdError(InvalidRequestError):
+    """The rank has a request with this id already, which hasn't ended."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"request_id = {request_id!r}: a live request has this id")
 
 
 class NotAllowedError(RequestError):
@@ -220,7 +228,7 @@ class EngineFailedError(RequestError):
 
 
 class RankDiedError(RequestError):
-    """The rank died after the request's first token, so that it can't be started again elsewhere."""
+    """The rank was lost while it answered, and no other could go on. The message says why not."""
 
     status = 502
     type = "server_error"

@@ -286,7 +286,16 @@ class IngressConfig(Settings):
 
     num_ingresses: PositiveInt = Field(1, description="Ingress replicas.")
     max_retries: int = Field(
-        3, ge=0, description="Other ranks tried for a request whose rank died before its first token."
+        3,
+        ge=0,
+        description="Other ranks tried for a request whose rank was lost, before or after its first token. "
+        "What a rank that is replaced or no longer needed hands over isn't counted.",
+    )
+    rank_wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that a request waits for a rank while none can take it, new or in the middle of "
+        "its answer; then it ends with an error.",
     )
     max_request_bytes: PositiveInt = Field(4 * 2**20, description="Largest request body in bytes.")
     tenant_header: str | None = Field(

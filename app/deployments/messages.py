@@ -80,43 +80,52 @@ class RankInfo(RankDescription):
     foreign_events: Mapping[str, object] | None = field(default=None, kw_only=True)
 
 
-@dataclass(frozen=True)
-class ChooseRequest:
-    """What a router needs of a request in order to choose.
-
-    Attributes:
-        request_id: the request's.
-        block_hashes: wire hashes of the prompt's full blocks, in order.
-        num_tokens: the prompt's length.
-        pinned_rank: the only rank that the client allows, if it named one.
-        exclude: ranks that the request has failed on already.
-        session_id: the client's name for its session, if it gave one.
-        choice_seq: increases each time that a router, any of them, is asked to choose for this request.
-    """
-
-    request_id: str
-    block_hashes: list[int]
-    num_tokens: int
-    pinned_rank: int | None = None
-    exclude: frozenset[int] = frozenset()
-    session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
-    choice_seq: int = 0
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """The router's answer: the rank, and the replica that is that rank now."""
-
-    rank: int
-    replica_id: str
-
-
 @dataclass(frozen=True, slots=True)
 class RankReplica:
     """One replica of `DPRank`, by the rank that it was and its id."""
 
     rank: int
     replica_id: str
+
+
+@dataclass(frozen=True)
+class ChooseRequest:
+    """What a router needs of a request in order to choose.
+
+    Attributes:
+        request_id: the request's.
+        block_hashes: wire hashes of the full blocks of prompt and output, in order.
+        num_tokens: the length of both.
+        pinned_rank: the only rank that the client allows, if it named one.
+        exclude: replicas that the request was lost on, by the numbers that they had.
+        session_id: the client's name for its session, if it gave one.
+        choice_seq: increases each time that a router, any of them, is asked to choose for this request.
+        num_output_tokens: how many of `num_tokens` are output that other ranks have produced.
+    """
+
+    request_id: str
+    block_hashes: list[int]
+    num_tokens: int
+    pinned_rank: int | None = None
+    exclude: frozenset[RankReplica] = frozenset()
+    session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
+    choice_seq: int = 0
+    num_output_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The router's answer.
+
+    Attributes:
+        rank: the chosen rank.
+        replica_id: the replica that is that rank now.
+        predicted_ttft_s: seconds from the call until its first token, as predicted.
+    """
+
+    rank: int
+    replica_id: str
+    predicted_ttft_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,12 @@ def _own_errors() -> Iterator[None]:
     """Replaces errors of Ray and gRPC: callers know neither, and tests of them need none."""
     try:
         yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # A replica that is being stopped cancels its calls, and that comes here as it is.
+        raise RankGoneError("the replica cancelled the call") from error
     except RayTaskError as error:
         raise RankFailedError(str(error)) from error
     except (RayActorError, DeploymentUnavailableError) as error:

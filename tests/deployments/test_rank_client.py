@@ -75,8 +75,23 @@ async def test_what_else_breaks_in_the_transport_is_not_the_ranks_failure(failur
 
 
 async def test_a_cancelled_caller_is_cancelled() -> None:
+    async def silent() -> AsyncIterator[TokenChunk]:
+        await asyncio.Event().wait()
+        yield CHUNK
+
+    fake: Any = silent()
+    caller = asyncio.create_task(anext(RankMessages(fake)))
+    await asyncio.sleep(0)
+    caller.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await anext(messages_of(asyncio.CancelledError()))
+        await caller
+
+
+async def test_a_call_that_its_replica_cancels_finds_the_replica_gone() -> None:
+    messages = messages_of(CHUNK, asyncio.CancelledError())
+    assert await anext(messages) == CHUNK
+    with pytest.raises(RankGoneError, match="the replica cancelled the call"):
+        await anext(messages)
 
 
 @pytest.mark.parametrize(("failure", "error"), FAILURES)

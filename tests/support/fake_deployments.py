@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
+from app.deployments.ingress.dispatch.dispatcher import Dispatcher
+from app.deployments.ingress.dispatch.rank_search import SearchLimits
+from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.messages import Assignment, ChooseRequest, Json, RankMessage
-from app.generation import GenerateRequest
+from app.generation import GenerateRequest, SamplingParams
+from app.routing.decisions.decision_log import Outcome
 
 
 class Silence:
@@ -105,3 +109,26 @@ class FakeRouters:
 
     async def release(self, request_id: str) -> None:
         self.released.put_nowait(request_id)
+
+
+class Begun(NamedTuple):
+    """A stream whose first message has come, the call that it reads, and its results as they are recorded."""
+
+    stream: RankStream
+    call: FakeCall
+    results: list[str]
+
+
+async def begun(messages: Iterable[RankMessage], num_samples: int = 1) -> Begun:
+    """The stream of these messages, from rank 1, which is the only one."""
+    call, results = FakeCall(messages), list[str]()
+
+    def record(outcome: Outcome) -> None:
+        if outcome.result != "answering":
+            results.append(outcome.result)
+
+    routers, ranks = FakeRouters([Assignment(1, "only")]), FakeRanks({"only": call})
+    limits = SearchLimits(max_retries=0, rank_wait_s=0.0)
+    dispatcher = Dispatcher(routers, ranks, record, block_size=4, limits=limits)
+    request = GenerateRequest("r", list(range(20)), SamplingParams(1000), n=num_samples)
+    return Begun(await dispatcher.start(request, None, None), call, results)

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, error_json, sse
-from app.deployments.ingress.attempt import RankStream
+from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.errors import RequestError
 from app.generation import TokenChunk
 from app.text.text_stream import TextStream

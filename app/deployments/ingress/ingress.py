@@ -24,7 +24,10 @@ from app.api.openai.responses import AnswerShape, error_headers, error_json
 from app.config import AppConfig
 from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
-from app.deployments.ingress.dispatcher import Dispatcher, Routers
+from app.deployments.ingress.dispatch.dispatcher import Dispatcher
+from app.deployments.ingress.dispatch.patient_routers import Routers
+from app.deployments.ingress.dispatch.rank_search import SearchLimits
+from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
@@ -32,7 +35,6 @@ from app.deployments.ingress.native.rank_control import RankControl, flush_wait
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, present_dp_size, server_info
-from app.deployments.ingress.starting_ranks import StartingRouters
 from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
@@ -137,7 +139,7 @@ class Ingress:
             self._ranks,
             self._outcomes.put,
             block_size=config.engine.cache.block_size,
-            max_retries=config.ingress.max_retries,
+            limits=SearchLimits(config.ingress.max_retries, config.ingress.rank_wait_s),
         )
 
     def _choosing_routers(self, config: AppConfig) -> Routers:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
+from operator import itemgetter
+from typing import get_args
 
 from app.deployments.messages import Json
 from app.errors import UnknownDecisionError
+from app.routing.decisions.decision_log import LostResult
 
+_LOST = get_args(LostResult)
 _ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-)?(.*)", re.DOTALL)
 
 
@@ -25,7 +29,7 @@ def decisions_answer(request_id: str, attempts_by_router: Sequence[Sequence[Json
     Raises:
         UnknownDecisionError: no router has one.
     """
-    attempts = sorted(chain.from_iterable(attempts_by_router), key=_order)
+    attempts = sorted(chain.from_iterable(attempts_by_router), key=itemgetter("choice"))
     if not attempts:
         raise UnknownDecisionError(request_id)
     last = attempts[-1]
@@ -33,16 +37,11 @@ def decisions_answer(request_id: str, attempts_by_router: Sequence[Sequence[Json
         "request_id": request_id,
         "outcome": last["outcome"],
         "rank": last["winner"],
-        "failed_ranks": [each["winner"] for each in attempts if each["outcome"] == "died"],
+        "failed_ranks": [each["winner"] for each in attempts if each["outcome"] in _LOST],
         "predicted_ttft_s": last["predicted_ttft_s"],
         "actual_ttft_s": last["actual_ttft_s"],
         "attempts": attempts,
     }
-
-
-def _order(attempt: Json) -> tuple[int, float]:
-    """The routers' clocks may differ, so time orders only what two routers chose for one attempt."""
-    return len(attempt["failed_ranks"]), attempt["decided_at"]
 
 
 def audit_answer(routers: Sequence[Json]) -> tuple[Json, int]:

@@ -120,7 +120,7 @@ class Router:
                 request.choice_seq,
             )
         )
-        return Assignment(decision.rank, replica_id)
+        return Assignment(decision.rank, replica_id, decision.predicted_ttft_s)
 
     async def add_peer_reservations(self, router: str, reservations: Sequence[PeerReservation]) -> None:
         """What a router, perhaps this one, has reserved."""
@@ -148,7 +148,7 @@ class Router:
         return decide(
             self._prompt(request),
             time.monotonic(),
-            exclude=request.exclude,
+            exclude=self._tracker.ranks_of({each.replica_id: each.rank for each in request.exclude}),
             pinned_rank=request.pinned_rank,
         )
 
@@ -166,6 +166,7 @@ class Router:
             self._block_size,
             request.session_id,
             request.choice_seq,
+            request.num_output_tokens,
         )
 
     async def record_outcomes(self, outcomes: Sequence[Outcome]) -> None:

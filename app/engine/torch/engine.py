@@ -29,7 +29,7 @@ from app.engine.torch.sampling.sampler import Sampled, Sampler
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.engine.torch.stopping import append
-from app.errors import InvalidRequestError, QueueFullError
+from app.errors import InvalidRequestError, LiveRequestIdError, QueueFullError
 from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import FinishReason, GenerateRequest, SamplingParams
@@ -182,14 +182,14 @@ class Engine:
         on with the tokens that it would have got where it began, as far as both engines compute alike.
 
         Raises:
-            InvalidRequestError: the id is live already, the prompt is empty or has an unknown token, `n` is
+            LiveRequestIdError: a request with this id is live.
+            InvalidRequestError: the prompt is empty or has an unknown token, `n` is
                 not from 1 to what may wait, or anything that `Admission.samples` refuses.
             PromptTooLongError: longer than the context, or than the cache can ever hold.
             QueueFullError: too many requests wait.
         """
         if self.is_live(request.request_id):
-            message = f"request_id = {request.request_id!r}: a live request has this id"
-            raise InvalidRequestError(message)
+            raise LiveRequestIdError(request.request_id)
         self._limits.check_prompt(request.prompt_token_ids)
         self._check_queue(request)
         samples = self._admission.samples(request)

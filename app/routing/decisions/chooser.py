@@ -81,6 +81,8 @@ class Chooser:
             exclude=exclude,
             pinned_rank=pinned_rank,
             deferred_by=name if deferred_to is not None else None,
+            choice_seq=prompt.choice_seq,
+            num_output_tokens=prompt.num_output_tokens,
         )
 
     def _allowed(self, routable: RoutableRanks, exclude: frozenset[int], pinned_rank: int | None) -> Set[int]:

@@ -21,6 +21,7 @@ class Prompt(msgspec.Struct, frozen=True):
         block_size: tokens per block.
         session_id: the session that the client named, if it did.
         choice_seq: orders the choices, of all routers, for this request: the last has the highest.
+        num_output_tokens: how many of the tokens are output that other ranks have produced.
     """
 
     request_id: str
@@ -29,6 +30,7 @@ class Prompt(msgspec.Struct, frozen=True):
     block_size: int
     session_id: str | None = None
     choice_seq: int = 0
+    num_output_tokens: int = 0
 
     @property
     def num_reusable_blocks(self) -> int:
@@ -54,6 +56,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
         exclude: ranks that the request had failed on already.
         pinned_rank: the only rank that the client allowed.
         deferred_by: the configured policy, if it left the choice to `policy`.
+        choice_seq, num_output_tokens: the prompt's.
     """
 
     rank: int
@@ -70,6 +73,8 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
     exclude: frozenset[int] = frozenset()
     pinned_rank: int | None = None
     deferred_by: str | None = None
+    choice_seq: int = 0
+    num_output_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -13,10 +13,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from app.events.following.sync_status import Trust
 from app.routing.decisions.decision import Decision
+
+LostResult = Literal["died", "silent", "broke_off", "moved"]
+"""How an attempt ends that leaves the rest of its request to another rank: the rank was gone or could serve
+nothing; it sent nothing for too long; the call broke off, though the rank is there; it was taken from it."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,17 @@ class Outcome:
     Attributes:
         request_id: the request's.
         rank: where it was sent.
-        result: "answering" (its first token is there), "finished", "aborted" (the client left), "died" (the
-            rank was gone, or could serve nothing, before the first token: another is tried), or the code of
-            the error it ended with ("failed" if that has none).
-        ttft_s: seconds from the call to the rank until the first token; None before it.
+        result: "answering" (its first token is there), "finished", "aborted" (the client left), a
+            `LostResult`, or the code of the error that the rank ended it with ("failed" if that has none).
+        ttft_s: seconds from the call to the rank until its first token; None before it.
+        choice_seq: the number of the choice that sent it there.
     """
 
     request_id: str
     rank: int
     result: str
     ttft_s: float | None = None
+    choice_seq: int = 0
 
 
 @dataclass(slots=True)
@@ -64,6 +69,7 @@ class RoutingStats:
         missed_tokens: prompt tokens that the rank with the most of them in its cache held and the chosen one
             didn't, over all decisions: what it cost in cache hits to weigh load too.
         missed_decisions: decisions that missed some.
+        resumed: decisions for requests that another rank had begun to answer.
         ttft_errors: first tokens whose time is known.
         ttft_error_sum_s: sum of actual minus predicted time to first token: positive when too optimistic.
         ttft_error_abs_sum_s: the same without signs.
@@ -72,6 +78,7 @@ class RoutingStats:
     decisions: Counter[tuple[str, Trust]] = field(default_factory=Counter)
     missed_tokens: int = 0
     missed_decisions: int = 0
+    resumed: int = 0
     ttft_errors: int = 0
     ttft_error_sum_s: float = 0.0
     ttft_error_abs_sum_s: float = 0.0
@@ -84,6 +91,7 @@ class RoutingStats:
         count = self.ttft_errors
         return {
             "decisions": by_policy,
+            "resumed": self.resumed,
             "missed_cached_tokens": {"sum": self.missed_tokens, "count": self.missed_decisions},
             "ttft_prediction_error_s": {
                 "mean": self.ttft_error_sum_s / count if count else None,
@@ -113,6 +121,7 @@ class DecisionLog:
             self._records.popitem(last=False)
         stats = self.stats
         stats.decisions[decision.policy, decision.trust] += 1
+        stats.resumed += decision.num_output_tokens > 0
         missed = decision.missed_tokens
         if missed:
             stats.missed_tokens += missed
@@ -120,10 +129,8 @@ class DecisionLog:
 
     def record_outcome(self, outcome: Outcome) -> None:
         """Keep what became of a request, if its decision is known here."""
-        record = next(
-            (each for each in reversed(self.of(outcome.request_id)) if each.decision.rank == outcome.rank),
-            None,
-        )
+        records = self.of(outcome.request_id)
+        record = next((each for each in records if each.decision.choice_seq == outcome.choice_seq), None)
         if record is None:
             return
         record.result = outcome.result

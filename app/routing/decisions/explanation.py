@@ -24,7 +24,9 @@ def explanation(decision: Decision, dp_size: int) -> Receipt:
     return {
         "policy": decision.policy,
         "deferred_by": decision.deferred_by,
-        "prompt_tokens": decision.num_tokens,
+        "resumed": decision.num_output_tokens > 0,
+        "output_tokens": decision.num_output_tokens,
+        "prompt_tokens": decision.num_tokens - decision.num_output_tokens,
         "prompt_blocks": decision.num_blocks,
         "winner": decision.rank,
         "why": reasons(decision, len(ranks)),
@@ -40,6 +42,7 @@ def explanation(decision: Decision, dp_size: int) -> Receipt:
 def record_json(record: Record, dp_size: int) -> Receipt:
     """The receipt of a decision that was acted upon, and what came of it."""
     return {
+        "choice": record.decision.choice_seq,
         "decided_at": record.decided_at,
         "outcome": record.result,
         "actual_ttft_s": record.ttft_s,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -77,6 +77,18 @@ class Tracker:
     def replica_id(self, rank: int) -> str:
         """The replica that answers for `rank`, which must be routable."""
         return self._followed[rank].description.replica_id
+
+    def ranks_of(self, replicas: Mapping[str, int]) -> frozenset[int]:
+        """The numbers that replicas with these ids have, or had if no other replica has them now.
+
+        Args:
+            replicas: by id the number that each had once.
+        """
+        if not replicas:
+            return frozenset()
+        followed = self._followed.items()
+        have = {rank for rank, each in followed if each.description.replica_id in replicas}
+        return frozenset(have | {rank for rank in replicas.values() if rank not in self._followed})
 
     def routes_to(self, rank: int, replica_id: str) -> bool:
         """Whether `rank` is this replica and can take requests."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from openai.types.chat.chat_completion import ChoiceLogprobs
@@ -17,12 +17,12 @@ from starlette.types import Message
 
 from app.api.openai.responses import AnswerShape
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
-from app.deployments.ingress.attempt import Attempt, RankStream
+from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.messages import RankMessage, Refusal
-from app.errors import EngineFailedError
+from app.errors import EngineFailedError, RankDiedError
 from app.generation import TokenChunk, TokenLogprobs
 from app.text.tokenizer import Tokenizer
-from tests.support.fake_deployments import FakeCall
+from tests.support.fake_deployments import begun
 
 SHAPE = AnswerShape("text", "1", "m")
 CHAT_SHAPE = AnswerShape("chat", "1", "m")
@@ -40,23 +40,6 @@ def chunks(token_ids: list[int], finish_reason: str | None) -> list[TokenChunk]:
     return [*parts, TokenChunk(token_ids[-1:], 20, 16, finish_reason)]
 
 
-class Begun(NamedTuple):
-    """A stream whose first message has come, the call that it reads, and its results as they are recorded."""
-
-    stream: RankStream
-    call: FakeCall
-    results: list[str]
-
-
-def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> Begun:
-    first, *rest = messages
-    assert isinstance(first, TokenChunk)
-    call = FakeCall(rest)
-    results: list[str] = []
-    attempt = Attempt(lambda outcome: results.append(outcome.result), "1", rank=1)
-    return Begun(RankStream(1, first, call, attempt, num_samples), call, results)
-
-
 async def events_of(stream: RankStream, tokenizer: Tokenizer, **options: Any) -> list[Any]:
     """The stream's events, parsed; the last may be the string `[DONE]`."""
     options = {"with_usage": False} | options
@@ -72,9 +55,9 @@ def text_of(events: list[Any]) -> str:
 
 async def test_whole_and_streamed_are_the_same_text(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode(TEXT)
-    whole_stream, call, results = begun(chunks(token_ids, "length"))
+    whole_stream, call, results = await begun(chunks(token_ids, "length"))
     whole = await whole_answer(SHAPE, whole_stream, tokenizer.text_stream())
-    events = await events_of(begun(chunks(token_ids, "length")).stream, tokenizer)
+    events = await events_of((await begun(chunks(token_ids, "length"))).stream, tokenizer)
     assert whole["choices"][0]["text"] == text_of(events) == TEXT
     assert whole["choices"][0]["finish_reason"] == events[-2]["choices"][0]["finish_reason"] == "length"
     assert events[-1] == "[DONE]"
@@ -85,50 +68,52 @@ async def test_whole_and_streamed_are_the_same_text(tokenizer: Tokenizer) -> Non
 
 async def test_usage_counts_every_token_even_those_without_text(tokenizer: Tokenizer) -> None:
     token_ids = [*tokenizer.encode("Hi"), *tokenizer.eos_token_ids]
-    whole = await whole_answer(SHAPE, begun(chunks(token_ids, "stop")).stream, tokenizer.text_stream())
+    stream = (await begun(chunks(token_ids, "stop"))).stream
+    whole = await whole_answer(SHAPE, stream, tokenizer.text_stream())
     assert whole["choices"][0]["text"] == "Hi"
     assert whole["usage"]["completion_tokens"] == len(token_ids)
     assert whole["usage"]["prompt_tokens"] == 20
     assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 16
-    events = await events_of(begun(chunks(token_ids, "stop")).stream, tokenizer, with_usage=True)
+    events = await events_of((await begun(chunks(token_ids, "stop"))).stream, tokenizer, with_usage=True)
     assert events[-2]["usage"] == whole["usage"]
 
 
 async def test_an_unfinished_character_at_the_end_is_shown_as_one(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("a🙂")[:-1]
-    events = await events_of(begun(chunks(token_ids, "length")).stream, tokenizer)
+    events = await events_of((await begun(chunks(token_ids, "length"))).stream, tokenizer)
     assert text_of(events).startswith("a\ufffd")
     assert events[-2]["choices"][0]["finish_reason"] == "length"
 
 
 async def test_nothing_of_a_stop_string_is_sent(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("one, two, three")
-    events = await events_of(begun(chunks(token_ids, "stop")).stream, tokenizer, stop=(", thr",))
+    events = await events_of((await begun(chunks(token_ids, "stop"))).stream, tokenizer, stop=(", thr",))
     assert text_of(events) == "one, two"
 
 
 async def test_a_stream_that_breaks_off_ends_with_the_error_and_not_with_done(tokenizer: Tokenizer) -> None:
     refusal = Refusal(EngineFailedError("the engine broke"))
-    stream, *_ = begun([*chunks(tokenizer.encode("Hello"), None), refusal])
+    stream, *_ = await begun([*chunks(tokenizer.encode("Hello"), None), refusal])
     events = await events_of(stream, tokenizer, with_usage=True)
     assert text_of(events[:-1]) == "Hello"
     assert events[-1] == {
         "error": {
-            "message": "the engine broke",
+            "message": "rank 1 failed (the engine broke) while it answered, and the answer can't go on "
+            "elsewhere: no further rank is tried (ingress.max_retries = 0)",
             "type": "server_error",
             "param": None,
-            "code": "engine_failed",
+            "code": "rank_died",
         }
     }
 
 
 async def test_an_answer_in_one_piece_that_breaks_off_is_an_error(tokenizer: Tokenizer) -> None:
-    stream, _, results = begun(
+    stream, _, results = await begun(
         [*chunks(tokenizer.encode("Hello"), None), Refusal(EngineFailedError("broke"))]
     )
-    with pytest.raises(EngineFailedError, match="broke"):
+    with pytest.raises(RankDiedError, match="broke"):
         await whole_answer(SHAPE, stream, tokenizer.text_stream())
-    assert results == ["engine_failed"]
+    assert results == ["died"]
 
 
 async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenizer) -> None:
@@ -141,13 +126,13 @@ async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenize
         if chunk is not None
     ]
     whole = await whole_answer(
-        SHAPE, begun(messages, num_samples=2).stream, tokenizer.text_stream(), tokenizer.text_stream()
+        SHAPE, (await begun(messages, num_samples=2)).stream, tokenizer.text_stream(), tokenizer.text_stream()
     )
     assert [(choice["index"], choice["text"]) for choice in whole["choices"]] == list(enumerate(wanted))
     assert whole["usage"]["prompt_tokens"] == 20
     assert whole["usage"]["completion_tokens"] == len(messages)
 
-    stream = begun(messages, num_samples=2).stream
+    stream = (await begun(messages, num_samples=2)).stream
     texts = [tokenizer.text_stream() for _ in wanted]
     lines = [line async for line in stream_answer(CHAT_SHAPE, stream, *texts, with_usage=False)]
     choices = [json.loads(line.removeprefix(b"data: "))["choices"][0] for line in lines[:-1]]
@@ -162,7 +147,7 @@ async def test_samples_that_come_side_by_side_are_kept_apart(tokenizer: Tokenize
 async def test_a_client_that_disconnects_from_a_stream_cancels_the_rank(
     tokenizer: Tokenizer, num_sent: int
 ) -> None:
-    stream, call, results = begun(chunks(tokenizer.encode(TEXT), "length"))
+    stream, call, results = await begun(chunks(tokenizer.encode(TEXT), "length"))
     events = stream_answer(SHAPE, stream, tokenizer.text_stream(), with_usage=False)
     answer = AnswerEvents(events, stream)
     sent: list[Message] = []
@@ -185,7 +170,7 @@ async def test_a_client_that_disconnects_from_a_stream_cancels_the_rank(
 
 
 async def test_only_the_first_chunk_of_a_chat_has_the_role(tokenizer: Tokenizer) -> None:
-    stream, *_ = begun(chunks(tokenizer.encode("one, two"), "length"))
+    stream, *_ = await begun(chunks(tokenizer.encode("one, two"), "length"))
     shape = AnswerShape("chat", "1", "m")
     lines = [line async for line in stream_answer(shape, stream, tokenizer.text_stream(), with_usage=False)]
     deltas = [json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"] for line in lines[:-1]]
@@ -198,12 +183,12 @@ async def test_a_rank_that_dies_after_the_last_token_spoils_nothing(tokenizer: T
         *chunks(tokenizer.encode("Hello"), "stop"),
         Refusal(EngineFailedError("too late")),
     ]
-    whole = await whole_answer(SHAPE, begun(messages).stream, tokenizer.text_stream())
+    whole = await whole_answer(SHAPE, (await begun(messages)).stream, tokenizer.text_stream())
     assert whole["choices"][0]["text"] == "Hello"
 
 
 async def test_a_stream_that_just_ends_is_an_error_and_not_a_short_answer(tokenizer: Tokenizer) -> None:
-    events = await events_of(begun(chunks(tokenizer.encode("Hello"), None)).stream, tokenizer)
+    events = await events_of((await begun(chunks(tokenizer.encode("Hello"), None))).stream, tokenizer)
     assert events[-1]["error"]["code"] == "rank_died"
 
 
@@ -220,11 +205,11 @@ async def whole_and_streamed(
 ) -> tuple[Any, list[Any]]:
     """The choice of the answer in one piece, and those of the stream."""
     shape = AnswerShape(kind, "1", "m", spell=tokenizer.spell)
-    whole = await whole_answer(shape, begun(messages).stream, tokenizer.text_stream())
+    whole = await whole_answer(shape, (await begun(messages)).stream, tokenizer.text_stream())
     lines = [
         line
         async for line in stream_answer(
-            shape, begun(messages).stream, tokenizer.text_stream(), with_usage=False
+            shape, (await begun(messages)).stream, tokenizer.text_stream(), with_usage=False
         )
     ]
     events = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
@@ -282,5 +267,5 @@ async def test_a_texts_logprobs_have_offsets_and_the_chosen_token_among_the_like
 
 
 async def test_a_request_without_logprobs_gets_none(tokenizer: Tokenizer) -> None:
-    events = await events_of(begun(chunks(tokenizer.encode("one two"), "length")).stream, tokenizer)
+    events = await events_of((await begun(chunks(tokenizer.encode("one two"), "length"))).stream, tokenizer)
     assert {event["choices"][0]["logprobs"] for event in events[:-1]} == {None}

@@ -14,26 +14,26 @@ def test_a_request_is_named_by_its_answers_id(answer_id: str) -> None:
 
 
 def test_attempts_at_different_routers_are_one_request() -> None:
-    def attempt(rank: int, decided_at: float, outcome: str, failed_ranks: list[int]) -> dict[str, object]:
+    def attempt(rank: int, choice: int, outcome: str) -> dict[str, object]:
         times = {"predicted_ttft_s": 0.1, "actual_ttft_s": 0.2 if outcome == "finished" else None}
         return {
             "winner": rank,
-            "decided_at": decided_at,
+            "choice": choice,
             "outcome": outcome,
-            "failed_ranks": failed_ranks,
             **times,
         }
 
-    died, finished = attempt(0, 2.0, "died", []), attempt(1, 1.9, "finished", [0])
-    answer = decisions_answer("r", [[finished], [], [died]])
+    overtaken, died = attempt(3, 4, "sent"), attempt(0, 5, "died")
+    moved, finished = attempt(2, 6, "moved"), attempt(1, 8, "finished")
+    answer = decisions_answer("r", [[moved, finished], [], [overtaken, died]])
     assert answer == {
         "request_id": "r",
         "outcome": "finished",
         "rank": 1,
-        "failed_ranks": [0],
+        "failed_ranks": [0, 2],
         "predicted_ttft_s": 0.1,
         "actual_ttft_s": 0.2,
-        "attempts": [died, finished],
+        "attempts": [overtaken, died, moved, finished],
     }
     with pytest.raises(UnknownDecisionError, match="'r'"):
         decisions_answer("r", [[], []])

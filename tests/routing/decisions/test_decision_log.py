@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 
 from app.routing.decisions.decision import Decision, Prompt
@@ -20,17 +22,30 @@ class Router:
         self.core = new_core()
         set_routable(self.core, {0: "exact", 1: "exact", 2: "stale"})
         self.log = DecisionLog(capacity)
+        self._choice_seqs = count()
 
     def choose(
-        self, request_id: str, *, exclude: frozenset[int] = frozenset(), pinned: int | None = None
+        self,
+        request_id: str,
+        *,
+        exclude: frozenset[int] = frozenset(),
+        pinned: int | None = None,
+        num_output_tokens: int = 0,
     ) -> Decision:
-        prompt = Prompt(request_id, HASHES, 20, BLOCK_SIZE)
+        choice_seq = next(self._choice_seqs)
+        prompt = Prompt(
+            request_id, HASHES, 20, BLOCK_SIZE, choice_seq=choice_seq, num_output_tokens=num_output_tokens
+        )
         decision = self.core.choose(prompt, now=0.0, exclude=exclude, pinned_rank=pinned)
         self.log.record(request_id, decision)
         return decision
 
     def report_waiting(self, rank: int, tokens: int) -> None:
         self.core.load.report(rank, load_stat(rank=rank, running=1, waiting=1, waiting_tokens=tokens))
+
+
+def outcome(decision: Decision, result: str, ttft_s: float | None = None, request_id: str = "a") -> Outcome:
+    return Outcome(request_id, decision.rank, result, ttft_s, decision.choice_seq)
 
 
 @pytest.fixture
@@ -57,6 +72,8 @@ def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
     assert receipt == {
         "policy": "predicted_ttft",
         "deferred_by": None,
+        "resumed": False,
+        "output_tokens": 0,
         "prompt_tokens": 20,
         "prompt_blocks": 5,
         "winner": 1,
@@ -161,9 +178,9 @@ def test_decisions_are_counted_by_policy_and_trust(router: Router) -> None:
 def test_a_retry_is_a_second_record_and_outcomes_find_theirs(router: Router) -> None:
     first = router.choose("a")
     second = router.choose("a", exclude=frozenset({first.rank}))
-    router.log.record_outcome(Outcome("a", first.rank, "died"))
-    router.log.record_outcome(Outcome("a", second.rank, "answering", 0.5))
-    router.log.record_outcome(Outcome("a", second.rank, "finished", 0.5))
+    router.log.record_outcome(outcome(first, "died"))
+    router.log.record_outcome(outcome(second, "answering", 0.5))
+    router.log.record_outcome(outcome(second, "finished", 0.5))
     records = [record_json(record, dp_size=4) for record in router.log.of("a")]
     assert [(each["winner"], each["outcome"], each["actual_ttft_s"]) for each in records] == [
         (first.rank, "died", None),
@@ -171,6 +188,22 @@ def test_a_retry_is_a_second_record_and_outcomes_find_theirs(router: Router) -> 
     ]
     assert records[1]["failed_ranks"] == [first.rank]
     assert records[1]["ranks"][first.rank]["why_not"] == "the request has failed there already"
+
+
+def test_a_request_that_goes_on_elsewhere_is_counted_and_says_where_it_was(router: Router) -> None:
+    first = router.choose("a")
+    router.log.record_outcome(outcome(first, "answering", 0.5))
+    router.log.record_outcome(outcome(first, "moved", 0.5))
+    # The same rank again, which is another replica now: the outcomes are told apart all the same.
+    second = router.choose("a", pinned=first.rank, num_output_tokens=7)
+    router.log.record_outcome(outcome(second, "finished", 0.2))
+    records = [record_json(record, dp_size=4) for record in router.log.of("a")]
+    shown = ("choice", "outcome", "resumed", "output_tokens", "prompt_tokens", "actual_ttft_s")
+    assert [tuple(each[name] for name in shown) for each in records] == [
+        (0, "moved", False, 0, 20, 0.5),
+        (1, "finished", True, 7, 13, 0.2),
+    ]
+    assert router.log.stats.as_json()["resumed"] == 1
 
 
 def test_the_error_of_the_prediction_is_counted_once_for_each_first_token(router: Router) -> None:
@@ -182,8 +215,8 @@ def test_the_error_of_the_prediction_is_counted_once_for_each_first_token(router
     for request_id, error in (("a", 0.03), ("b", -0.01)):
         decision = router.choose(request_id)
         actual = decision.predicted_ttft_s + error
-        router.log.record_outcome(Outcome(request_id, decision.rank, "answering", actual))
-        router.log.record_outcome(Outcome(request_id, decision.rank, "finished", actual))
+        router.log.record_outcome(outcome(decision, "answering", actual, request_id))
+        router.log.record_outcome(outcome(decision, "finished", actual, request_id))
         router.core.reservations.release(request_id)
     errors = router.log.stats.as_json()["ttft_prediction_error_s"]
     assert errors == {"mean": pytest.approx(0.01), "mean_absolute": pytest.approx(0.02), "count": 2}
@@ -195,6 +228,6 @@ def test_only_the_last_requests_are_remembered() -> None:
         router.choose(f"r{number}", exclude=frozenset({0}))
         router.choose(f"r{number}", exclude=frozenset({0, 1}))
     assert [len(router.log.of(f"r{number}")) for number in range(5)] == [0, 0, 2, 2, 2]
-    router.log.record_outcome(Outcome("r0", 2, "finished", 1.0))
-    router.log.record_outcome(Outcome("r4", 0, "finished", 1.0))
+    router.log.record_outcome(Outcome("r0", 2, "finished", 1.0, choice_seq=1))
+    router.log.record_outcome(Outcome("r4", 0, "finished", 1.0, choice_seq=10))
     assert router.log.stats.ttft_errors == 0

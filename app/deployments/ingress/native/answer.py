@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from app.api.native.answer import Json, NativeSample, NativeShape
 from app.api.openai.responses import STREAM_END, error_json, sse
-from app.deployments.ingress.attempt import RankStream
+from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.errors import RequestError
 from app.text.text_stream import TextStream
 

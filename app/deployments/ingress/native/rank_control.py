@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from app.deployments.background import detached_task
-from app.deployments.ingress.attempt import GenerateCall
+from app.deployments.ingress.dispatch.attempt import GenerateCall
 from app.deployments.ingress.health import ON_DEMAND
 from app.deployments.messages import Json, RankInfo, Refusal
 from app.errors import InvalidRequestError, KvbeaconError, QueueFullError, shown

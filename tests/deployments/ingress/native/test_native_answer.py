@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 
 from app.api.native.answer import NativeShape
-from app.deployments.ingress.attempt import Attempt, RankStream
+from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.messages import RankMessage, Refusal
-from app.errors import EngineFailedError
+from app.errors import EngineFailedError, RankDiedError
 from app.generation import TokenChunk
 from app.text.tokenizer import Tokenizer
-from tests.support.fake_deployments import FakeCall
+from tests.support.fake_deployments import begun
 
 CHUNKS = [TokenChunk([504], 5, 0), TokenChunk([3575], 5, 0), TokenChunk([282], 5, 0, "length")]
 SHAPE = NativeShape("ours", None, 1, False, frozenset(), None, None, is_incremental=True)
@@ -28,15 +27,6 @@ def tokenizer(smollm2_dir: Path) -> Tokenizer:
     return Tokenizer.from_folder(smollm2_dir)
 
 
-def begun(messages: Sequence[RankMessage], num_samples: int = 1) -> tuple[RankStream, FakeCall, list[str]]:
-    """A stream whose first message has come, the call that it reads, and its results as they are recorded."""
-    first, *rest = messages
-    assert isinstance(first, TokenChunk)
-    call, results = FakeCall(rest), list[str]()
-    attempt = Attempt(lambda outcome: results.append(outcome.result), "ours", rank=1)
-    return RankStream(1, first, call, attempt, num_samples), call, results
-
-
 async def events_of(stream: RankStream, tokenizer: Tokenizer) -> list[Any]:
     """The events, parsed, without the `[DONE]` that ends them."""
     lines = [line async for line in stream_native(SHAPE, stream, tokenizer.text_stream())]
@@ -45,12 +35,12 @@ async def events_of(stream: RankStream, tokenizer: Tokenizer) -> list[Any]:
 
 
 async def test_an_answer_in_one_piece_and_as_a_stream(tokenizer: Tokenizer) -> None:
-    stream, call, results = begun(CHUNKS)
+    stream, call, results = await begun(CHUNKS)
     whole: Any = await whole_native(SHAPE, stream, tokenizer.text_stream())
     assert (whole["text"], whole["output_ids"]) == ("The capital of", [504, 3575, 282])
     assert whole["meta_info"]["dp_rank"] == 1
     assert (call.num_cancelled, results) == (1, ["finished"])
-    events = await events_of(begun(CHUNKS)[0], tokenizer)
+    events = await events_of((await begun(CHUNKS))[0], tokenizer)
     assert "".join(event["text"] for event in events) == whole["text"]
 
 
@@ -58,22 +48,23 @@ async def test_samples_are_kept_apart(tokenizer: Tokenizer) -> None:
     messages = [replace(chunk, index=index) for chunk in CHUNKS for index in (1, 0)]
     shape = replace(SHAPE, num_samples=2)
     texts = [tokenizer.text_stream() for _ in range(2)]
-    answers: Any = await whole_native(shape, begun(messages, 2)[0], *texts)
+    answers: Any = await whole_native(shape, (await begun(messages, 2))[0], *texts)
     assert [answer["meta_info"]["id"] for answer in answers] == ["ours_0", "ours_1"]
     assert [answer["text"] for answer in answers] == ["The capital of"] * 2
 
 
 async def test_what_breaks_off_is_an_error(tokenizer: Tokenizer) -> None:
     broken: list[RankMessage] = [CHUNKS[0], Refusal(EngineFailedError("the engine broke"))]
-    first, error = await events_of(begun(broken)[0], tokenizer)
+    first, error = await events_of((await begun(broken))[0], tokenizer)
     assert first["text"] == "The"
-    assert (error["error"]["message"], error["error"]["code"]) == ("the engine broke", "engine_failed")
-    stream, call, results = begun(broken)
-    with pytest.raises(EngineFailedError, match="the engine broke"):
+    assert error["error"]["code"] == "rank_died"
+    assert "rank 1 failed (the engine broke) while it answered" in error["error"]["message"]
+    stream, call, results = await begun(broken)
+    with pytest.raises(RankDiedError, match="the engine broke"):
         await whole_native(SHAPE, stream, tokenizer.text_stream())
-    assert (call.num_cancelled, results) == (1, ["engine_failed"])
+    assert (call.num_cancelled, results) == (1, ["died"])
 
 
 async def test_a_stream_that_just_ends_is_an_error(tokenizer: Tokenizer) -> None:
-    *_, error = await events_of(begun(CHUNKS[:2])[0], tokenizer)
+    *_, error = await events_of((await begun(CHUNKS[:2]))[0], tokenizer)
     assert error["error"]["code"] == "rank_died"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from app.deployments.ingress.starting_ranks import StartingRouters
+from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.messages import Assignment, ChooseRequest
 from app.errors import InvalidRequestError, NoRankAliveError, NoRankError, RankGoneError, RequestError
 from tests.support.fake_deployments import FakeRouters, RouterAnswer

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Protocol
 
-from app.deployments.ingress.dispatcher import Routers
+from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.messages import Assignment, ChooseRequest, Json
 from app.errors import NoRankAliveError, RankCallError
 
