@@ -2,59 +2,105 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
+from app.deployments.ingress.health import ON_DEMAND
 from tests.support.deadlines import until, wait_until
+from tests.support.graph.exchanges import new_prompt, refused
 from tests.support.graph.graphs import Graphs
 from tests.support.graph.serve_config import Json, merged, tiny_args
-from tests.support.graph.serve_graph import ServeGraph
-from tests.support.graph.streams import Streams
+from tests.support.graph.serve_graph import START_S, ServeGraph
+from tests.support.graph.streams import LONG, Streams
 
-START_S = 60.0
-"""Within which a rank comes: mostly imports, on two busy cores."""
-STOP_S = 30.0
+STOP_S = 60.0
+QUICK: Json = {"min_ranks": 0, "max_ranks": 2, "upscale_delay_s": 0, "downscale_delay_s": 2}
+"""Ranks of `tiny_args` have three places in a batch."""
+WAVE = LONG | {"max_tokens": 1500}
+
+
+def autoscaling_graph(graphs: Graphs, model: str, **changes: int) -> ServeGraph:
+    autoscaling = QUICK | changes
+    most = autoscaling["max_ranks"]
+    return graphs.get({"/": merged(tiny_args(model), {"dp_size": most, "autoscaling": autoscaling})})
 
 
 @pytest.fixture
-def autoscaling_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
-    """None to two ranks of a tiny model, three requests in a batch, quick to come and go."""
-    autoscaling = {"min_ranks": 0, "max_ranks": 2, "upscale_delay_s": 0, "downscale_delay_s": 2}
-    yield graphs.get({"/": merged(tiny_args(tiny_model), {"autoscaling": autoscaling, "dp_size": 2})})
+def graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
+    yield autoscaling_graph(graphs, tiny_model)
+    graphs.stop()
+
+
+@pytest.fixture
+def larger_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
+    yield autoscaling_graph(graphs, tiny_model, max_ranks=3)
     graphs.stop()
 
 
 def numbers(graph: ServeGraph) -> list[int]:
-    """The ranks that the router routes to."""
+    """The ranks that the router follows, each of them once."""
     ranks: list[Json] = graph.get("/router/ranks")
     return sorted(each["rank"] for each in ranks if each["trust"] != "syncing")
 
 
-async def test_from_none_to_two_and_back(autoscaling_graph: ServeGraph) -> None:
-    graph = autoscaling_graph
-    health = graph.http.get("/health").text
-    print(health, graph.get("/server_info")["kv_events"], graph.get("/server_info")["publishers"])
+def assert_healthy_without_a_rank(graph: ServeGraph) -> None:
+    assert graph.get("/health") == {"status": f"ok: {ON_DEMAND}", "ranks": 0, "missing": []}
+    assert graph.get("/health_generate") == {"rank": None, "reason": ON_DEMAND}
+    info = graph.get("/server_info")
+    shown = {name: info[name] for name in ("dp_size", "kv_events", "publishers", "internal_states")}
+    assert shown == {"dp_size": 0, "kv_events": None, "publishers": [], "internal_states": []}
+    refused(graph.http.post("/router/explain", json={"prompt": [1]}), 503, code="no_rank_available")
+    assert numbers(graph) == []
 
-    begun = time.monotonic()
-    graph.complete([1, 2, 3])
-    print("from zero", time.monotonic() - begun)
-    print(numbers(graph))
 
-    begun = time.monotonic()
+async def test_from_no_rank_to_two_and_back(graph: ServeGraph) -> None:
+    assert_healthy_without_a_rank(graph)
+    graph.complete(new_prompt())
+    assert numbers(graph) == [0]
+
     async with Streams(graph) as streams:
         opened = await streams.open(3, 0)
-        streams.send(6, ignore_eos=True, max_tokens=500)
+        streams.send(3)
         await until(lambda: numbers(graph) == [0, 1], "two ranks", START_S)
-        print("two", time.monotonic() - begun)
-        graph.complete([4, 5, 6], rank=1)
+        graph.complete(new_prompt(), rank=1)
+        assert graph.get("/server_info")["kv_events"]["dp_size"] == 2
         graph.wait_until_followed()
         graph.audit()
-        answers = [await each for each in streams.sent]
-        assert [answer.status_code for answer in answers] == [200] * 6
-        assert [stream.ended for stream in opened if stream.ended != "[DONE]"] == [None] * 3
-    begun = time.monotonic()
+        assert [stream.ended for stream in opened] == [None] * 3
+        for stream in opened:
+            await stream.disconnect()
+        assert [(await answer).status_code for answer in streams.sent] == [200] * 3
+
     wait_until(lambda: numbers(graph) == [], "no rank", STOP_S, interval_s=0.1)
-    print("none", time.monotonic() - begun)
-    print(graph.http.get("/health").text)
+    assert_healthy_without_a_rank(graph)
+
+
+@pytest.mark.slow
+async def test_up_and_down_again_and_again_under_load(larger_graph: ServeGraph) -> None:
+    """Long streams come in waves, and short requests all the time, also while there is no rank."""
+    graph = larger_graph
+    async with Streams(graph) as streams:
+        arriving = asyncio.create_task(streams.arrive_until_cancelled(every_s=0.5))
+        waves: list[httpx.Response] = []
+        for _ in range(2):
+            wave = [
+                asyncio.create_task(
+                    streams.http.post("/v1/completions", json=WAVE | {"prompt": new_prompt()})
+                )
+                for _ in range(9)
+            ]
+            await until(lambda: numbers(graph) == [0, 1, 2], "three ranks", START_S)
+            waves += await asyncio.gather(*wave)
+            await until(lambda: numbers(graph) == [0], "one rank", STOP_S)
+            graph.wait_until_followed()
+            graph.audit()
+        arriving.cancel()
+        answers = await asyncio.gather(*streams.sent)
+        wait_until(lambda: numbers(graph) == [], "no rank", STOP_S, interval_s=0.1)
+        await streams.open(1, 0, max_tokens=100)
+    assert [answer.status_code for answer in (*waves, *answers)] == [200] * (len(waves) + len(answers))
+    tokens = [answer.json()["usage"]["completion_tokens"] for answer in waves]
+    assert tokens == [WAVE["max_tokens"]] * len(waves)

@@ -204,11 +204,8 @@ class ServeGraph:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
         args = application["args"]
-        autoscaling = args.get("autoscaling")
-        if autoscaling is not None:
-            return len(settled) >= autoscaling.get("min_ranks", 1)
-        dp_size: int = args["dp_size"]
-        return len(settled) == dp_size
+        least: int = args.get("autoscaling", {}).get("min_ranks", args["dp_size"])
+        return len(settled) >= least
 
     def _processes(self) -> list[Path]:
         """Everything that was started with this graph's environment and still runs."""
