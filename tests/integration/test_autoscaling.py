@@ -22,21 +22,21 @@ QUICK: Json = {"min_ranks": 0, "max_ranks": 2, "upscale_delay_s": 0, "downscale_
 WAVE = LONG | {"max_tokens": 1500}
 
 
-def autoscaling_graph(graphs: Graphs, model: str, **changes: int) -> ServeGraph:
-    autoscaling = QUICK | changes
-    most = autoscaling["max_ranks"]
-    return graphs.get({"/": merged(tiny_args(model), {"dp_size": most, "autoscaling": autoscaling})})
-
-
 @pytest.fixture
 def graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
-    yield autoscaling_graph(graphs, tiny_model)
+    yield graphs.get({"/": merged(tiny_args(tiny_model), {"dp_size": 2, "autoscaling": QUICK})})
     graphs.stop()
 
 
 @pytest.fixture
 def larger_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
-    yield autoscaling_graph(graphs, tiny_model, max_ranks=3)
+    """Up to three ranks, with queues that never fill."""
+    changes = {
+        "dp_size": 3,
+        "autoscaling": QUICK | {"max_ranks": 3},
+        "engine": {"scheduler": {"max_waiting_requests": 10_000}},
+    }
+    yield graphs.get({"/": merged(tiny_args(tiny_model), changes)})
     graphs.stop()
 
 

@@ -204,8 +204,11 @@ class ServeGraph:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
         args = application["args"]
-        least: int = args.get("autoscaling", {}).get("min_ranks", args["dp_size"])
-        return len(settled) >= least
+        if "autoscaling" in args:
+            least: int = args["autoscaling"]["min_ranks"]
+            return len(settled) >= least
+        dp_size: int = args["dp_size"]
+        return len(settled) == dp_size
 
     def _processes(self) -> list[Path]:
         """Everything that was started with this graph's environment and still runs."""
