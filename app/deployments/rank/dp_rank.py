@@ -58,6 +58,7 @@ class DPRank:
         """Stops what has been started, the last first."""
         log_with_ray()
         context = serve.get_replica_context()
+        self._model = config.model.path
         self._replica_id = context.replica_id.unique_id
         self._node_ip = ray.util.get_node_ip_address()
         if context.rank.rank == 0:
@@ -142,6 +143,7 @@ class DPRank:
             num_rank_conflicts=self._number.num_conflicts,
             unavailable=status.unavailable,
             partial_cache=status.partial_cache,
+            model=self._model,
             foreign_events=status.foreign_events,
         )
 

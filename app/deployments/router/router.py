@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
@@ -20,13 +20,14 @@ from app.deployments.messages import (
     ChooseRequest,
     Json,
     PeerReservation,
+    RankInfo,
     RankReplica,
     Unroutable,
 )
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
-from app.errors import KvbeaconError, PromptTooLongError, RequestError
+from app.errors import KvbeaconError, NoRankError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import KvEvents
 from app.routing.core import RoutingCore
@@ -75,6 +76,7 @@ class Router:
         self._core = RoutingCore(routing, config.largest_dp_size)
         self._tracker = Tracker(self._core, rank_client.snapshot, _curve_keys(events))
         self._dp_size = config.expected_dp_size
+        self._model = config.model.path
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, self._core.index, rank_client.snapshot)
         self._peers = PeerRouters(routing.num_routers)
@@ -145,6 +147,8 @@ class Router:
 
     def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
         """What the core's `choose` or `consider` says of the request, as things are now."""
+        if request.model not in ("", self._model):
+            raise NoRankError(f"the request is for the model {request.model}; {self._model} is served now")
         return decide(
             self._prompt(request),
             time.monotonic(),
@@ -219,6 +223,7 @@ class Router:
                 "rank": member.rank,
                 "replica_id": member.replica_id,
                 "unavailable": member.unavailable,
+                "model": member.model,
                 "trust": member.status.state,
                 "reason": member.status.reason,
                 "since": member.status.since,
@@ -238,10 +243,17 @@ class Router:
         if self._discovery is None or self._discovery.done():
             raise KvbeaconError("the router no longer looks for ranks")
 
+    def _as_ours(self, info: RankInfo) -> RankInfo:
+        """The rank as this router may use it: not while it has the model of before or after a redeploy."""
+        if info.model == self._model or info.unavailable is not None:
+            return info
+        return replace(info, unavailable=f"it serves the model {info.model}; this router's is {self._model}")
+
     async def _discover_forever(self) -> None:
         while True:
             try:
-                await self._tracker.update(await self._directory.poll())
+                infos = await self._directory.poll()
+                await self._tracker.update([self._as_ours(info) for info in infos])
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -20,6 +20,7 @@ class RankDescription:
         max_prompt_tokens: longer prompts than this are refused by the rank, always.
         unavailable: why it can serve no request now; None: it can.
         partial_cache: why its cache may hold more than it has published; None: it has published all.
+        model: `model.path` of its configuration: while a redeploy changes it, some ranks have another one.
     """
 
     rank: int
@@ -29,3 +30,4 @@ class RankDescription:
     max_prompt_tokens: int
     unavailable: str | None = field(default=None, kw_only=True)
     partial_cache: str | None = field(default=None, kw_only=True)
+    model: str = field(default="", kw_only=True)

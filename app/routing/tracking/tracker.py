@@ -44,6 +44,7 @@ class Member:
     status: SyncStatus
     num_blocks: int
     unavailable: str | None
+    model: str
 
 
 class Tracker:
@@ -114,6 +115,7 @@ class Tracker:
                 followed.status,
                 self._core.index.num_blocks_of(rank),
                 followed.description.unavailable,
+                followed.description.model,
             )
             for rank, followed in sorted(self._followed.items())
         ]

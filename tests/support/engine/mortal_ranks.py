@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -39,10 +39,10 @@ class Break:
 
 
 class MortalCall:
-    """One call to a real engine. Its breaks are taken from `breaks`, one per call, in the order of the calls."""
+    """One call to a real engine, which breaks off as it is planned; None: it doesn't."""
 
     def __init__(
-        self, messages: AsyncIterator[RankMessage], planned: Break | None, move: Callable[[bool], None]
+        self, messages: AsyncGenerator[RankMessage], planned: Break | None, move: Callable[[bool], None]
     ) -> None:
         self._messages = messages
         self._planned = planned
@@ -80,7 +80,7 @@ class MortalCall:
     async def _close(self) -> None:
         while True:
             try:
-                await self._messages.aclose()  # type: ignore[attr-defined]
+                await self._messages.aclose()
                 return
             except RuntimeError:  # its reader is still being cancelled
                 await asyncio.sleep(0)
@@ -102,11 +102,10 @@ class Listener:
 
 
 class CoreRouters:
-    """One router's core; ranks that are marked failed are chosen again later, as if they had been replaced."""
+    """One router's core. A rank that is marked failed is there again at once, as if it had been replaced."""
 
-    def __init__(self, core: RoutingCore, dp_size: int) -> None:
+    def __init__(self, core: RoutingCore) -> None:
         self._core = core
-        self._dp_size = dp_size
         self.asked: list[ChooseRequest] = []
 
     async def choose(self, request: ChooseRequest) -> Assignment:
@@ -137,7 +136,7 @@ class CoreRouters:
 
 @dataclass
 class Answer:
-    """What a client got of one request: by sample its tokens and why it ended, and what was said beside them."""
+    """What a client got of one request; what belongs to a sample is by its index."""
 
     tokens: dict[int, list[int]] = field(default_factory=dict)
     finish_reasons: dict[int, str] = field(default_factory=dict)
@@ -175,7 +174,7 @@ class MortalRanks:
         self.outcomes: list[Outcome] = []
         self.calls: list[GenerateRequest] = []
         self.core = new_core(dp_size=len(engines))
-        self.routers = CoreRouters(self.core, len(engines))
+        self.routers = CoreRouters(self.core)
         self.dispatcher = Dispatcher(
             self.routers,
             self,

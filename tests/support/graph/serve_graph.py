@@ -23,8 +23,10 @@ import yaml
 from app.events.following.sync_status import CREDITED
 from benchmarks.graphs.replicas import replica_pids
 from tests.support.deadlines import DeadlineMissed, wait_until
-from tests.support.graph.serve_config import REPO, Json
+from tests.support.graph.haproxy import haproxy_environment
+from tests.support.graph.serve_config import REPO, Json, merged
 
+BIN = Path(sys.executable).parent
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
 STOP_S = 30
@@ -35,6 +37,11 @@ FAILURE_MARKS = ("Deploying app 'kvbeacon' failed", "Exception in Replica(")
 class ServeGraph:
     """One `serve run FILE`.
 
+    Args:
+        config: the file's content.
+        file_text: the file, if it isn't `config` as YAML.
+        behind_haproxy: whether HAProxy is Serve's proxy.
+
     Attributes:
         config: the file's content.
         url: where HTTP is served.
@@ -42,7 +49,7 @@ class ServeGraph:
         ray_token: Ray guards every new cluster with a token from the user's home; this one has its own.
     """
 
-    def __init__(self, config: Json, file_text: str | None = None) -> None:
+    def __init__(self, config: Json, file_text: str | None = None, *, behind_haproxy: bool = False) -> None:
         self.config = config
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
         # Ray puts unix sockets below it, whose paths are limited to 107 characters.
@@ -52,6 +59,7 @@ class ServeGraph:
         self._log = self._dir / "log"
         self.ray_token = secrets.token_hex(32)
         self._auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
+        self._proxy = haproxy_environment(self._dir) if behind_haproxy else {}
         self._process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
@@ -64,8 +72,9 @@ class ServeGraph:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
             **self._auth,
+            **self._proxy,
         }
-        command = [str(Path(sys.executable).parent / "serve"), "run", str(self._file)]
+        command = [str(BIN / "serve"), "run", str(self._file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=REPO, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -85,6 +94,36 @@ class ServeGraph:
         except DeadlineMissed as missed:
             missed.add_note(self.output()[-6000:])
             raise
+
+    def redeploy(self, **changes: Any) -> None:
+        """`serve deploy` of the file with these changes to the first application's `args`; doesn't wait."""
+        first, *others = self.config["applications"]
+        changed = {**first, "args": merged(first["args"], changes)}
+        self.config = {**self.config, "applications": [changed, *others]}
+        self._file.write_text(yaml.safe_dump(self.config))
+        self.command(str(BIN / "serve"), "deploy", str(self._file))
+
+    def status(self) -> Json:
+        """What Ray says of the first application: its status, its deployments and their replicas."""
+        application: Json = self._dashboard("/api/serve/applications/")["applications"].get(
+            self.config["applications"][0]["name"], {"status": "NOT_STARTED", "deployments": {}}
+        )
+        return application
+
+    def replicas(self) -> dict[str, list[str]]:
+        """The ids of every deployment's replicas that there are, also of those that start or stop."""
+        deployments = self.status()["deployments"]
+        return {
+            name: [replica["replica_id"] for replica in each["replicas"]]
+            for name, each in deployments.items()
+        }
+
+    def command(self, *words: str) -> str:
+        """Run a command that finds the cluster, as a user does on its machine; what it prints."""
+        environment = {**os.environ, **self._auth, "RAY_DASHBOARD_ADDRESS": self._dashboard_url()}
+        ran = subprocess.run(words, cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
 
     @property
     def is_ready(self) -> bool:
@@ -209,6 +248,18 @@ class ServeGraph:
             return len(settled) >= least
         dp_size: int = args["dp_size"]
         return len(settled) == dp_size
+
+    def _dashboard(self, path: str) -> Json:
+        headers = {"Authorization": f"Bearer {self.ray_token}"}
+        response = httpx.get(self._dashboard_url() + path, headers=headers, timeout=30)
+        assert response.status_code == 200, response.text
+        found: Json = response.json()
+        return found
+
+    def _dashboard_url(self) -> str:
+        found = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
+        assert found, self.output()
+        return found[1]
 
     def _processes(self) -> list[Path]:
         """Everything that was started with this graph's environment and still runs."""

@@ -67,6 +67,7 @@ class SearchMeans:
         live: has every attempt that hasn't ended.
         record_outcome: takes every attempt's outcomes for the routers; must not wait.
         block_size: tokens per KV block, for the hashes that the router compares.
+        model: `model.path`, whose ranks alone can take the requests.
         limits: how much is tried.
     """
 
@@ -75,6 +76,7 @@ class SearchMeans:
     live: LiveAttempts
     record_outcome: Callable[[Outcome], None]
     block_size: int
+    model: str
     limits: SearchLimits
 
 
@@ -85,7 +87,7 @@ class RankSearch:
         means: what all searches share.
         progress: what has come of the request.
         request: what is wanted.
-        pinned_rank: the only rank that the client allows.
+        pinned_rank: the only rank where the client lets it begin.
         session_id: the session that the client named, if it did.
     """
 
@@ -131,6 +133,9 @@ class RankSearch:
     def choose_request(self) -> ChooseRequest:
         """What a router is asked now.
 
+        A client may name the rank where its request begins. Once that is lost any rank may go on: the number
+        may be nobody's as long as a redeploy takes.
+
         The output counts as prompt, and its full blocks may be cached elsewhere. Of several samples it is the
         longest one's: a router looks up one prompt.
         """
@@ -141,10 +146,11 @@ class RankSearch:
             request_id=self._request.request_id,
             block_hashes=hashing.wire_hashes(digests),
             num_tokens=len(token_ids),
-            pinned_rank=self._pinned_rank,
+            pinned_rank=None if self._lost else self._pinned_rank,
             exclude=frozenset(self._left),
             session_id=self._session_id,
             num_output_tokens=len(output),
+            model=self._means.model,
         )
 
     async def _search(self, lost: LostRankError | None) -> tuple[Attempt, TokenChunk]:
