@@ -41,7 +41,7 @@ from app.settings import MAX_DP_SIZE
 Descriptor = dict[str, Any]
 
 _APART = MAX_DP_SIZE
-"""Ports between two ranges where the settings show no distance of their own: no number of ranks fills them."""
+"""Ports between two ranges whose distance no setting shows: there are never more ranks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Which number a replica should hold, from what it and its peers claim: no Ray, no ports, no waiting.
 
 Ray gives every replica a number (`wanted`) and may change it while the replica runs. But a number may still
-be another's: of a replica that Ray has renumbered and that hasn't moved yet, or of one that Ray has forgotten.
+be another's: a replica's that Ray has renumbered and that hasn't moved yet, or one's that Ray has forgotten.
 So a replica holds what Ray wants once nobody else does; until then it holds a number beyond all that the
 deployment has, which nobody else holds or wants.
 
@@ -27,9 +27,10 @@ def next_number(own: Claim, peers: Sequence[Claim], first_surplus: int) -> int:
     """
     if not rivals(own, own.wanted, peers):
         return own.wanted
-    if own.held is not None and own.held != own.wanted and not rivals(own, own.held, peers):
-        if all(peer.wanted != own.held for peer in peers):
-            return own.held
+    held = own.held
+    is_undisputed = all(peer.wanted != held for peer in peers)
+    if held is not None and held != own.wanted and is_undisputed and not rivals(own, held, peers):
+        return held
     return surplus_number(peers, first_surplus)
 
 

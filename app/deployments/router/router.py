@@ -52,7 +52,7 @@ class Router:
     """Finds the ranks from their descriptions, follows their events and load, and chooses.
 
     Args:
-        config: the whole deployment's; the router reads `routing`, the block size and how many ranks there are.
+        config: the whole deployment's; the router reads `routing`, the block size, how many ranks there are.
         events: names the key file with which it connects to ranks that encrypt.
         ranks: handle of the `DPRank` deployment.
 
@@ -193,7 +193,12 @@ class Router:
             "of_unknown_replicas": self._num_unknown_peer_reservations,
         }
         decisions = self._decisions.stats.as_json()
-        return {"router": self._replica_id, **decisions, "heard_from_routers": from_peers}
+        return {
+            "router": self._replica_id,
+            **decisions,
+            "heard_from_routers": from_peers,
+            "ranks": asdict(self._tracker.counters),
+        }
 
     async def audit(self) -> Json:
         """This router's index beside every rank's own cache."""
@@ -222,6 +227,7 @@ class Router:
             {
                 "rank": member.rank,
                 "replica_id": member.replica_id,
+                "other_replicas": list(member.other_replicas),
                 "unavailable": member.unavailable,
                 "model": member.model,
                 "trust": member.status.state,

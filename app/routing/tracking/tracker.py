@@ -7,6 +7,9 @@ A rank is named by its number but identified by its replica and that replica's p
 everything known under that number is of another replica, so blocks, load and reservations are dropped in the
 same step, before the new subscriber has connected.
 
+A replica may take another number: then all that is known of it moves there, by a snapshot. Two may hold one
+number for a moment: the one that is followed already stays, and the other is shown and counted.
+
 A rank that says that it can serve nothing now stays a member and is followed on, but takes no requests until
 it says otherwise.
 """
@@ -37,7 +40,13 @@ SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
 
 @dataclass(frozen=True)
 class Member:
-    """One rank as this router knows it; `unavailable` says why it can take no requests, None if it can."""
+    """One rank as this router knows it.
+
+    Attributes:
+        unavailable: why it can take no requests; None if it can.
+        model: `model.path` of its configuration.
+        other_replicas: that say that they are this rank too, and aren't followed.
+    """
 
     rank: int
     replica_id: str
@@ -45,10 +54,27 @@ class Member:
     num_blocks: int
     unavailable: str | None
     model: str
+    other_replicas: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class TrackerCounters:
+    """What a tracker has seen since its start.
+
+    Attributes:
+        renumbered: times that a replica which was followed came under another number.
+        conflicts: times that a second replica began to claim a number that was followed.
+    """
+
+    renumbered: int = 0
+    conflicts: int = 0
 
 
 class Tracker:
     """Keeps `core` at what the ranks say. All on one event loop.
+
+    Attributes:
+        counters: what was seen of ranks' numbers.
 
     Args:
         core: written to: a rank joins, is followed, and is dropped.
@@ -62,6 +88,7 @@ class Tracker:
         fetch_snapshot: SnapshotFetcher,
         curve_keys: KeyPair | None = None,
     ) -> None:
+        self.counters = TrackerCounters()
         self._core = core
         self._fetch_snapshot = fetch_snapshot
         self._curve_keys = curve_keys
@@ -69,6 +96,8 @@ class Tracker:
         self._followed: dict[int, FollowedRank] = {}
         self._failed: dict[int, str] = {}
         """Rank → replica id that failed since the last poll."""
+        self._others: dict[str, RankDescription] = {}
+        """By replica id, those whose number is that of a replica that is followed."""
         self._closing: set[asyncio.Task[None]] = set()
 
     def max_prompt_tokens(self) -> int | None:
@@ -96,10 +125,11 @@ class Tracker:
         return self._follows(rank, replica_id) and rank in self._core.membership.routable
 
     def standing(self, rank: int, replica_id: str) -> Standing:
-        """How this replica stands, which was `rank` when a request was sent to it."""
-        if not self._follows(rank, replica_id):
+        """How this replica stands, which was `rank` when a request was sent to it and may be another now."""
+        description = self._description_of(rank, replica_id)
+        if description is None:
             return Standing("gone", "the routers no longer follow it")
-        unavailable = self._followed[rank].description.unavailable
+        unavailable = description.unavailable
         return USABLE if unavailable is None else Standing("unavailable", unavailable)
 
     def followed(self, rank: int) -> FollowedRank | None:
@@ -116,6 +146,7 @@ class Tracker:
                 self._core.index.num_blocks_of(rank),
                 followed.description.unavailable,
                 followed.description.model,
+                sorted(name for name, each in self._others.items() if each.rank == rank),
             )
             for rank, followed in sorted(self._followed.items())
         ]
@@ -133,7 +164,9 @@ class Tracker:
             for each in descriptions
             if each.unavailable is not None or failed.get(each.rank) != each.replica_id
         ]
+        self._drop_renumbered(believed)
         described = self._one_per_rank(believed)
+        self._take_others(believed, described)
         for rank in self._followed.keys() - described.keys():
             self._count_missed_poll(rank)
         for description in described.values():
@@ -147,10 +180,11 @@ class Tracker:
 
         One that says that it can take no requests gets none anyway, and is dropped when polls miss it.
         """
-        if self._follows(rank, replica_id):
-            self._failed[rank] = replica_id
-            if rank in self._core.membership.routable:
-                self._drop(rank, "reported dead")
+        description = self._description_of(rank, replica_id)
+        if description is not None and self._follows(description.rank, replica_id):
+            self._failed[description.rank] = replica_id
+            if description.rank in self._core.membership.routable:
+                self._drop(description.rank, "reported dead")
 
     async def close(self) -> None:
         """Stop following; nothing is known of any rank afterwards."""
@@ -158,6 +192,39 @@ class Tracker:
             self._drop(rank, "router closes", log_level=logging.INFO)
         if self._closing:
             await asyncio.wait(self._closing)
+
+    def _description_of(self, rank: int, replica_id: str) -> RankDescription | None:
+        """What this replica last said, whichever number it has now; None if polls miss it."""
+        if self._follows(rank, replica_id):
+            return self._followed[rank].description
+        followed = (each.description for each in self._followed.values())
+        now = next((each for each in followed if each.replica_id == replica_id), None)
+        return now or self._others.get(replica_id)
+
+    def _drop_renumbered(self, descriptions: Sequence[RankDescription]) -> None:
+        """Of a replica that has another number now nothing is true under the last one."""
+        rank_of = {each.replica_id: each.rank for each in descriptions}
+        for rank, followed in list(self._followed.items()):
+            now = rank_of.get(followed.description.replica_id, rank)
+            if now != rank:
+                self.counters.renumbered += 1
+                self._drop(rank, f"it is rank {now} now", log_level=logging.INFO)
+
+    def _take_others(
+        self, descriptions: Sequence[RankDescription], described: Mapping[int, RankDescription]
+    ) -> None:
+        """Remember, log and count the replicas whose number another has."""
+        before = {(replica_id, each.rank) for replica_id, each in self._others.items()}
+        self._others = {each.replica_id: each for each in descriptions if each is not described[each.rank]}
+        for replica_id, each in self._others.items():
+            if (replica_id, each.rank) not in before:
+                self.counters.conflicts += 1
+                logger.warning(
+                    "rank %d: replica %s claims it too; %s keeps it until it stops claiming",
+                    each.rank,
+                    replica_id,
+                    described[each.rank].replica_id,
+                )
 
     def _follows(self, rank: int, replica_id: str) -> bool:
         followed = self._followed.get(rank)

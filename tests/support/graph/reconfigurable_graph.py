@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-
-import httpx
 
 from tests.support.deadlines import wait_until
 from tests.support.graph.serve_config import Json, merged
@@ -50,15 +47,7 @@ class ReconfigurableGraph(ServeGraph):
         (application,) = self.config["applications"]
         deployments = [{"name": name, "user_config": args} for name in ("DPRank", "Ingress")]
         applications = [{**application, "deployments": deployments}, *more]
-        dashboard = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
-        assert dashboard, self.output()
-        response = httpx.put(
-            f"{dashboard[1]}/api/serve/applications/",
-            json={**self.config, "applications": applications},
-            headers={"Authorization": f"Bearer {self.ray_token}"},
-            timeout=30,
-        )
-        assert response.status_code == 200, response.text
+        self.apply({**self.config, "applications": applications})
 
     def misconfigurations(self) -> list[str]:
         """The lines of the log that say that KV events are misconfigured."""

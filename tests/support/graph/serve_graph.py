@@ -26,7 +26,6 @@ from tests.support.deadlines import DeadlineMissed, wait_until
 from tests.support.graph.haproxy import haproxy_environment
 from tests.support.graph.serve_config import REPO, Json, merged
 
-BIN = Path(sys.executable).parent
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
 STOP_S = 30
@@ -74,7 +73,7 @@ class ServeGraph:
             **self._auth,
             **self._proxy,
         }
-        command = [str(BIN / "serve"), "run", str(self._file)]
+        command = [str(Path(sys.executable).parent / "serve"), "run", str(self._file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=REPO, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -95,13 +94,22 @@ class ServeGraph:
             missed.add_note(self.output()[-6000:])
             raise
 
-    def redeploy(self, **changes: Any) -> None:
-        """`serve deploy` of the file with these changes to the first application's `args`; doesn't wait."""
-        first, *others = self.config["applications"]
-        changed = {**first, "args": merged(first["args"], changes)}
-        self.config = {**self.config, "applications": [changed, *others]}
-        self._file.write_text(yaml.safe_dump(self.config))
-        self.command(str(BIN / "serve"), "deploy", str(self._file))
+    def apply(self, config: Json) -> None:
+        """Do what `serve deploy` does with a file of this content; returns at once."""
+        response = httpx.put(
+            f"{self._dashboard_url()}/api/serve/applications/",
+            json=config,
+            headers={"Authorization": f"Bearer {self.ray_token}"},
+            timeout=30,
+        )
+        assert response.status_code == 200, response.text
+
+    def redeploy(self, changes: Json) -> None:
+        """Change the only application's `args`, as `serve deploy` of a changed file does; returns at once."""
+        (application,) = self.config["applications"]
+        application = {**application, "args": merged(application["args"], changes)}
+        self.config = {**self.config, "applications": [application]}
+        self.apply(self.config)
 
     def status(self) -> Json:
         """What Ray says of the first application: its status, its deployments and their replicas."""
