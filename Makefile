@@ -14,6 +14,8 @@ VLLM_MARK ?=
 export RAY_USAGE_STATS_ENABLED ?= 0
 # A replica that fails its health checks hangs. To drain it would only keep its place from its successor.
 export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
+# Ray's proxy tells the clients of an ingress that has died so, in JSON.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= app.deployments.proxy_errors:middlewares
 
 .PHONY: setup serve drain test test-long test-vllm check-extras lint lock clean
 

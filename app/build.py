@@ -29,7 +29,7 @@ HEALTH_CHECK_PERIOD_S = 1.0
 QUIET = LoggingConfig(enable_access_log=False)
 """For deployments that are called all the time, not by users."""
 DRAIN_CHECK_PERIOD_S = 0.5
-"""How often a replica that is being replaced looks whether its calls have ended; then it stops."""
+"""How often a rank that is replaced looks whether its calls have ended; its successor waits for its place."""
 HAND_OVER_S = 15.0
 """For a rank's last requests to leave it, after the time that they may stay: Ray then kills it."""
 SURGE_PERCENT = 20
@@ -72,7 +72,6 @@ def build_app(args: Mapping[str, Any]) -> Application:
         ray_actor_options={"num_cpus": CONTROL_CPUS},
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         max_surge_percent=SURGE_PERCENT,
-        graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
         logging_config=QUIET,
     )(Router).bind(config, events, ranks)
     return serve.deployment(
@@ -83,7 +82,6 @@ def build_app(args: Mapping[str, Any]) -> Application:
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         max_surge_percent=SURGE_PERCENT,
         graceful_shutdown_timeout_s=config.ingress.drain_timeout_s,
-        graceful_shutdown_wait_loop_s=DRAIN_CHECK_PERIOD_S,
     )(Ingress).bind(config, events, router, ranks)
 
 

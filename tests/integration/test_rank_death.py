@@ -16,7 +16,9 @@ from tests.support.graph.serve_graph import ServeGraph
 from tests.support.graph.streams import Stream, Streams
 
 RETURN_S = 90
-ANSWER: Json = {"max_tokens": 700, "ignore_eos": True, "temperature": 1.0}
+ANSWERED_S = 150
+"""On a busy machine: an answer that goes on elsewhere waits there behind those that run."""
+ANSWER: Json = {"max_tokens": 500, "ignore_eos": True, "temperature": 1.0}
 SEEDS = (1, 2)
 
 
@@ -30,13 +32,13 @@ async def test_a_rank_that_is_killed_under_load_takes_nothing_with_it(new_tiny_g
     replica_before = graph.router_rank(1)
 
     async with Streams(graph) as streams:
-        survivors = await streams.open(3, rank=0, max_tokens=1000)
+        survivors = await streams.open(3, rank=0, max_tokens=600)
         # They go to rank 1 because of their prompt, and may go elsewhere; the last one may not.
         doomed = [
             (await streams.open(1, prompt=prompt, seed=seed, stream_options=USAGE, **ANSWER))[0]
             for seed in SEEDS
         ]
-        (pinned,) = await streams.open(1, rank=1, max_tokens=700)
+        (pinned,) = await streams.open(1, rank=1, max_tokens=500)
         assert [stream.rank for stream in (*doomed, pinned)] == [1, 1, 1]
         # Both ranks run as many requests as they may, so that these wait on either rank and none has begun.
         streams.send(12)
@@ -45,7 +47,7 @@ async def test_a_rank_that_is_killed_under_load_takes_nothing_with_it(new_tiny_g
         os.kill(before["internal_states"][1]["pid"], signal.SIGKILL)
 
         arrivals = asyncio.create_task(streams.arrive_until_cancelled())
-        await until(lambda: have_ended(doomed), "streams that go on elsewhere", RETURN_S)
+        await until(lambda: have_ended(doomed), lambda: [vars(each) for each in doomed], ANSWERED_S)
         assert [stream.ended for stream in doomed] == ["[DONE]"] * len(SEEDS)
         for stream in doomed:
             assert stream.usage is not None
@@ -60,7 +62,7 @@ async def test_a_rank_that_is_killed_under_load_takes_nothing_with_it(new_tiny_g
         assert [answer.status_code for answer in answers] == [200] * len(answers)
         assert {answer.headers["x-dp-rank"] for answer in answers[:12]} == {"0"}, "retried where ranks live"
         await check_receipts(streams, answers[:12])
-        await until(lambda: have_ended([*survivors, pinned]), "the others' end", 60)
+        await until(lambda: have_ended([*survivors, pinned]), "the others' end", ANSWERED_S)
         assert [stream.ended for stream in survivors] == ["[DONE]"] * 3
         assert pinned.ended == "[DONE]", pinned.message
         assert [stream.text for stream in doomed] == await undisturbed_texts(streams, prompt)

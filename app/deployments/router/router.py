@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
@@ -20,7 +20,6 @@ from app.deployments.messages import (
     ChooseRequest,
     Json,
     PeerReservation,
-    RankInfo,
     RankReplica,
     Unroutable,
 )
@@ -249,17 +248,11 @@ class Router:
         if self._discovery is None or self._discovery.done():
             raise KvbeaconError("the router no longer looks for ranks")
 
-    def _as_ours(self, info: RankInfo) -> RankInfo:
-        """The rank as this router may use it: not while it has the model of before or after a redeploy."""
-        if info.model == self._model or info.unavailable is not None:
-            return info
-        return replace(info, unavailable=f"it serves the model {info.model}; this router's is {self._model}")
-
     async def _discover_forever(self) -> None:
         while True:
             try:
                 infos = await self._directory.poll()
-                await self._tracker.update([self._as_ours(info) for info in infos])
+                await self._tracker.update([info.seen_from(self._model) for info in infos])
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from app.events.publisher_info import PublisherInfo
 from app.events.schema import LoadStat
@@ -31,3 +32,9 @@ class RankDescription:
     unavailable: str | None = field(default=None, kw_only=True)
     partial_cache: str | None = field(default=None, kw_only=True)
     model: str = field(default="", kw_only=True)
+
+    def seen_from(self, model: str) -> Self:
+        """The rank as a router of `model` may use it: not at all while it has another model."""
+        if self.model == model or self.unavailable is not None:
+            return self
+        return replace(self, unavailable=f"it serves the model {self.model}; this router's is {model}")

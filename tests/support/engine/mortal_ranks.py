@@ -183,7 +183,7 @@ class MortalRanks:
             limits=SearchLimits(max_retries, rank_wait_s=5.0, pause_s=0.001),
         )
         self._threads = [EngineThread(engine, rank) for rank, engine in enumerate(engines)]
-        self._cores = [RankCore(thread, None) for thread in self._threads]
+        self._cores = [RankCore(thread, rank, None) for rank, thread in enumerate(self._threads)]
         for rank, thread in enumerate(self._threads):
             thread.start(Listener(rank, self.core))
 

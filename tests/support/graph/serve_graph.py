@@ -63,13 +63,15 @@ class ServeGraph:
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def start(self) -> None:
-        """Start `serve run`; returns at once."""
+        """Start `serve run`, with the variables that `make serve` sets; returns at once."""
         environment = {
             **os.environ,
             "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(self._dir),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
+            "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.deployments.proxy_errors:middlewares",
             **self._auth,
             **self._proxy,
         }

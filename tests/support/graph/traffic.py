@@ -13,8 +13,8 @@ import httpx
 from tests.support.graph.serve_config import Json
 from tests.support.graph.serve_graph import ServeGraph
 
-STREAM_TOKENS = 1200
-"""Some ten seconds on the tiny model."""
+STREAM_TOKENS = 600
+"""Some five seconds on the tiny model."""
 SHORT_EVERY_S = 0.2
 
 
@@ -47,8 +47,9 @@ class Traffic:
 
     def __repr__(self) -> str:
         return (
-            f"{self.num_streams} streams with pauses of up to {self.longest_pause_s:.2f} s, {self.num_shorts} "
-            f"short requests; waits of up to {self.longest_wait_s:.2f} s; failures: {self.failures}"
+            f"{self.num_streams} streams, pauses of up to {self.longest_pause_s:.2f} s; "
+            f"{self.num_shorts} short requests; waits of up to {self.longest_wait_s:.2f} s; "
+            f"failures: {self.failures}"
         )
 
     async def __aenter__(self) -> Traffic:

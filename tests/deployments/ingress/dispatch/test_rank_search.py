@@ -71,7 +71,9 @@ async def test_what_is_said_of_the_prompt_stays_as_the_first_rank_said_it() -> N
 async def test_ranks_before_and_after_the_first_token_are_counted_together(
     max_retries: int, others: str
 ) -> None:
-    dies = {"a": [GONE], "b": [FIRST, GONE]} if max_retries else {"b": [FIRST, GONE]}
+    dies: dict[str, list[RankStep]] = {"b": [FIRST, GONE]}
+    if max_retries:
+        dies["a"] = [GONE]
     rig = Rig(RANKS[1 - max_retries :], dies, {"max_retries": max_retries})
     with pytest.raises(RankDiedError) as caught:
         await rig.tokens()
@@ -105,6 +107,20 @@ async def test_what_refuses_to_go_on_is_no_fault_of_the_clients_and_says_why(
     assert (caught.value.status, caught.value.param) == (502, None)
     assert rig.results[-1] == (1, refusal.code or "failed")
     assert rig.cancelled == {"a": 1, "b": 1}
+    assert await rig.is_released()
+
+
+async def test_replicas_that_are_gone_before_the_call_do_not_count() -> None:
+    gone: list[RankStep] = [NotAddressed()]
+    rig = Rig(RANKS, {"a": gone, "b": gone, "c": [FIRST, LAST]}, PATIENT | {"max_retries": 0})
+    assert await rig.tokens() == (2, [7, 8])
+    assert rig.routers.failed == [(0, "a"), (1, "b")]
+
+
+async def test_a_router_that_goes_on_believing_in_them_ends_the_request() -> None:
+    rig = Rig([RANKS[0]] * 1_000_000, {"a": [NotAddressed()] * 1_000_000}, {"rank_wait_s": 0.01})
+    with pytest.raises(NoRankError, match="no rank that a router chose was there; rank 0 was gone already"):
+        await rig.tokens()
     assert await rig.is_released()
 
 
@@ -208,6 +224,17 @@ async def test_an_attempt_is_moved_before_its_first_token_and_after_it() -> None
     assert rig.cancelled == {"a": 1, "b": 1, "c": 1}
     assert rig.routers.failed == []
     assert rig.routers.asked[-1].exclude == {A, B}
+
+
+async def test_a_request_leaves_the_rank_that_it_named_when_that_is_replaced() -> None:
+    silence = Silence()
+    rig = Rig(RANKS, {"a": [FIRST, silence], "b": [LAST]})
+    caller = asyncio.create_task(rig.tokens(pinned_rank=0))
+    await silence.begun.wait()
+    (attempt,) = rig.dispatcher.live
+    attempt.move("it is replaced", planned=True)
+    assert await caller == (0, [7, 8])
+    assert [asked.pinned_rank for asked in rig.routers.asked] == [0, None]
 
 
 async def test_a_move_that_finds_no_other_rank_says_why_it_was_made() -> None:
