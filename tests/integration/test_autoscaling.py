@@ -62,7 +62,7 @@ def assert_healthy_without_a_rank(graph: ServeGraph) -> None:
 async def test_from_no_rank_to_two_and_back(graph: ServeGraph) -> None:
     assert_healthy_without_a_rank(graph)
     graph.complete(new_prompt())
-    assert numbers(graph) == [0]
+    wait_until(lambda: numbers(graph) == [0], "one rank")
 
     async with Streams(graph) as streams:
         opened = await streams.open(3, 0)
