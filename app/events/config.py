@@ -68,8 +68,8 @@ class KvEventsConfig(Settings):
     load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
     load_publish_endpoint: str | None = Field(
         None,
-        description="Load reports of rank 0, always bound; null: as far behind events and replay as those are "
-        "apart.",
+        description="Load reports of rank 0, always bound; null: as far behind events and replay as those "
+        "are apart.",
     )
     token_ids: bool = Field(
         True, description="False keeps prompts out of the stream: `token_ids` of stored blocks are empty."

@@ -52,13 +52,21 @@ def surplus_number(peers: Sequence[Claim], first_surplus: int) -> int:
 
 
 def free_worker(own: Claim, peers: Sequence[Claim], num_workers: int) -> int:
-    """Of remote ranks: which one of `num_workers` ranks of workers to be, that no peer is.
+    """Of remote ranks: for which one of `num_workers` ranks of workers to be, that no peer is for.
 
-    While every one has a replica, one more stands by for one that leaves: it is the same as that.
+    Its number's, if it can. Where several start at once, which don't see each other, they differ by their
+    numbers. While every one has a replica, one more stands by for one that leaves: it is for the same.
     """
     usual = own.wanted % num_workers
     taken = {peer.worker for peer in peers}
-    return next((each for each in (usual, *range(num_workers)) if each not in taken), usual)
+    free = [worker for worker in range(num_workers) if worker not in taken]
+    return usual if usual in free or not free else free[own.wanted % len(free)]
+
+
+def is_spare(own: Claim, peers: Sequence[Claim], num_workers: int) -> bool:
+    """Whether a peer that comes before `own` is for the same worker's rank, while another has nobody."""
+    same = [peer for peer in peers if peer.worker == own.worker and peer.replica_id < own.replica_id]
+    return bool(same) and len({own.worker, *(peer.worker for peer in peers)}) < num_workers
 
 
 def _order(claim: Claim, number: int) -> tuple[bool, str]:

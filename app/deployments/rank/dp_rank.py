@@ -16,7 +16,7 @@ from app.config import AppConfig
 from app.deployments.autoscaling.load_meter import LoadMeter
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
-from app.deployments.rank.claims import free_worker
+from app.deployments.rank.claims import free_worker, is_spare
 from app.deployments.rank.core import RankCore
 from app.deployments.rank.number import RankNumber
 from app.deployments.rank.peers import RayPeers
@@ -66,7 +66,12 @@ class DPRank:
         self._place = RankPlace(config, events)
         self._running.callback(self._place.close)
         claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
-        self._number = RankNumber(claim, config.largest_dp_size, RayPeers(), self._place)
+        self._spare = ""
+        """Why this replica should make room for another one; empty: it should not."""
+        self._remote_ranks = config.remote_ranks
+        self._number = RankNumber(
+            claim, config.largest_dp_size, RayPeers(), self._place, on_peers=self._check_worker
+        )
         peers = await self._number.take()
         self._engine = self._load_engine(config, peers)
         self._load_meter = LoadMeter(config.routing.initial_prefill_tokens_per_s)
@@ -84,6 +89,12 @@ class DPRank:
         engine = load_engine(config, worker)
         engine.renumber(self._number.held)
         return engine
+
+    def _check_worker(self, peers: Sequence[Claim]) -> None:
+        """Of remote ranks that started together, two may be for one worker's rank, and none for another."""
+        claim, remote = self._number.claim, self._remote_ranks
+        if remote is not None and is_spare(claim, peers, remote.dp_size):
+            self._spare = f"another replica is for the same worker's rank, {claim.worker}, and one has none"
 
     def _start(self) -> None:
         """Start the engine, on the event loop on which Ray Serve constructs and calls this."""
@@ -121,6 +132,7 @@ class DPRank:
         Raises:
             EngineFailedError: the engine has stopped; Ray will replace this replica.
         """
+        self._number.called()
         if replica_id not in (None, self._replica_id):
             return NotAddressed()
         self._engine.check_health()
@@ -190,6 +202,8 @@ class DPRank:
         """
         try:
             self._engine.check_health()
+            if self._spare:
+                raise EngineFailedError(self._spare)
         except EngineFailedError as error:
             logger.critical("rank %d ends: %s", self._core.rank, error)
             os._exit(ENGINE_FAILED_STATUS)

@@ -6,13 +6,14 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.deployments.messages import Claim
-from app.deployments.rank.claims import free_worker, next_number
+from app.deployments.rank.claims import free_worker, is_spare, next_number
 from app.deployments.rank.number import RankNumber
 from app.errors import EndpointInUseError
 from tests.support.deadlines import until
@@ -71,6 +72,16 @@ class Cluster:
         self.hears: dict[str, RankNumber] = {}
         self.has_stopping = False
         self.answers = True
+        self.num_looks = 0
+
+    def has_looked(self, count: int) -> bool:
+        """Whether all replicas together have looked at their peers just so often."""
+        return self.num_looks == count
+
+    async def looks(self, count: int = 3) -> None:
+        """Wait until some replica has looked at its peers so often again."""
+        last = self.num_looks + count
+        await until(lambda: self.num_looks >= last, "looks at the peers")
 
     def new(self, replica_id: str, wanted: int, place: Place | None = None) -> tuple[RankNumber, Place]:
         place = Place(self.ports) if place is None else place
@@ -83,6 +94,7 @@ class Cluster:
         await number.take()
         number.start()
         self.hears[replica_id] = number
+        number.called()
         return number, place
 
 
@@ -93,6 +105,7 @@ class _Peers:
 
     async def exchange(self, claim: Claim) -> list[Claim] | None:
         await asyncio.sleep(0)
+        self._cluster.num_looks += 1
         if not self._cluster.answers:
             return None
         others = [each for name, each in self._cluster.hears.items() if name != self._replica_id]
@@ -132,7 +145,7 @@ async def test_a_number_that_a_living_peer_holds_is_waited_for(cluster: Cluster)
     assert new.held == DP_SIZE
     old.stop()
     del cluster.hears["old"]  # its ports are still open: it is being stopped
-    await asyncio.sleep(3 * RETRY_S)
+    await cluster.looks()
     assert (new.held, place.moves) == (DP_SIZE, [DP_SIZE])
     for port in list(cluster.ports.owner_of):
         if port == 5001:
@@ -163,11 +176,14 @@ async def test_ports_of_a_peer_under_another_number_are_no_fault(cluster: Cluste
 async def test_what_ray_renumbers_moves_and_what_it_does_not_asks_nobody(cluster: Cluster) -> None:
     numbers = [(await cluster.run(f"r{rank}", rank))[0] for rank in (0, 3)]
     await until_settled(*numbers)
+    await until(lambda: cluster.has_looked(4), "each looks twice at its start")
     numbers[1].want(1)
     await until_settled(*numbers)
     assert [each.held for each in numbers] == [0, 1]
-    cluster.answers = False  # asked again, they would not settle
-    await asyncio.sleep(3 * RETRY_S)
+    await until(lambda: cluster.has_looked(6), "and twice for a move")
+    for rank, expected in ((2, 8), (4, 10), (5, 12)):
+        await cluster.run(f"r{rank}", rank)
+        await until(partial(cluster.has_looked, expected), "nobody but the new one looks")
     assert [each.num_conflicts for each in numbers] == [0, 0]
 
 
@@ -188,6 +204,8 @@ async def test_of_two_that_hold_a_number_one_yields_and_both_count_it(cluster: C
     cluster.hears |= {"a": stays, "b": yields}
     stays.start()
     yields.start()
+    stays.called()
+    yields.called()
     await until(lambda: yields.held == DP_SIZE, "the greater id yields")
     assert stays.held == 1
     await until(lambda: (stays.num_conflicts, yields.num_conflicts) == (1, 1), "both count it")
@@ -198,7 +216,7 @@ async def test_while_peers_do_not_answer_a_surplus_rank_stays(cluster: Cluster) 
     new, _ = await cluster.run("new", 1)
     cluster.answers = False
     old.want(0)
-    await asyncio.sleep(3 * RETRY_S)
+    await cluster.looks()
     assert (old.held, new.held) == (1, DP_SIZE)
     cluster.answers = True
     await until_settled(old, new)
@@ -281,7 +299,8 @@ def test_a_number_is_rays_or_ones_own_or_nobodys(own: Claim, peers: list[Claim])
     [
         (1, [], 1),
         (1, [0], 1),
-        (3, [0], 1),  # the first that no other replica is for
+        (3, [0], 2),  # its number's is taken: of the others one by its number
+        (4, [1], 0),
         (2, [1, 2], 0),
         (4, [0, 1, 2], 1),  # one more than there are: it is for the same as another that leaves
     ],
@@ -290,3 +309,21 @@ def test_workers_by_url_have_one_replica_each(wanted: int, taken: list[int], wor
     own = Claim("own", wanted, None, "10.0.0.1")
     peers = [Claim(f"r{each}", each, each, "10.0.0.1", worker=each) for each in taken]
     assert free_worker(own, peers, 3) == worker
+
+
+@pytest.mark.parametrize(
+    ("workers", "spare"),
+    [
+        ({"a": 0, "b": 1, "c": 2}, set()),
+        ({"a": 0, "b": 1, "c": 1}, {"c"}),
+        ({"a": 0, "b": 0, "c": 0}, {"b", "c"}),
+        ({"a": 0, "b": 1, "c": 2, "d": 1}, set()),  # it stands by: nobody is without
+        ({"a": 0, "b": 2, "c": 2}, {"c"}),
+    ],
+)
+def test_of_two_for_one_worker_one_goes_where_another_has_none(
+    workers: dict[str, int], spare: set[str]
+) -> None:
+    claims = [Claim(name, rank, rank, "10.0.0.1", worker=w) for rank, (name, w) in enumerate(workers.items())]
+    others = {own: [peer for peer in claims if peer is not own] for own in claims}
+    assert {own.replica_id for own, peers in others.items() if is_spare(own, peers, 3)} == spare

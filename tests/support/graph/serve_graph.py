@@ -146,6 +146,12 @@ class ServeGraph:
         return replica_pids(deployment, self._process.pid)
 
     @property
+    def pid(self) -> int:
+        """The process of `serve run`."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    @property
     def has_ended(self) -> bool:
         """Whether the command came back."""
         assert self._process is not None, "not started"
