@@ -15,6 +15,7 @@ from ray.serve.schema import LoggingConfig
 from app.checks.cluster import check_cluster
 from app.checks.plan import CONTROL_CPUS, Plan, make_plan
 from app.config import AppConfig
+from app.deployments.autoscaling.ray_settings import ray_autoscaling
 from app.deployments.ingress.ingress import Ingress
 from app.deployments.nearest_first import NearestFirst
 from app.deployments.rank.dp_rank import DPRank
@@ -56,7 +57,7 @@ def build_app(args: Mapping[str, Any]) -> Application:
 
     ranks = serve.deployment(
         name="DPRank",
-        num_replicas=config.dp_size,
+        **_num_ranks(config),
         max_ongoing_requests=_rank_capacity(config),
         ray_actor_options=placement.actor,
         **placement.group,
@@ -88,6 +89,13 @@ def build_app(args: Mapping[str, Any]) -> Application:
         max_surge_percent=SURGE_PERCENT,
         graceful_shutdown_timeout_s=config.ingress.drain_timeout_s,
     )(Ingress).bind(config, events, router, ranks)
+
+
+def _num_ranks(config: AppConfig) -> dict[str, Any]:
+    """`serve.deployment` takes one of these, not both."""
+    if config.autoscaling is None:
+        return {"num_replicas": config.dp_size}
+    return {"autoscaling_config": ray_autoscaling(config.autoscaling)}
 
 
 def _sent_by(chooser: type[RequestRouter]) -> RequestRouterConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from math import prod
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
     Field,
@@ -26,12 +26,15 @@ from app.settings import (
     IngressConfig,
     ModelConfig,
     PositiveInt,
+    RankAutoscalingConfig,
     RankResources,
     RemoteRanksConfig,
     RoutingConfig,
     Settings,
 )
 from app.validation import field_fault, validate, value_at
+
+Part = TypeVar("Part", bound=Settings)
 
 EngineKind = Literal["torch", "vllm", "remote"]
 """What a rank runs: our engine, vLLM in the replica, or a worker by URL."""
@@ -45,7 +48,14 @@ WORKER_COUNTS = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_cont
 class AppConfig(Settings):
     """Everything under `args:` of the application in `serve_config.yaml`."""
 
-    dp_size: PositiveInt = Field(2, le=MAX_DP_SIZE, description="Data-parallel ranks.")
+    dp_size: PositiveInt = Field(
+        2, le=MAX_DP_SIZE, description="Data-parallel ranks; with `autoscaling` those that there are at most."
+    )
+    autoscaling: RankAutoscalingConfig | None = Field(
+        None,
+        description="Ranks are added and removed by their load; `dp_size` is then `max_ranks`. null: there "
+        "are always `dp_size` ranks.",
+    )
     model: ModelConfig = ModelConfig()
     engine: EngineConfig = EngineConfig()
     remote_ranks: RemoteRanksConfig | None = Field(
@@ -78,17 +88,34 @@ class AppConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _with_defaults_of_remote_ranks(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping) or values.get("remote_ranks") is None:
+    def _with_defaults(cls, values: Any) -> Any:
+        """With what `remote_ranks` or `autoscaling` decide, where nothing else is given."""
+        if not isinstance(values, Mapping):
             return values
-        try:
-            remote = RemoteRanksConfig.model_validate(values["remote_ranks"])
-        except ValidationError:
-            return values  # refused with the field's path, when it is validated
-        resources = values.get("resources", {})
-        if isinstance(resources, Mapping):
-            resources = {"num_cpus": REMOTE_RANK_CPUS, **resources}
-        return {"dp_size": remote.dp_size, **values, "resources": resources}
+        remote = _valid(RemoteRanksConfig, values.get("remote_ranks"))
+        if remote is not None:
+            resources = values.get("resources", {})
+            if isinstance(resources, Mapping):
+                resources = {"num_cpus": REMOTE_RANK_CPUS, **resources}
+            return {"dp_size": remote.dp_size, **values, "resources": resources}
+        autoscaling = _valid(RankAutoscalingConfig, values.get("autoscaling"))
+        return values if autoscaling is None else {"dp_size": autoscaling.max_ranks, **values}
+
+    @model_validator(mode="after")
+    def _one_number_of_ranks(self) -> Self:
+        """Refuses another `dp_size` than the one that follows from the rest, and two ways to have ranks."""
+        if self.autoscaling is None:
+            return self
+        faults: list[InitErrorDetails] = []
+        if self.remote_ranks is not None:
+            why = "remote_ranks is given too: there is a rank for each of its workers' ranks, and no other"
+            faults.append(field_fault(("autoscaling",), self.autoscaling.model_dump(), why))
+        elif self.dp_size != (largest := self.autoscaling.max_ranks):
+            why = f"autoscaling.max_ranks is {largest}; leave dp_size out, or give that"
+            faults.append(field_fault(("dp_size",), self.dp_size, why))
+        if faults:
+            raise ValidationError.from_exception_data(type(self).__name__, faults)
+        return self
 
     @model_validator(mode="after")
     def _nothing_but_remote_ranks(self) -> Self:
@@ -119,7 +146,7 @@ class AppConfig(Settings):
     @property
     def expected_dp_size(self) -> int:
         """As many ranks as there should be at least: fewer mean that some are missing."""
-        return self.dp_size
+        return self.dp_size if self.autoscaling is None else self.autoscaling.min_ranks
 
     @property
     def engine_kind(self) -> EngineKind:
@@ -144,6 +171,14 @@ class AppConfig(Settings):
     def threads_per_rank(self) -> int:
         """Torch threads of one rank on a cpu."""
         return self.engine.num_threads or max(1, int(self.resources.num_cpus))
+
+
+def _valid(model: type[Part], values: Any) -> Part | None:
+    """This part of the settings; None where it isn't given or wrong: then it is refused with its own path."""
+    try:
+        return None if values is None else model.model_validate(values)
+    except ValidationError:
+        return None
 
 
 _OF_AN_ENGINE: tuple[tuple[str, ...], ...] = (

@@ -30,6 +30,7 @@ KvbeaconError
     ├── RankDiedError           502: the rank was lost while it answered, and no other could go on
     ├── IngressDiedError        502: the ingress died while it answered
     └── NoRankError             503: no rank can take the request now
+        ├── NoRankAliveError    503: there is none at all
         └── NoRouterError       503: no router answers, so no rank can be chosen
 """
 
@@ -262,6 +263,10 @@ class NoRankError(RequestError):
     def __init__(self, message: str) -> None:
         super().__init__(message, code="no_rank_available")
         self.retry_after_s = 1
+
+
+class NoRankAliveError(NoRankError):
+    """There is no rank at all: none has started yet, or all have stopped."""
 
 
 class NoRouterError(NoRankError):

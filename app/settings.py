@@ -8,13 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from app.validation import one_of
+from app.validation import field_fault, one_of
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -180,6 +188,48 @@ class RemoteRanksConfig(Settings):
         if (total := sum(worker.dp_size for worker in value)) > MAX_DP_SIZE:
             raise ValueError(f"{total} ranks in all; at most {MAX_DP_SIZE} are allowed")
         return value
+
+
+class RankAutoscalingConfig(Settings):
+    """How many ranks there are, by their load, instead of a fixed `dp_size`."""
+
+    min_ranks: int = Field(
+        1,
+        ge=0,
+        le=MAX_DP_SIZE,
+        strict=True,
+        description="Ranks that there always are. 0: without requests there is none, and the next one waits "
+        "until one has started.",
+    )
+    max_ranks: PositiveInt = Field(le=MAX_DP_SIZE, description="Ranks that there are at most.")
+    target_queue_wait_s: PositiveFloat = Field(
+        2.0, description="Seconds of prefill that may wait at a rank; if more do, ranks are added."
+    )
+    target_usage: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="Share of a rank's KV blocks, or of the places in its batch, that requests may take or "
+        "wait for; if they need more, ranks are added. Cached blocks that no request holds are free.",
+    )
+    upscale_delay_s: float = Field(
+        10.0, ge=0, description="Seconds for which more ranks must be needed until they are started."
+    )
+    downscale_delay_s: float = Field(
+        300.0, ge=0, description="Seconds for which fewer ranks must do until some are stopped."
+    )
+    start_timeout_s: PositiveFloat = Field(
+        180.0,
+        description="Seconds that a request waits for a rank where none runs; then it is answered 503.",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if self.max_ranks < self.min_ranks:
+            why = f"min_ranks is {self.min_ranks}; at least that is needed"
+            fault = field_fault(("max_ranks",), self.max_ranks, why)
+            raise ValidationError.from_exception_data(type(self).__name__, [fault])
+        return self
 
 
 class RankResources(Settings):

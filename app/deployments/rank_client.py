@@ -127,6 +127,17 @@ class RankClient:
             return []
         return [answer for answer in answers if isinstance(answer, RankInfo)]
 
+    async def wait_for_any(self, timeout_s: float) -> None:
+        """Returns once some rank answers. Where there is none, Ray's autoscaling sees that one is wanted.
+
+        Raises:
+            RankCallError: the rank that was there is gone or its engine has failed.
+            TimeoutError: none has answered within `timeout_s` seconds.
+        """
+        with _own_errors():
+            async with asyncio.timeout(timeout_s):
+                await self._handle.describe.remote()
+
     async def exchange_claims(self, claim: Claim, *, timeout_s: float) -> list[Claim]:
         """Tell every replica that runs what one of them claims, and hear what they claim.
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from app.deployments.messages import Json
 
+ON_DEMAND = "no rank runs; a request starts one and waits for it"
+"""The state of a deployment that may have no rank (`autoscaling.min_ranks: 0`), while it has none."""
+
 
 def health_answer(views: Sequence[Json], dp_size: int) -> tuple[Json, int]:
     """Which ranks can take requests, and the HTTP status: 503 when none can for any router.
@@ -15,12 +18,15 @@ def health_answer(views: Sequence[Json], dp_size: int) -> tuple[Json, int]:
 
     Args:
         views: those of the routers that answered, at least one.
-        dp_size: how many ranks there should be.
+        dp_size: how many ranks there should be at least; with 0, a request may be what starts the first one.
     """
     routers = [_of_router(view, dp_size) for view in views]
     best = max(routers, key=lambda each: each["ranks"])
-    status = "ok" if best["ranks"] else "no rank can take requests"
-    return {"status": status, **best, "routers": routers}, 200 if best["ranks"] else 503
+    is_well = bool(best["ranks"]) or not any(each["missing"] for each in routers)
+    status = "no rank can take requests"
+    if is_well:
+        status = "ok" if best["ranks"] else f"ok: {ON_DEMAND}"
+    return {"status": status, **best, "routers": routers}, 200 if is_well else 503
 
 
 def _of_router(view: Json, dp_size: int) -> Json:

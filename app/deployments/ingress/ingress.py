@@ -25,7 +25,9 @@ from app.config import AppConfig
 from app.deployments.background import BatchSender
 from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
 from app.deployments.ingress.dispatch.dispatcher import Dispatcher
+from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.ingress.dispatch.rank_search import SearchLimits
+from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
@@ -136,7 +138,7 @@ class Ingress:
             tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
         )
         self._dispatcher = Dispatcher(
-            self._routers,
+            self._choosing_routers(config),
             self._ranks,
             self._outcomes.put,
             model=config.model.path,
@@ -150,6 +152,12 @@ class Ingress:
             model=config.model.path,
             drain_timeout_s=config.engine.drain_timeout_s,
         )
+
+    def _choosing_routers(self, config: AppConfig) -> Routers:
+        if config.autoscaling is None:
+            return self._routers
+        timeout_s = config.autoscaling.start_timeout_s
+        return StartingRouters(self._routers, self._ranks, start_timeout_s=timeout_s)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(self, request: Request) -> Response:
@@ -196,9 +204,9 @@ class Ingress:
 
     @api.get("/health_generate")
     async def health_generate(self) -> Response:
-        """200 when some rank computes a token now, else 503."""
-        report = await self._control.probe()
-        return JSONResponse(report, status_code=503 if report["rank"] is None else 200)
+        """200 when some rank computes a token now, or none runs until there is a request; else 503."""
+        report, status = await self._control.probe()
+        return JSONResponse(report, status_code=status)
 
     @api.get("/flush_cache")
     @api.post("/flush_cache")

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.schema import ReplicaRank
 
 from app.config import AppConfig
+from app.deployments.autoscaling.load_meter import LoadMeter
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
 from app.deployments.rank.claims import free_worker, is_spare
@@ -79,6 +80,7 @@ class DPRank:
         )
         peers = await self._number.take()
         self._engine = self._load_engine(config, peers)
+        self._load_meter = LoadMeter(config.routing.initial_prefill_tokens_per_s)
         self._core = RankCore(self._engine, self._number.held, self._place.publisher)
         self._start()
         model_dir = self._engine.description.model_dir
@@ -196,6 +198,10 @@ class DPRank:
         if replica_id != self._replica_id:
             return None
         return await self._engine.reset_cache()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The rank's load for `RankPolicy`. Ray Serve calls this every few seconds where ranks autoscale."""
+        return self._load_meter.observe(self._engine.load).as_stats()
 
     def check_health(self) -> None:
         """Ends the process once the engine has failed or hangs; Ray Serve replaces one whose process is gone.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Set
 from random import Random
 
-from app.errors import NoRankError, UnknownRankError
+from app.errors import NoRankAliveError, NoRankError, UnknownRankError
 from app.routing.decisions.decision import Decision, Prompt, obstacle
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
@@ -52,14 +52,14 @@ class Chooser:
 
         Raises:
             UnknownRankError: the pinned rank neither is there nor may be.
-            NoRankError: no rank that is allowed is routable.
+            NoRankError: no rank that is allowed is routable; a `NoRankAliveError` if there is none at all.
         """
         views = self._views(prompt, routable)
         candidates = views
         if exclude or pinned_rank is not None:
             candidates = views.of_ranks(self._allowed(routable, exclude, pinned_rank))
         elif not routable:
-            raise NoRankError(_no_rank_message(routable, exclude))
+            raise _no_rank_error(routable, exclude)
         given = PolicyInput(
             prompt.num_tokens, self._load.mean_uncached_tokens, prompt.session_id, self._rng.random()
         )
@@ -89,13 +89,13 @@ class Chooser:
         if pinned_rank is None:
             allowed = routable.keys() - exclude
             if not allowed:
-                raise NoRankError(_no_rank_message(routable, exclude))
+                raise _no_rank_error(routable, exclude)
             return allowed
         dp_size = max(self._dp_size, 1 + max((*routable, *routable.unavailable), default=-1))
         if not 0 <= pinned_rank < dp_size:
             raise UnknownRankError.of(pinned_rank, dp_size)
         if pinned_rank not in routable or pinned_rank in exclude:
-            raise NoRankError(
+            raise _kind_of_error(routable)(
                 f"rank {pinned_rank}, which the client named, can't take requests now: "
                 f"{obstacle(pinned_rank, routable.unavailable, exclude)}; these can: {list(routable)}"
             )
@@ -115,14 +115,19 @@ class Chooser:
         return tiers
 
 
-def _no_rank_message(routable: RoutableRanks, exclude: frozenset[int]) -> str:
+def _kind_of_error(routable: RoutableRanks) -> type[NoRankError]:
+    return NoRankError if routable or routable.unavailable else NoRankAliveError
+
+
+def _no_rank_error(routable: RoutableRanks, exclude: frozenset[int]) -> NoRankError:
     reasons = _by_reason(routable.unavailable)
+    message = "no rank is alive"
     if routable:
         failed = f"every rank that can take requests ({list(routable)}) has already failed this one"
-        return "; ".join([f"{failed} ({sorted(exclude)})", *reasons])
-    if reasons:
-        return f"no rank can take requests now: {'; '.join(reasons)}"
-    return "no rank is alive"
+        message = "; ".join([f"{failed} ({sorted(exclude)})", *reasons])
+    elif reasons:
+        message = f"no rank can take requests now: {'; '.join(reasons)}"
+    return _kind_of_error(routable)(message)
 
 
 def _by_reason(unavailable: Mapping[int, str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.deployments.ingress.health import health_answer
+from app.deployments.ingress.health import ON_DEMAND, health_answer
 
 UP: dict[str, Any] = {"unavailable": None}
 DOWN: dict[str, Any] = {"unavailable": "worker down"}
@@ -48,3 +48,12 @@ def test_one_router_that_knows_a_rank_is_enough() -> None:
         ("knows both", 2),
         ("cut off from one", 1),
     ]
+
+
+def test_where_there_may_be_no_rank_having_none_is_well() -> None:
+    answer, status = health_answer([{"router": "r", "ranks": []}], dp_size=0)
+    assert (answer["status"], answer["ranks"], status) == (f"ok: {ON_DEMAND}", 0, 200)
+    answer, status = health_answer([{"router": "r", "ranks": [DOWN | {"rank": 0}]}], dp_size=0)
+    assert (answer["status"], status) == ("no rank can take requests", 503)
+    answer, status = health_answer([{"router": "r", "ranks": [UP | {"rank": 0}]}], dp_size=0)
+    assert (answer["status"], answer["ranks"], status) == ("ok", 1, 200)

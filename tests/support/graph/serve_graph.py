@@ -258,7 +258,11 @@ class ServeGraph:
         if response.status_code != 200:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
-        dp_size: int = application["args"]["dp_size"]
+        args = application["args"]
+        if "autoscaling" in args:
+            least: int = args["autoscaling"]["min_ranks"]
+            return len(settled) >= least
+        dp_size: int = args["dp_size"]
         return len(settled) == dp_size
 
     def _dashboard(self, path: str) -> Json:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from app.deployments.background import detached_task
 from app.deployments.ingress.dispatch.attempt import GenerateCall
+from app.deployments.ingress.health import ON_DEMAND
 from app.deployments.messages import Json, RankInfo, Refusal
 from app.errors import InvalidRequestError, KvbeaconError, QueueFullError, shown
 from app.generation import GenerateRequest, SamplingParams, TokenChunk
@@ -54,7 +55,7 @@ class RankControl:
     Args:
         ranks: calls them.
         directory: knows which there are.
-        dp_size: how many there should be.
+        dp_size: how many there should be at least.
         probe_s: seconds within which some rank must give a sign of life.
     """
 
@@ -64,13 +65,22 @@ class RankControl:
         self._dp_size = dp_size
         self._probe_s = probe_s
 
-    async def probe(self) -> Json:
-        """Which rank has computed a token just now: `rank` is null if none has, and `reason` says why.
+    async def probe(self) -> tuple[Json, int]:
+        """Which rank has computed a token just now, and the HTTP status: 503 if none has.
+
+        `rank` is then null, and `reason` says why. Where there may be no rank, none is started, and that is
+        no failure: who asks this all the time would keep one running.
 
         The least busy ranks are asked for a token after a prompt of one token, which fills no block. A rank
         that is too busy to begin it is alive as long as it computes for others.
         """
         infos = await self._directory.poll()
+        if not infos and not self._dp_size:
+            return {"rank": None, "reason": ON_DEMAND}, 200
+        report = await self._probe(infos)
+        return report, 503 if report["rank"] is None else 200
+
+    async def _probe(self, infos: Sequence[RankInfo]) -> Json:
         able = sorted((info for info in infos if info.unavailable is None), key=_num_requests)
         if not able:
             reasons = [f"rank {info.rank}: {info.unavailable}" for info in infos]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from app.deployments.ingress.health import ON_DEMAND
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
 from app.deployments.messages import NotAddressed, RankInfo, Refusal
 from app.errors import (
@@ -66,7 +67,7 @@ async def test_one_token_of_any_rank_is_a_sign_of_life() -> None:
     calls = calls_of([Silence()], [RankFailedError("broken")], [TOKEN])
     ranks = Ranks(calls)
     control = RankControl(ranks, Directory([busy(rank, 0) for rank in range(3)]), dp_size=3)
-    assert await control.probe() == {"rank": 2, "reason": None}
+    assert await control.probe() == ({"rank": 2, "reason": None}, 200)
     assert [each.prompt_token_ids for each, _ in ranks.requests] == [[0]] * 3
     assert len({each.request_id for each, _ in ranks.requests}) == 3
     assert calls["replica-2"].num_cancelled == 1
@@ -75,7 +76,7 @@ async def test_one_token_of_any_rank_is_a_sign_of_life() -> None:
 async def test_the_least_busy_ranks_are_asked() -> None:
     ranks = Ranks({f"replica-{rank}": FakeCall([TOKEN]) for rank in range(5)})
     control = RankControl(ranks, Directory([busy(rank, 5 - rank) for rank in range(5)]), dp_size=5)
-    assert (await control.probe())["rank"] in (2, 3, 4)
+    assert (await control.probe())[0]["rank"] in (2, 3, 4)
     assert {replica_id for _, replica_id in ranks.requests} == {"replica-2", "replica-3", "replica-4"}
 
 
@@ -89,32 +90,40 @@ async def test_the_least_busy_ranks_are_asked() -> None:
 )
 async def test_why_no_rank_gives_a_sign(step: RankStep, reason: str) -> None:
     control = RankControl(Ranks(calls_of([step])), Directory([busy(0, 0)]), dp_size=1)
-    assert await control.probe() == {"rank": None, "reason": reason}
+    assert await control.probe() == ({"rank": None, "reason": reason}, 503)
 
 
 async def test_a_rank_that_ends_its_output_early_gives_none() -> None:
     control = RankControl(Ranks(calls_of([])), Directory([busy(0, 0)]), dp_size=1)
-    assert await control.probe() == {"rank": None, "reason": "rank 0: its output ended"}
+    assert await control.probe() == ({"rank": None, "reason": "rank 0: its output ended"}, 503)
 
 
 async def test_a_rank_that_hangs_has_a_limited_time() -> None:
     calls = calls_of([Silence()])
     control = RankControl(Ranks(calls), Directory([busy(0, 0)]), dp_size=1, probe_s=0.05)
-    assert await control.probe() == {"rank": None, "reason": "no rank computed a token within 0.05 s"}
+    report, status = await control.probe()
+    assert (report["reason"], status) == ("no rank computed a token within 0.05 s", 503)
 
 
 async def test_no_rank_answers_or_none_is_able() -> None:
-    assert (await RankControl(Ranks(), Directory([]), dp_size=1).probe())["reason"] == "no rank answers"
+    none = await RankControl(Ranks(), Directory([]), dp_size=1).probe()
+    assert none == ({"rank": None, "reason": "no rank answers"}, 503)
     down = replace(busy(0, 0), unavailable="its worker is down")
-    report = await RankControl(Ranks(), Directory([down]), dp_size=1).probe()
-    assert report == {"rank": None, "reason": "rank 0: its worker is down"}
+    for dp_size in (0, 1):
+        answer = await RankControl(Ranks(), Directory([down]), dp_size=dp_size).probe()
+        assert answer == ({"rank": None, "reason": "rank 0: its worker is down"}, 503)
+
+
+async def test_a_probe_starts_no_rank_where_there_may_be_none() -> None:
+    answer = await RankControl(Ranks(), Directory([]), dp_size=0).probe()
+    assert answer == ({"rank": None, "reason": ON_DEMAND}, 200)
 
 
 @pytest.mark.parametrize("step", [Silence(), Refusal(QueueFullError("600 requests wait"))])
 async def test_a_rank_too_busy_for_a_probe_is_alive_while_it_computes(step: RankStep) -> None:
     working = Directory([busy(0, 8, num_tokens=100)], [busy(0, 8, num_tokens=116)])
-    report = await RankControl(Ranks(calls_of([step])), working, dp_size=1).probe()
-    assert report == {"rank": 0, "reason": None}
+    answer = await RankControl(Ranks(calls_of([step])), working, dp_size=1).probe()
+    assert answer == ({"rank": 0, "reason": None}, 200)
 
 
 async def test_every_rank_is_flushed_and_each_answers() -> None:
