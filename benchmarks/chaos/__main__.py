@@ -1,12 +1,12 @@
 """Whether anything is lost while everything breaks: `python -m benchmarks.chaos --minutes 30 --seed 1`.
 
-A real graph of a tiny random model in float32, under traffic of every kind. Ranks, routers, ingresses and Serve's
-controller are killed (SIGKILL), ranks stopped (SIGSTOP) and hung, and the graph is deployed anew, resized, and
-deployed wrongly; several of these at once. Comparable requests were answered before: each answer must have the same
-tokens again. No request may fail that its own ingress outlives; afterwards every router's index must be equal to
-the caches, no load may be left, and no process may have grown.
+A real graph of a tiny random model in float32, under traffic of every kind. Ranks, routers, ingresses and
+Serve's controller are killed (SIGKILL), ranks stopped (SIGSTOP) and hung, and the graph is deployed anew,
+resized, and deployed wrongly; several of these at once. Comparable requests were answered before: each answer
+must have the same tokens again. No request may fail that its own ingress outlives; afterwards every router's
+index must be equal to the caches, no load may be left, and no process may have grown.
 
-Progress goes to stderr. The last line of stdout is one JSON object. Exit status 1: something wasn't as it must be.
+Progress goes to stderr. The last line of stdout is one JSON object. Exit status 1: a violation.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ingresses", type=positive(int), default=2)
     parser.add_argument("--clients", type=positive(int), default=8, help="requests in flight")
     parser.add_argument(
-        "--comparable", type=positive(int), default=3, help="comparable requests of every kind"
+        "--comparable", type=positive(int), default=3, help="comparable requests of each kind"
     )
     parser.add_argument(
         "--faults",

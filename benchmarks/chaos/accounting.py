@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ class Result:
             `refused`: told to try again later. `lost_with_ingress`: its connection broke when an ingress was
             killed. `failed`: anything else.
         cause: why, or when its client left.
-        by_ingress: of one that failed: whether its ingress lived, since it said so itself or the answer went on.
+        by_ingress: of one that failed: whether its ingress lived: it said so itself, or went on.
         sent_at, ended_at: monotonic.
         first_token_s: of a stream: from sending it to the first event.
         longest_pause_s: of a stream: between two events.
@@ -48,8 +49,8 @@ class Result:
 def attributed(result: Result, ingress_deaths: Sequence[float]) -> Result:
     """`result`, as one lost with its ingress where that can have been its cause.
 
-    A client isn't told which ingress it has. But an ingress that lives says itself why a request fails; only a
-    connection that breaks off, or a proxy's own answer, can be an ingress's death, and only at such a time.
+    A client isn't told which ingress it has. But an ingress that lives says itself why a request fails; only
+    a connection that breaks off, or a proxy's own answer, can be an ingress's death, and only at such a time.
     """
     if result.ended != "failed" or result.by_ingress:
         return result
@@ -64,15 +65,16 @@ class Ledger:
 
     Attributes:
         ingress_deaths: when ingresses were killed, monotonic; others add to it.
+        started_at: the traffic's beginning, monotonic.
         counts: requests by how they ended.
         causes: of refusals, losses and failures, without the numbers in them.
         examples: some of the failures of each cause.
         longest_pause, longest_first_token, longest_request: seconds, and the request's name.
-        num_compared: answers that were found to be as they must.
         num_resumed: requests of which a receipt says that they went on at another rank.
     """
 
     ingress_deaths: list[float] = field(default_factory=list)
+    started_at: float = field(default_factory=time.monotonic)
     counts: Counter[Ended] = field(default_factory=Counter)
     causes: dict[Ended, Counter[str]] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Ledger:
     longest_request: tuple[float, str] = (0.0, "")
     num_resumed: int = 0
 
-    def take(self, result: Result, started_at: float = 0.0) -> None:
+    def take(self, result: Result) -> None:
         """Count one."""
         result = attributed(result, self.ingress_deaths)
         self.counts[result.ended] += 1
@@ -93,7 +95,9 @@ class Ledger:
         cause = without_numbers(result.cause)
         self.causes.setdefault(result.ended, Counter())[cause] += 1
         if result.ended == "failed" and len(examples := self.examples.setdefault(cause, [])) < EXAMPLES:
-            examples.append(f"{result.name}, sent at {result.sent_at - started_at:.1f} s: {result.cause}")
+            examples.append(
+                f"{result.name}, sent at {result.sent_at - self.started_at:.1f} s: {result.cause}"
+            )
 
     @property
     def num_requests(self) -> int:

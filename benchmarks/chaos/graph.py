@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from app.config import load_config
 from benchmarks.chaos.processes import pids_of
 from benchmarks.chaos.requests import TENANT_HEADER
 from benchmarks.engine.narrow_model import write_served_model
-from benchmarks.graphs.graph import APP_NAME, free_ports, running_ray, with_policy
+from benchmarks.graphs.graph import APP_NAME, HOST, free_ports, running_ray, with_policy
 
 VOCAB = 49_152
 """The tokenizer's own, so that answers are texts and grammars have their tokens."""
@@ -68,11 +67,11 @@ class Graph:
         args: what it should have been deployed with by now.
     """
 
-    def __init__(self, url: str, dashboard_url: str, token: str, args: Json) -> None:
+    def __init__(self, url: str, dashboard_url: str, args: Json) -> None:
         self.url = url
         self.args = args
         self._dashboard = httpx.AsyncClient(
-            base_url=dashboard_url, headers={"Authorization": f"Bearer {token}"}, timeout=ANSWER_WITHIN_S
+            base_url=dashboard_url, headers=_ray_authorization(), timeout=ANSWER_WITHIN_S
         )
         self._http = httpx.AsyncClient(base_url=url, timeout=ANSWER_WITHIN_S)
 
@@ -177,9 +176,17 @@ class Graph:
 
 @contextmanager
 def running_graph(args: Json) -> Iterator[Graph]:
-    """A Ray cluster with a token of its own, and the graph on it once it is deployed; ended with the context."""
-    token = secrets.token_hex(32)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    """A Ray cluster for a graph that is to be deployed; ended with the context."""
     dashboard_port = free_ports(1)
     with running_ray(load_config(args), spare_cpus=16, dashboard_port=dashboard_port) as url:
-        yield Graph(url, f"http://127.0.0.1:{dashboard_port}", token, args)
+        yield Graph(url, f"http://{HOST}:{dashboard_port}", args)
+
+
+def _ray_authorization() -> dict[str, str]:
+    """What Ray's dashboard wants to see: the user's token, with which `ray.init` guards a cluster if there is one.
+
+    See https://docs.ray.io/en/latest/ray-security/token-auth.html.
+    """
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.exists() else "")
+    return {"Authorization": f"Bearer {token}"} if token else {}

@@ -42,8 +42,8 @@ PAUSE_S = (10.0, 20.0)
 QUIET_S = 5.0
 """Before the traffic's end, without a new fault."""
 DEPLOYS_ALL_ALONG_S = 600.0
-"""Runs that last longer deploy in their first half only, and spare in the second half the oldest process of each
-kind: a leak shows in a process that lives."""
+"""Runs that last longer deploy in their first half only, and spare in the second half the oldest process of
+each kind: a leak shows in a process that lives."""
 
 
 @dataclass(frozen=True)

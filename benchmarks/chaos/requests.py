@@ -1,7 +1,7 @@
 """The requests of the traffic: a seed's, of every API and every option that a resumed answer must keep.
 
-Some are `comparable`: greedy or seeded, so that every answer to one must have the same tokens, whatever happens
-while it is computed. They are few, and asked again and again.
+Some are `comparable`: greedy or seeded, so that every answer to one must have the same tokens, whatever
+happens while it is computed. They are few, and asked again and again.
 """
 
 from __future__ import annotations
@@ -23,28 +23,11 @@ PATHS: Mapping[Api, str] = {
 }
 TOKEN_IDS = range(1000, 40_000)
 TENANTS = ("red", "green", "blue")
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "river",
-    "house",
-    "seven",
-    "light",
-    "under",
-    "walks",
-    "blue",
-    "stone",
-    "again",
-    "never",
-    "table",
-    "for",
-    "with",
-    "small",
-    "it",
-]
+WORDS = ("the", "a", "of", "river", "house", "seven", "light", "under", "walks", "blue", "stone", "again")
 COMPARABLE_SHARE = 0.5
 ABORTING_SHARE = 0.2
+OTHER_NAMES = ("plain", "plain", "prefix", "prefix", "long_prompt", "samples", "grammar", "native")
+"""Of requests that aren't comparable."""
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -124,9 +107,7 @@ class Asks:
         rng = self._rng
         if self._comparable and rng.random() < COMPARABLE_SHARE:
             return rng.choice(self._comparable)
-        name = rng.choice(
-            ("plain", "plain", "prefix", "prefix", "long_prompt", "samples", "grammar", "native")
-        )
+        name = rng.choice(OTHER_NAMES)
         ask = replace(self._ask(name), name=name, headers=_headers(rng))
         return self._leaving(ask) if rng.random() < ABORTING_SHARE else ask
 
@@ -150,9 +131,7 @@ class Asks:
 
     def _leaving(self, ask: Ask) -> Ask:
         rng = self._rng
-        leaves: Leaving = rng.choice(
-            ("at_once", "waiting", "streaming") if ask.streams else ("at_once", "waiting")
-        )
+        leaves: Leaving = rng.choice(("at_once", "waiting", *(("streaming",) if ask.streams else ())))
         patience_s = rng.uniform(0, 0.02 if leaves == "at_once" else 1.0)
         return replace(ask, leaves=leaves, patience_s=patience_s, max_events=rng.randrange(1, 40))
 
@@ -171,14 +150,7 @@ def _headers(rng: random.Random) -> dict[str, str]:
 
 
 def _greedy(rng: random.Random) -> Ask:
-    body = {
-        "prompt": _tokens(rng, 60),
-        "temperature": 0,
-        "max_tokens": 200,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    return Ask("", "text", body)
+    return Ask("", "text", _seeded_body(rng) | {"temperature": 0, "stream": True})
 
 
 def _seeded(rng: random.Random) -> Ask:
@@ -208,9 +180,8 @@ def _samples(rng: random.Random) -> Ask:
 
 
 def _long_prompt(rng: random.Random) -> Ask:
-    return Ask(
-        "", "text", _seeded_body(rng) | {"prompt": _tokens(rng, 1200), "max_tokens": 80, "stream": True}
-    )
+    long = {"prompt": _tokens(rng, 1200), "max_tokens": 80}
+    return Ask("", "text", _seeded_body(rng) | long | {"stream": True})
 
 
 def _grammar(rng: random.Random) -> Ask:

@@ -44,7 +44,7 @@ class Slope:
 
     Attributes:
         per_minute: growth.
-        error: its standard error, from windows that are averaged first, as neighbouring samples aren't independent.
+        error: its standard error, of windows that are averaged first: samples in a row aren't independent.
     """
 
     per_minute: float
@@ -86,7 +86,7 @@ class Growth:
     def violations(self) -> list[str]:
         """A line for each thing that grows."""
         return [
-            f"{self.kind}: {name} grows by {self.slopes[name].per_minute:.2f} a minute over {self.seconds:.0f} s"
+            f"{self.kind}: {name} +{self.slopes[name].per_minute:.2f} a minute for {self.seconds:.0f} s"
             for name, bound in BOUNDS.items()
             if name in self.slopes and self.slopes[name].exceeds(bound)
         ]

@@ -115,11 +115,11 @@ async def _disturb(options: Options, graph: Graph, said: Callable[[str], object]
             await graph.until(graph.is_whole, lambda: "the graph is there", READY_WITHIN_S)
             said("the graph is there")
             asks = comparable_asks(options.seed, options.comparable_rounds)
-            expected = await Traffic(http, Ledger(), {}).send_all(asks)
+            expected = await Traffic(http, {}).send_all(asks)
             said(f"{len(expected)} answers to compare with")
-            finding, started_at = await _faults_under_traffic(options, graph, http, expected, said)
+            finding = await _faults_under_traffic(options, graph, http, expected, said)
             ended_at = time.monotonic()
-            await _check(graph, finding, started_at + options.seconds / 2)
+            await _check(graph, finding)
             return finding, ended_at
         finally:
             await graph.close()
@@ -131,25 +131,26 @@ async def _faults_under_traffic(
     http: httpx.AsyncClient,
     expected: dict[str, Answer],
     said: Callable[[str], object],
-) -> tuple[Finding, float]:
+) -> Finding:
     faults, watch = Faults(graph, options.plan, said), Watch()
     ledger = Ledger(ingress_deaths=faults.ingress_deaths)
-    traffic = Traffic(http, ledger, expected)
+    traffic = Traffic(http, expected)
     asks = Asks(options.seed, comparable_asks(options.seed, options.comparable_rounds))
     is_over = asyncio.Event()
-    started_at = time.monotonic()
     watching = asyncio.create_task(watch.run())
-    clients = asyncio.create_task(traffic.run(options.clients, asks.draw, is_over))
+    clients = asyncio.create_task(
+        traffic.run(options.clients, asks.draw, is_over, ledger, faults.was_rank_hurt)
+    )
     await asyncio.gather(faults.run(), asyncio.sleep(options.seconds))
     is_over.set()
     await clients
     watching.cancel()
     said(f"{ledger.num_requests} requests have ended")
-    growths = watch.growths(started_at + options.seconds / 2)
-    return Finding(ledger, faults, growths), started_at
+    growths = watch.growths(ledger.started_at + options.seconds / 2)
+    return Finding(ledger, faults, growths)
 
 
-async def _check(graph: Graph, finding: Finding, half_at: float) -> None:
+async def _check(graph: Graph, finding: Finding) -> None:
     """What must be so when all is quiet."""
     violations = finding.ledger.violations()
     violations += [each.violation for each in finding.faults.happened if each.violation]

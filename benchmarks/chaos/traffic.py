@@ -44,21 +44,37 @@ class Traffic:
 
     Args:
         http: sends.
-        ledger: takes every result.
         expected: the answers of comparable requests, by their names.
     """
 
-    def __init__(self, http: httpx.AsyncClient, ledger: Ledger, expected: Mapping[str, Answer]) -> None:
+    def __init__(self, http: httpx.AsyncClient, expected: Mapping[str, Answer]) -> None:
         self._http = http
-        self._ledger = ledger
         self._expected = expected
 
-    async def run(self, num_clients: int, draw: Callable[[], Ask], until: asyncio.Event) -> None:
-        """Send what `draw` gives, `num_clients` at a time; returns when all that was sent has ended."""
+    async def run(
+        self,
+        num_clients: int,
+        draw: Callable[[], Ask],
+        until: asyncio.Event,
+        ledger: Ledger,
+        may_have_resumed: Callable[[float], bool],
+    ) -> None:
+        """Send requests; returns when all that were sent have ended.
+
+        Args:
+            num_clients: requests at a time.
+            draw: gives the next request.
+            until: when it is set, nothing more is sent.
+            ledger: takes every result.
+            may_have_resumed: whether a request that was sent at this time may have gone on at another rank.
+        """
 
         async def client() -> None:
             while not until.is_set():
-                self._ledger.take(await self.send(draw()))
+                result = await self.send(draw())
+                ledger.take(result)
+                if result.answer is not None and may_have_resumed(result.sent_at):
+                    ledger.num_resumed += await self._was_resumed(result.answer.id)
 
         async with asyncio.TaskGroup() as clients:
             for _ in range(num_clients):
@@ -103,7 +119,7 @@ class Traffic:
             )
         return replace(clock.result(ask, "ok"), answer=answer)
 
-    async def was_resumed(self, answer_id: str) -> bool:
+    async def _was_resumed(self, answer_id: str) -> bool:
         """Whether a router's receipt says that the request went on at another rank."""
         try:
             response = await self._http.get(f"/router/decisions/{answer_id}", timeout=10)

@@ -20,7 +20,7 @@ def replica_pids(deployment: str, started_by: int) -> list[int]:
 
 
 def descendant_titles(ancestor: int) -> dict[int, str]:
-    """The title of every process that `ancestor`, or one that it started, has started: its command's first word."""
+    """The title of every process that `ancestor` has started, or one of those: its command's first word."""
     return {pid: title for pid in _descendants(ancestor) if (title := _title(pid))}
 
 
