@@ -23,6 +23,7 @@ from benchmarks.chaos.graph import GraphError
 from benchmarks.chaos.plan import KINDS, FaultKind, make_plan
 from benchmarks.chaos.report import as_json, plan_lines
 from benchmarks.chaos.run import Options, run
+from benchmarks.chaos.traffic import NoAnswerError
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="kvbeacon-chaos-") as folder:
             finding = run(options, Path(folder), said)
-    except GraphError as error:
+    except (GraphError, NoAnswerError) as error:
         sys.exit(f"benchmarks.chaos failed: {error}")
     print(json.dumps({"options": vars(given), **as_json(finding)}))
     sys.exit(1 if finding.violations else 0)

@@ -183,7 +183,7 @@ def running_graph(args: Json) -> Iterator[Graph]:
 
 
 def _ray_authorization() -> dict[str, str]:
-    """What Ray's dashboard wants to see: the user's token, with which `ray.init` guards a cluster if there is one.
+    """What Ray's dashboard wants to see: the user's token, if there is one: `ray.init` guards with it.
 
     See https://docs.ray.io/en/latest/ray-security/token-auth.html.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ def plan_lines(plan: Sequence[Fault]) -> Iterator[str]:
 
 def as_json(finding: Finding) -> Json:
     """The report, as JSON: what must be so is under `violations` when it isn't."""
-    ledger = finding.ledger
+    ledger, audit = finding.ledger, finding.quiet.audit
     return {
         "requests": ledger.num_requests,
         "ended": dict(ledger.counts),
@@ -35,10 +34,10 @@ def as_json(finding: Finding) -> Json:
         "longest_pause_s": _longest(ledger.longest_pause),
         "longest_first_token_s": _longest(ledger.longest_first_token),
         "longest_request_s": _longest(ledger.longest_request),
-        "faults": _faults(finding.faults.happened),
-        "overlapping_faults": num_overlapping(intervals(finding.faults)),
-        "audit_equal": None if finding.audit is None else finding.audit["equal"],
-        "seconds_until_zero_load": finding.seconds_until_zero,
+        "faults": _faults(finding.happened),
+        "overlapping_faults": num_overlapping(intervals(finding.happened)),
+        "audit_equal": None if audit is None else audit["equal"],
+        "seconds_until_zero_load": finding.quiet.seconds_until_zero,
         "growth_per_minute": {each.kind: _growth(each) for each in finding.growths},
         "machine": machine(),
         "violations": list(finding.violations),
@@ -51,26 +50,17 @@ def _longest(longest: tuple[float, str]) -> Json:
 
 
 def _faults(happened: Sequence[Happened]) -> Json:
-    """By kind: how many happened, were left out, and the longest time to recover."""
-    done = Counter(each.fault.kind for each in happened if each.what)
-    skipped = Counter(each.fault.kind for each in happened if each.skipped)
+    """By kind: how many happened, how many were left out, and the longest time to recover."""
+    by_kind: dict[str, list[Happened]] = {}
+    for each in happened:
+        by_kind.setdefault(each.fault.kind, []).append(each)
     return {
         kind: {
-            "happened": done[kind],
-            "skipped": skipped[kind],
-            "longest_s": round(
-                max(
-                    (
-                        each.ended_at - each.began_at
-                        for each in happened
-                        if each.what and each.fault.kind == kind
-                    ),
-                    default=0.0,
-                ),
-                1,
-            ),
+            "happened": sum(bool(each.what) for each in those),
+            "left_out": sum(bool(each.skipped) for each in those),
+            "longest_s": round(max(each.ended_at - each.began_at if each.what else 0.0 for each in those), 1),
         }
-        for kind in sorted({*done, *skipped})
+        for kind, those in sorted(by_kind.items())
     }
 
 

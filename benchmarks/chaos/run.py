@@ -7,25 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from benchmarks.chaos.accounting import Ledger
-from benchmarks.chaos.answers import Answer
-from benchmarks.chaos.faults import Faults
-from benchmarks.chaos.graph import READY_WITHIN_S, Graph, GraphError, graph_args, running_graph
+from benchmarks.chaos.checks import Quiet, check_drain, check_quiet
+from benchmarks.chaos.faults import Faults, Happened
+from benchmarks.chaos.graph import READY_WITHIN_S, Graph, graph_args, running_graph
 from benchmarks.chaos.plan import Fault, num_overlapping
 from benchmarks.chaos.requests import Asks, comparable_asks
 from benchmarks.chaos.resources import Growth, Watch
 from benchmarks.chaos.traffic import Traffic
-from benchmarks.load_leaks.load_watch import LoadWatch
-
-EQUAL_WITHIN_S = 30.0
-"""After the traffic's end every router's index must be equal to every rank's cache within this time."""
-WHOLE_WITHIN_S = 60.0
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,25 +45,23 @@ class Options:
     comparable_rounds: int
 
 
-@dataclass
+@dataclass(frozen=True)
 class Finding:
     """What was found, and what is wrong about it.
 
     Attributes:
         ledger: every request.
-        faults: every fault.
+        happened: every fault.
         growths: of the processes.
-        audit: the routers' last.
-        seconds_until_zero: from the last client's end until no load was counted anywhere; None: it was.
+        quiet: the graph after the traffic.
         violations: everything that must not be.
     """
 
     ledger: Ledger
-    faults: Faults
-    growths: Sequence[Growth] = ()
-    audit: Json | None = None
-    seconds_until_zero: float | None = None
-    violations: Sequence[str] = ()
+    happened: Sequence[Happened]
+    growths: Sequence[Growth]
+    quiet: Quiet
+    violations: Sequence[str]
 
 
 def run(options: Options, folder: Path, said: Callable[[str], object]) -> Finding:
@@ -84,6 +74,7 @@ def run(options: Options, folder: Path, said: Callable[[str], object]) -> Findin
 
     Raises:
         GraphError: the graph didn't start.
+        NoAnswerError: it didn't answer a request before the first fault.
     """
     args = graph_args(
         folder,
@@ -93,49 +84,45 @@ def run(options: Options, folder: Path, said: Callable[[str], object]) -> Findin
         max_ranks=options.max_ranks,
     )
     with running_graph(args) as graph:
-        finding, ended_at = asyncio.run(_disturb(options, graph, said))
-        violations = [*finding.violations]
-        try:
-            settling = LoadWatch(graph.num_routers, graph.num_ranks).settle(ended_at)
-            finding.seconds_until_zero = settling.seconds_until_zero
-            if settling.seconds_until_zero is None:
-                violations.append(f"load is left: {settling.held}")
-        except Exception as error:  # whatever it is, the report has to be written
-            violations.append(f"the load can't be told: {error!r}")
-        finding.violations = violations
-    return finding
+        return asyncio.run(_disturb(options, graph, said))
 
 
-async def _disturb(options: Options, graph: Graph, said: Callable[[str], object]) -> tuple[Finding, float]:
-    """The traffic and its faults; returns what was found, and when the last client left (monotonic)."""
+async def _disturb(options: Options, graph: Graph, said: Callable[[str], object]) -> Finding:
     limits = httpx.Limits(max_connections=None)
+    asks = comparable_asks(options.seed, options.comparable_rounds)
     async with httpx.AsyncClient(base_url=graph.url, timeout=None, limits=limits) as http:
         try:
             await graph.deploy(graph.args)
             await graph.until(graph.is_whole, lambda: "the graph is there", READY_WITHIN_S)
             said("the graph is there")
-            asks = comparable_asks(options.seed, options.comparable_rounds)
-            expected = await Traffic(http, {}).send_all(asks)
-            said(f"{len(expected)} answers to compare with")
-            finding = await _faults_under_traffic(options, graph, http, expected, said)
-            ended_at = time.monotonic()
-            await _check(graph, finding)
-            return finding, ended_at
+            traffic = Traffic(http, await Traffic(http, {}).send_all(asks))
+            said(f"{len(asks)} answers to compare with")
+            faults, watch = Faults(graph, options.plan, said), Watch()
+            ledger = await _faults_under_traffic(options, traffic, Asks(options.seed, asks), faults, watch)
+            said(f"{ledger.num_requests} requests have ended")
+            quiet = await check_quiet(graph, time.monotonic())
+            growths = watch.growths(ledger.started_at + options.seconds / 2)
+            said("draining")
+            drained = await check_drain(graph, traffic, asks[: options.clients])
         finally:
             await graph.close()
+    violations = [
+        *ledger.violations(),
+        *(each.violation for each in faults.happened if each.violation),
+        *quiet.violations,
+        *(line for each in growths for line in each.violations()),
+        *drained,
+    ]
+    if num_overlapping(intervals(faults.happened)) == 0:
+        violations.append("no two faults overlapped")
+    return Finding(ledger, faults.happened, growths, quiet, violations)
 
 
 async def _faults_under_traffic(
-    options: Options,
-    graph: Graph,
-    http: httpx.AsyncClient,
-    expected: dict[str, Answer],
-    said: Callable[[str], object],
-) -> Finding:
-    faults, watch = Faults(graph, options.plan, said), Watch()
+    options: Options, traffic: Traffic, asks: Asks, faults: Faults, watch: Watch
+) -> Ledger:
+    """All faults under traffic; returns when both are over."""
     ledger = Ledger(ingress_deaths=faults.ingress_deaths)
-    traffic = Traffic(http, expected)
-    asks = Asks(options.seed, comparable_asks(options.seed, options.comparable_rounds))
     is_over = asyncio.Event()
     watching = asyncio.create_task(watch.run())
     clients = asyncio.create_task(
@@ -145,37 +132,9 @@ async def _faults_under_traffic(
     is_over.set()
     await clients
     watching.cancel()
-    said(f"{ledger.num_requests} requests have ended")
-    growths = watch.growths(ledger.started_at + options.seconds / 2)
-    return Finding(ledger, faults, growths)
+    return ledger
 
 
-async def _check(graph: Graph, finding: Finding) -> None:
-    """What must be so when all is quiet."""
-    violations = finding.ledger.violations()
-    violations += [each.violation for each in finding.faults.happened if each.violation]
-    violations += [line for each in finding.growths for line in each.violations()]
-    if num_overlapping(intervals(finding.faults)) == 0:
-        violations.append("no two faults overlapped")
-    try:
-        await graph.until(graph.is_whole, lambda: "all replicas are there", WHOLE_WITHIN_S)
-    except GraphError as error:
-        violations.append(str(error))
-
-    async def is_equal() -> bool:
-        finding.audit = await graph.get("/router/audit")
-        routers = [] if finding.audit is None else finding.audit["routers"]
-        return (
-            finding.audit is not None and finding.audit["equal"] is True and len(routers) == graph.num_routers
-        )
-
-    try:
-        await graph.until(is_equal, lambda: f"equal audits: {finding.audit}", EQUAL_WITHIN_S)
-    except GraphError as error:
-        violations.append(str(error))
-    finding.violations = violations
-
-
-def intervals(faults: Faults) -> list[tuple[float, float]]:
+def intervals(happened: Sequence[Happened]) -> list[tuple[float, float]]:
     """When each fault that happened began, and when the graph had recovered from it."""
-    return [each.interval for each in faults.happened if each.interval is not None]
+    return [each.interval for each in happened if each.interval is not None]
