@@ -54,7 +54,7 @@ def kind_of(title: str) -> str:
         actor = name.removeprefix("ray::").split(".")[0]
         return actor if actor in (CONTROLLER, "ProxyActor") else ""
     program = Path(name).name
-    return program if program in ("raylet", "gcs_server") else ""
+    return program if program in ("raylet", "gcs_server", "haproxy") else ""
 
 
 def send_signal(pid: int, kind: str, number: signal.Signals) -> None:
