@@ -17,8 +17,6 @@ from benchmarks.chaos.requests import Ask
 
 END_WITHIN_S = 120.0
 """A request that has not ended by then hangs."""
-RESUMED = "resumed"
-"""The outcome, in receipts, of an attempt whose stream went on at another rank."""
 
 Json = Mapping[str, Any]
 
@@ -127,7 +125,7 @@ class Traffic:
             return False
         if response.status_code != httpx.codes.OK:
             return False
-        return any(attempt["outcome"] == RESUMED for attempt in response.json()["attempts"])
+        return any(attempt["resumed"] for attempt in response.json()["attempts"])
 
     async def _leave_or_read(self, ask: Ask, clock: _Clock) -> Answer | None:
         """The whole answer; None when the client left before its end."""
