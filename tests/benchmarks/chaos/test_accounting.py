@@ -10,7 +10,11 @@ from benchmarks.chaos.accounting import Ledger, Result, attributed, without_numb
 
 
 def failed(**fields: Any) -> Result:
-    given = {"ended": "failed", "cause": "connection: ReadError", "by_ingress": False} | fields
+    given: dict[str, Any] = {
+        "ended": "failed",
+        "cause": "connection: ReadError",
+        "by_ingress": False,
+    } | fields
     return Result(**({"name": "greedy-0", "sent_at": 10.0, "ended_at": 20.0} | given))
 
 
