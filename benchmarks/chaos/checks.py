@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from app.errors import NoRouterError, RankCallError
 from benchmarks.chaos.graph import Graph, GraphError
@@ -19,20 +18,18 @@ EQUAL_WITHIN_S = 30.0
 DRAINED_AFTER_S = 0.5
 """After the requests of a drain are sent: they have begun."""
 
-Json = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Quiet:
     """The graph without traffic.
 
     Attributes:
-        audit: the routers' last one; None: no ingress answered.
+        is_audited: whether every router's index was equal to every rank's cache.
         seconds_until_zero: from the last client's end until no load was counted anywhere; None: it was.
         violations: everything that must not be.
     """
 
-    audit: Json | None
+    is_audited: bool
     seconds_until_zero: float | None
     violations: Sequence[str]
 
@@ -40,17 +37,16 @@ class Quiet:
 async def check_quiet(graph: Graph, since: float) -> Quiet:
     """What is left `since` the last client's end (monotonic)."""
     violations: list[str] = []
-    audit: Json | None = None
+    is_audited, audit = False, ""
     seconds_until_zero = None
 
     async def is_equal() -> bool:
-        nonlocal audit
-        audit = await graph.get("/router/audit")
-        routers = [] if audit is None else audit["routers"]
-        return audit is not None and audit["equal"] is True and len(routers) == graph.num_routers
+        nonlocal is_audited, audit
+        is_audited, audit = await graph.audit()
+        return is_audited
 
     try:
-        await graph.until(graph.is_whole, lambda: "all replicas are there", WHOLE_WITHIN_S)
+        await graph.until(graph.is_whole, lambda: f"all is there: {graph.seen}", WHOLE_WITHIN_S)
         settling = await asyncio.to_thread(_settle, graph, since)
         seconds_until_zero = settling.seconds_until_zero
         if seconds_until_zero is None:
@@ -58,7 +54,7 @@ async def check_quiet(graph: Graph, since: float) -> Quiet:
         await graph.until(is_equal, lambda: f"every audit equal: {audit}", EQUAL_WITHIN_S)
     except (GraphError, NoRouterError, RankCallError, TimeoutError) as error:
         violations.append(f"when all was quiet: {error}")
-    return Quiet(audit, seconds_until_zero, violations)
+    return Quiet(is_audited, seconds_until_zero, violations)
 
 
 async def check_drain(graph: Graph, traffic: Traffic, asks: Sequence[Ask]) -> list[str]:

@@ -28,6 +28,7 @@ SPREAD = 0.2
 STALL_TIMEOUT_S = 3.0
 READY_WITHIN_S = 240.0
 ANSWER_WITHIN_S = 10.0
+AUDITED_WITHIN_S = 30.0
 DEPLOY_WITHIN_S = 60.0
 """Within this Serve must take a deploy: its controller may just be starting again."""
 POLL_S = 0.25
@@ -65,11 +66,13 @@ class Graph:
     Attributes:
         url: where it serves HTTP.
         args: what it should have been deployed with by now.
+        seen: what `is_whole` saw last, for people to read.
     """
 
     def __init__(self, url: str, dashboard_url: str, args: Json) -> None:
         self.url = url
         self.args = args
+        self.seen = ""
         self._dashboard = httpx.AsyncClient(
             base_url=dashboard_url, headers=_ray_authorization(), timeout=ANSWER_WITHIN_S
         )
@@ -153,11 +156,24 @@ class Graph:
             return None
         return response.json() if response.status_code == httpx.codes.OK else None
 
+    async def audit(self) -> tuple[bool, str]:
+        """Whether every router's index is equal to every rank's cache, and the whole answer."""
+        try:
+            response = await self._http.get("/router/audit", timeout=AUDITED_WITHIN_S)
+        except httpx.HTTPError as error:
+            return False, repr(error)
+        if response.status_code != httpx.codes.OK:
+            return False, f"{response.status_code} {response.text}"
+        report = response.json()
+        return report["equal"] is True and len(report["routers"]) == self.num_routers, response.text
+
     async def is_whole(self) -> bool:
         """Whether as many replicas are there as there should be, and all ranks are ready."""
-        counts = [len(pids_of(kind)) for kind in ("Router", "Ingress", "DPRank")]
-        wanted = [self.num_routers, self.num_ingresses, self.num_ranks]
-        return counts == wanted and len(await self.ready_ranks()) == self.num_ranks
+        counts = {kind: len(pids_of(kind)) for kind in ("Router", "Ingress", "DPRank")}
+        wanted = {"Router": self.num_routers, "Ingress": self.num_ingresses, "DPRank": self.num_ranks}
+        num_ready = len(await self.ready_ranks())
+        self.seen = f"{counts}, wanted {wanted}; {num_ready} ranks ready"
+        return counts == wanted and num_ready == self.num_ranks
 
     async def until(
         self, condition: Callable[[], Awaitable[bool]], failure: Callable[[], str], timeout_s: float

@@ -24,7 +24,7 @@ def plan_lines(plan: Sequence[Fault]) -> Iterator[str]:
 
 def as_json(finding: Finding) -> Json:
     """The report, as JSON: what must be so is under `violations` when it isn't."""
-    ledger, audit = finding.ledger, finding.quiet.audit
+    ledger = finding.ledger
     return {
         "requests": ledger.num_requests,
         "ended": dict(ledger.counts),
@@ -36,7 +36,7 @@ def as_json(finding: Finding) -> Json:
         "longest_request_s": _longest(ledger.longest_request),
         "faults": _faults(finding.happened),
         "overlapping_faults": num_overlapping(intervals(finding.happened)),
-        "audit_equal": None if audit is None else audit["equal"],
+        "audits_equal": finding.quiet.is_audited,
         "seconds_until_zero_load": finding.quiet.seconds_until_zero,
         "growth_per_minute": {each.kind: _growth(each) for each in finding.growths},
         "machine": machine(),

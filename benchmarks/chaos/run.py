@@ -93,7 +93,7 @@ async def _disturb(options: Options, graph: Graph, said: Callable[[str], object]
     async with httpx.AsyncClient(base_url=graph.url, timeout=None, limits=limits) as http:
         try:
             await graph.deploy(graph.args)
-            await graph.until(graph.is_whole, lambda: "the graph is there", READY_WITHIN_S)
+            await graph.until(graph.is_whole, lambda: f"the graph is there: {graph.seen}", READY_WITHIN_S)
             said("the graph is there")
             traffic = Traffic(http, await Traffic(http, {}).send_all(asks))
             said(f"{len(asks)} answers to compare with")
