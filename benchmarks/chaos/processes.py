@@ -78,13 +78,14 @@ def send_signal(pid: int, kind: str, number: signal.Signals) -> None:
 
 
 class HungThread:
-    """The busiest thread of a process, made to stand still by ptrace; the others go on until they need it.
+    """A thread made to stand still by ptrace; the others of its process go on until they need it.
 
     Use it from one thread alone: ptrace knows its tracer by that.
 
     Args:
         pid: the process.
         kind: what it has to be.
+        thread: the thread's id.
 
     Raises:
         NotOursError: it isn't a `kind` of this graph, or has gone.
