@@ -189,21 +189,21 @@ class Faults:
 
     async def _choose_rank(self, fault: Fault) -> int:
         """A rank's process that is well, while another is; from now on it counts as unwell."""
-        async with self._choosing:
-            well: list[int] = []
+        well: list[int] = []
 
-            async def is_possible() -> bool:
-                ready = set(await self._graph.ready_ranks())
-                well[:] = [pid for pid in pids_of("DPRank") if pid in ready - self._unwell]
-                return len(well) > 1
+        async def is_possible() -> bool:
+            ready = set(await self._graph.ready_ranks())
+            well[:] = [pid for pid in pids_of("DPRank") if pid in ready - self._unwell]
+            return len(well) > 1
 
-            try:
+        try:
+            async with asyncio.timeout(CAN_HAPPEN_WITHIN_S), self._choosing:
                 await self._graph.until(is_possible, lambda: "", CAN_HAPPEN_WITHIN_S)
-            except GraphError:
-                raise Skipped("no other rank is well") from None
-            pid = _picked(well, fault)
-            self._unwell.add(pid)
-            return pid
+                pid = _picked(well, fault)
+                self._unwell.add(pid)
+        except (GraphError, TimeoutError):
+            raise Skipped("no other rank is well") from None
+        return pid
 
     async def _until_ranks_are_ready(self, without: int | None = None) -> None:
         """Wait until all ranks are ready, but for those that another fault has just hurt."""

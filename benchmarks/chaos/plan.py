@@ -78,47 +78,68 @@ def make_plan(
         dp_sizes: the numbers of ranks that a `resize` chooses from; the first is what the run begins with.
         kinds: those that may happen; every one does before any does again.
     """
-    rng = random.Random(seed)
+    planner = _Planner(random.Random(seed), dp_sizes)
     is_long = seconds > DEPLOYS_ALL_ALONG_S
-    sizes, bag = [dp_sizes[0]], list[FaultKind]()
-    faults: list[Fault] = []
+    last_deploy_s = seconds / 2 if is_long else seconds
     storm_s = FIRST_S
     while storm_s < seconds - QUIET_S:
-        is_late = is_long and storm_s > seconds / 2
-        for _ in range(rng.choice(STORM_SIZES)):
-            at_s = storm_s + rng.uniform(0, min(STORM_S, seconds - QUIET_S - storm_s))
-            kind = _draw(rng, bag, [kind for kind in kinds if not (is_late and kind in DEPLOYS)])
-            faults.append(_fault(rng, at_s, kind, sizes, dp_sizes, is_late))
-        storm_s += rng.uniform(*PAUSE_S)
-    return sorted(faults, key=lambda fault: fault.at_s)
+        is_late = storm_s > last_deploy_s
+        allowed = [kind for kind in kinds if not (is_late and kind in DEPLOYS)]
+        ends_s = min(storm_s + STORM_S, seconds - QUIET_S)
+        may_be_alone = not is_long or storm_s + PAUSE_S[1] < last_deploy_s
+        planner.storm(storm_s, ends_s, allowed, may_be_alone=may_be_alone, spares_oldest=is_late)
+        storm_s += planner.rng.uniform(*PAUSE_S)
+    return sorted(planner.faults, key=lambda fault: fault.at_s)
 
 
-def _draw(rng: random.Random, bag: list[FaultKind], kinds: Sequence[FaultKind]) -> FaultKind:
-    """One of `kinds` from the bag, which is filled when it has none of them."""
-    if not any(kind in kinds for kind in bag):
-        bag[:] = [kind for kind in kinds for _ in range(SHARES.get(kind, 1))]
-        rng.shuffle(bag)
-    return bag.pop(next(place for place, kind in enumerate(bag) if kind in kinds))
+class _Planner:
+    """A plan while it is made.
 
+    Attributes:
+        rng: of everything random.
+        faults: so far.
+    """
 
-def _fault(
-    rng: random.Random,
-    at_s: float,
-    kind: FaultKind,
-    sizes: list[int],
-    dp_sizes: Sequence[int],
-    spares_oldest: bool,
-) -> Fault:
-    pick, share = rng.random(), rng.random()
-    lasts, dp_size = 0.0, 0
-    if kind == "stop_rank_shortly":
-        lasts = 0.1 + 0.6 * share
-    elif kind in ("stop_rank_for_long", "hang_engine"):
-        lasts = 1.5 + 2.5 * share
-    elif kind == "resize":
-        dp_size = rng.choice([size for size in dp_sizes if size != sizes[-1]])
-        sizes.append(dp_size)
-    return Fault(round(at_s, 2), kind, round(pick, 4), round(lasts, 2), dp_size, spares_oldest)
+    def __init__(self, rng: random.Random, dp_sizes: Sequence[int]) -> None:
+        self.rng = rng
+        self.faults: list[Fault] = []
+        self._dp_sizes = dp_sizes
+        self._dp_size = dp_sizes[0]
+        self._bag: list[FaultKind] = []
+
+    def storm(
+        self,
+        from_s: float,
+        to_s: float,
+        kinds: Sequence[FaultKind],
+        *,
+        may_be_alone: bool,
+        spares_oldest: bool,
+    ) -> None:
+        """Add some faults between two times. After one that leaves a single rank the next begins with a resize."""
+        for number in range(self.rng.choice(STORM_SIZES)):
+            is_alone = self._dp_size == 1 and not number
+            kind = "resize" if is_alone and "resize" in kinds else self._draw(kinds)
+            at_s, pick, share = self.rng.uniform(from_s, to_s), self.rng.random(), self.rng.random()
+            lasts, dp_size = 0.0, 0
+            if kind == "stop_rank_shortly":
+                lasts = 0.1 + 0.6 * share
+            elif kind in ("stop_rank_for_long", "hang_engine"):
+                lasts = 1.5 + 2.5 * share
+            elif kind == "resize":
+                others = [size for size in self._dp_sizes if size != self._dp_size]
+                dp_size = self.rng.choice([size for size in others if size > 1 or may_be_alone])
+                self._dp_size = dp_size
+            self.faults.append(
+                Fault(round(at_s, 2), kind, round(pick, 4), round(lasts, 2), dp_size, spares_oldest)
+            )
+
+    def _draw(self, kinds: Sequence[FaultKind]) -> FaultKind:
+        """One of `kinds` from the bag, which is filled when it has none of them."""
+        if not any(kind in kinds for kind in self._bag):
+            self._bag = [kind for kind in kinds for _ in range(SHARES.get(kind, 1))]
+            self.rng.shuffle(self._bag)
+        return self._bag.pop(next(place for place, kind in enumerate(self._bag) if kind in kinds))
 
 
 def num_overlapping(intervals: Sequence[tuple[float, float]]) -> int:

@@ -47,6 +47,15 @@ def test_each_resize_is_to_another_size() -> None:
     assert all(one != other for one, other in pairwise(sizes))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_one_rank_alone_doesn_t_stay_so(seed: int) -> None:
+    plan = make_plan(seed, 1800, SIZES)
+    for fault in plan:
+        if fault.dp_size == 1:
+            following = (each for each in plan if each.kind == "resize" and each.at_s > fault.at_s)
+            assert next(following).at_s - fault.at_s < 20 + 4
+
+
 def test_only_the_wanted_kinds_happen() -> None:
     assert {fault.kind for fault in make_plan(1, 300, SIZES, ["kill_rank"])} == {"kill_rank"}
 
