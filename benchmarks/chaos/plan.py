@@ -116,7 +116,7 @@ class _Planner:
         may_be_alone: bool,
         spares_oldest: bool,
     ) -> None:
-        """Add some faults between two times. After one that leaves a single rank the next begins with a resize."""
+        """Add some faults between two times. After one that leaves one rank the next begins with a resize."""
         for number in range(self.rng.choice(STORM_SIZES)):
             is_alone = self._dp_size == 1 and not number
             kind = "resize" if is_alone and "resize" in kinds else self._draw(kinds)
