@@ -11,11 +11,14 @@ from benchmarks.chaos.accounting import Ledger, Result, attributed, without_numb
 
 def failed(**fields: Any) -> Result:
     given: dict[str, Any] = {
+        "name": "greedy-0",
         "ended": "failed",
         "cause": "connection: ReadError",
         "by_ingress": False,
-    } | fields
-    return Result(**({"name": "greedy-0", "sent_at": 10.0, "ended_at": 20.0} | given))
+        "sent_at": 10.0,
+        "ended_at": 20.0,
+    }
+    return Result(**(given | fields))
 
 
 @pytest.mark.parametrize(
