@@ -16,17 +16,26 @@ HIDDEN, INNER, VOCAB, HEADS = 32, 32, 512, 1
 MAX_POSITIONS = 2048
 
 
-def write_served_model(folder: Path, num_layers: int) -> Path:
+def write_served_model(
+    folder: Path, num_layers: int, *, vocab: int = VOCAB, spread: float = 0.1, tied: bool = True
+) -> Path:
     """Write a random Llama of `num_layers` layers in the Hugging Face layout; returns `folder`.
 
-    It has the default model's tokenizer, of which it knows `VOCAB` tokens, and so can be served.
+    It has the default model's tokenizer, of which it knows `vocab` tokens, and so can be served.
+
+    Args:
+        folder: where to; made here.
+        num_layers: more make a step longer.
+        vocab: tokens that it knows.
+        spread: standard deviation of the weights.
+        tied: whether the output layer is the embedding; then it mostly repeats the last token.
     """
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(resolve_model(ModelConfig()) / name, folder)
     config = {
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": VOCAB,
+        "vocab_size": vocab,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
         "num_hidden_layers": num_layers,
@@ -36,12 +45,12 @@ def write_served_model(folder: Path, num_layers: int) -> Path:
         "rms_norm_eps": 1e-5,
         "rope_theta": 10_000.0,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "eos_token_id": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCAB, HIDDEN),
+        "model.embed_tokens.weight": (vocab, HIDDEN),
         "model.norm.weight": (HIDDEN,),
     }
     for layer in range(num_layers):
@@ -52,7 +61,9 @@ def write_served_model(folder: Path, num_layers: int) -> Path:
             shapes[f"{prefix}.mlp.{name}_proj.weight"] = shape
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"{prefix}.{name}.weight"] = (HIDDEN,)
+    if not tied:
+        shapes["lm_head.weight"] = (vocab, HIDDEN)
     generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+    weights = {name: torch.randn(shape, generator=generator) * spread for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors")
     return folder

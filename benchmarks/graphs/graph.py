@@ -26,10 +26,17 @@ PORTS_FROM, PORTS_TO = 20_000, 32_000
 
 
 @contextmanager
-def running_ray(config: AppConfig) -> Iterator[str]:
+def running_ray(
+    config: AppConfig, *, spare_cpus: int = 0, dashboard_port: int | None = None
+) -> Iterator[str]:
     """A Ray cluster and Serve's HTTP proxy, ended with the context; gives the base URL.
 
     Ray gets as many CPUs as the graph reserves, also on a machine with fewer: the ranks share the real ones.
+
+    Args:
+        config: the graph's.
+        spare_cpus: CPUs that Ray gets beyond those, for replicas that are there while others end.
+        dashboard_port: where Ray's dashboard listens, which has Serve's REST API; None: there is none.
     """
     reserved = config.dp_size * config.resources.num_cpus
     reserved += CONTROL_CPUS * (config.routing.num_routers + config.ingress.num_ingresses)
@@ -38,8 +45,9 @@ def running_ray(config: AppConfig) -> Iterator[str]:
         # "local" is a new cluster, also where RAY_ADDRESS names another one.
         ray.init(
             address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(reserved)),
-            include_dashboard=False,
+            num_cpus=max(os.cpu_count() or 1, math.ceil(reserved)) + spare_cpus,
+            include_dashboard=dashboard_port is not None,
+            dashboard_port=dashboard_port,
             log_to_driver=False,
             logging_level=logging.WARNING,
         )

@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+_REPLICA = "ray::ServeReplica:"
+
 
 def replica_pids(deployment: str, started_by: int) -> list[int]:
     """The replicas of `deployment` in the Ray cluster that process `started_by` has started, by their ids.
 
     Ray gives a replica's process the title `ray::ServeReplica:application:deployment`, and perhaps a method.
     """
-    titles = {pid: title for pid in _descendants(started_by) if (title := _title(pid)) is not None}
+    titles = {
+        pid: title for pid, title in descendant_titles(started_by).items() if title.startswith(_REPLICA)
+    }
     return sorted(pid for pid, title in titles.items() if title.split(".")[0].endswith(f":{deployment}"))
 
 
 def controller_pid(started_by: int) -> int:
     """The Serve controller's process in that cluster."""
-    (pid,) = [pid for pid in _descendants(started_by) if _title(pid, "ray::ServeController") is not None]
+    titles = descendant_titles(started_by).items()
+    (pid,) = [pid for pid, title in titles if title.startswith("ray::ServeController")]
     return pid
+
+
+def descendant_titles(ancestor: int) -> dict[int, str]:
+    """The title of every process that `ancestor` has started, or one of those: its command's first word."""
+    return {pid: title for pid in _descendants(ancestor) if (title := _title(pid))}
 
 
 def _descendants(ancestor: int) -> Iterator[int]:
@@ -35,9 +45,8 @@ def _descendants(ancestor: int) -> Iterator[int]:
         found = [child for pid in found for child in children.get(pid, [])]
 
 
-def _title(pid: int, kind: str = "ray::ServeReplica:") -> str | None:
-    title = _read(Path(f"/proc/{pid}/cmdline")).partition("\0")[0].strip()
-    return title if title.startswith(kind) else None
+def _title(pid: int) -> str:
+    return _read(Path(f"/proc/{pid}/cmdline")).partition("\0")[0].strip()
 
 
 def _read(file: Path) -> str:
