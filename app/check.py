@@ -91,8 +91,8 @@ def _endpoints(plan: Plan) -> Iterator[tuple[int, Endpoint, int]]:
     if events.config.curve is not None:
         for path in check_key_files(events.config.curve):
             logger.warning("%s isn't readable here: ranks and routers look at it when they start", path)
-    for rank in range(config.dp_size):
-        opened = rank_endpoints(events.config, rank, config.dp_size)
+    for rank in range(config.largest_dp_size):
+        opened = rank_endpoints(events.config, rank, config.largest_dp_size)
         for endpoint in (opened.events, opened.replay, opened.load):
             if endpoint is not None and endpoint.binds and endpoint.port:  # 0 is any free one
                 yield rank, endpoint, endpoint.port

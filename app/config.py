@@ -113,7 +113,7 @@ class AppConfig(Settings):
 
     @property
     def largest_dp_size(self) -> int:
-        """As many ranks as there will ever be, but for those that are being replaced: ports are planned so."""
+        """The most ranks that there are to be; ports are planned for them."""
         return self.dp_size
 
     @property

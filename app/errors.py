@@ -28,6 +28,7 @@ KvbeaconError
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
     ├── RankDiedError           502: the rank was lost while it answered, and no other could go on
+    ├── IngressDiedError        502: the ingress died while it answered
     └── NoRankError             503: no rank can take the request now
         └── NoRouterError       503: no router answers, so no rank can be chosen
 """
@@ -239,6 +240,17 @@ class RankDiedError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="rank_died")
+
+
+class IngressDiedError(RequestError):
+    """The ingress died while it answered; Ray's proxy says so in its place."""
+
+    status = 502
+    type = "server_error"
+
+    def __init__(self) -> None:
+        super().__init__("the ingress died while it answered; try again", code="ingress_died")
+        self.retry_after_s = 1
 
 
 class NoRankError(RequestError):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -20,6 +20,7 @@ from app.checks.machine import check_for_control, check_for_rank, check_python
 from app.checks.plan import CONTROL_CPUS, Plan
 from app.deployments.logs import log_with_ray
 from app.errors import ConfigError, InsufficientMemoryError, KvbeaconError
+from app.events.ports import is_loopback
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,7 +36,7 @@ class _Node:
 
     id: str
     address: str
-    resources: Mapping[str, float]
+    resources: Mapping[str, float] = field(hash=False)
 
     def holds(self, needs: Mapping[str, float]) -> bool:
         """Whether it could, if nothing else ran there."""
@@ -63,17 +64,13 @@ def check_cluster(plan: Plan) -> None:
     log_with_ray()
     nodes = _living_nodes()
     for_ranks = [node for node in nodes if any(node.holds(needs) for needs in plan.placement.bundles)]
-    if not for_ranks:
-        # It may come yet: clusters can grow on demand.
-        logger.warning(
-            "no node of the cluster has %s, which a rank needs: the ranks wait for one, and nothing of them "
-            "is checked",
-            " or ".join(str(dict(needs)) for needs in plan.placement.bundles),
-        )
+    for_control = [node for node in nodes if node.holds({"CPU": CONTROL_CPUS})]
+    for warning in _warnings(plan, for_ranks, for_control):
+        logger.warning("%s", warning)
     if plan.config.resources.python is not None:
         _ask(check_python, plan, for_ranks)
     fitting = _ask(check_for_rank, plan, for_ranks, plan.placement.runtime_env)
-    _ask(check_for_control, plan, [node for node in nodes if node.holds({"CPU": CONTROL_CPUS})])
+    _ask(check_for_control, plan, for_control)
     _check_memory(plan, fitting)
 
 
@@ -83,6 +80,32 @@ def _living_nodes() -> list[_Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def _warnings(plan: Plan, for_ranks: Sequence[_Node], for_control: Sequence[_Node]) -> Iterator[str]:
+    """What won't work on the nodes that there are. No refusals: a cluster can grow on demand."""
+    config, routing, ingress = plan.config, plan.config.routing, plan.config.ingress
+    needs = " or ".join(str(dict(bundle)) for bundle in plan.placement.bundles)
+    if not for_ranks:
+        yield f"no node has {needs}, which a rank needs: ranks wait for one, and nothing of them is checked"
+    for name, per_node, number, nodes in (
+        ("resources.max_ranks_per_node", config.resources.max_ranks_per_node, config.dp_size, for_ranks),
+        ("routing.max_routers_per_node", routing.max_routers_per_node, routing.num_routers, for_control),
+        (
+            "ingress.max_ingresses_per_node",
+            ingress.max_ingresses_per_node,
+            ingress.num_ingresses,
+            for_control,
+        ),
+    ):
+        if per_node is not None and (most := per_node * len(nodes)) < number:
+            yield f"{name} = {per_node}: {number} are wanted; those beyond {most} wait for more nodes"
+    host = plan.events.descriptor["endpoint_host"] if plan.events.descriptor is not None else ""
+    if is_loopback(host) and len({*for_ranks, *for_control}) > 1:
+        yield (
+            f"kv_events_config.endpoint: {host} is each node's own: routers on others can't "
+            "follow the ranks there; tcp://*:PORT is for several nodes"
+        )
 
 
 def _ask(
@@ -130,7 +153,7 @@ def _answer_there(question: Question, plan: Plan) -> _Answer:
     return _answer(question, plan)
 
 
-def _received(node: _Node, asked: ray.ObjectRef, deadline: float) -> _Answer | None:
+def _received(node: _Node, asked: ray.ObjectRef[Any], deadline: float) -> _Answer | None:
     """The answer of `node`, None if it has died; `deadline` is in `time.monotonic`'s seconds."""
     try:
         answer: _Answer = ray.get(asked, timeout=max(0.0, deadline - time.monotonic()))

@@ -101,6 +101,7 @@ class ChooseRequest:
         session_id: the client's name for its session, if it gave one.
         choice_seq: increases each time that a router, any of them, is asked to choose for this request.
         num_output_tokens: how many of `num_tokens` are output that other ranks have produced.
+        model: `model.path` of the ingress, whose tokens these are; empty for any.
     """
 
     request_id: str
@@ -111,6 +112,7 @@ class ChooseRequest:
     session_id: str | None = field(default=None, repr=False)  # may be what a client logs in with
     choice_seq: int = 0
     num_output_tokens: int = 0
+    model: str = ""
 
 
 @dataclass(frozen=True)

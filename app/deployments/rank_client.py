@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, Protocol, Self
 
 from grpc import RpcError
@@ -76,8 +77,12 @@ class RankClient:
         self._streams: DeploymentHandle[Any] = handle.options(stream=True, _by_reference=False)
 
     def generate(self, request: GenerateRequest, *, replica_id: str) -> RankMessages:
-        """Start a request on a rank. Always cancel what this returns, also after its end."""
-        response = self._streams.generate.remote(request, replica_id=replica_id)
+        """Start a request on a rank. Always cancel what this returns, also after its end.
+
+        A request that changes its rank makes several calls, of which an earlier one may not have left yet. In
+        a context of its own each has another id for Ray: see `detached_task`.
+        """
+        response = Context().run(self._streams.generate.remote, request, replica_id=replica_id)
         assert isinstance(response, DeploymentResponseGenerator), response
         return RankMessages(response)
 

@@ -19,8 +19,9 @@ from app.deployments.rank_client import RankClient
 from app.errors import RankCallError, RankFailedError, RankGoneError, RankUnreachableError
 from app.routing.tracking.description import Absence
 
-GIVE_UP_S = 30.0
-"""After so long a call that got no answer is made anew: it may have been lost on the way."""
+GIVE_UP_S = 5.0
+"""After so long a call without an answer is made anew: one that waits at a replica which hangs doesn't tell
+that Ray has given this replica up since."""
 
 
 class RankDirectory:
@@ -53,6 +54,7 @@ class RankDirectory:
             also: replicas to ask by name that may never have answered here.
         """
         self._known |= set(also)
+        self._forget_late_answers()
         infos, timeout_s = {}, self._timeout_s
         if self._waiting:
             self._search_for_others()
@@ -86,6 +88,14 @@ class RankDirectory:
                 if self._waiting.setdefault(name, task) is not task:
                     task.cancel()
         return answers
+
+    def _forget_late_answers(self) -> None:
+        """A replica that has answered since is asked again: its answer may be old by now."""
+        for name, task in list(self._waiting.items()):
+            if task.done():
+                del self._waiting[name]
+                if isinstance(task.exception(), TimeoutError):
+                    self._waiting[name] = self._call(name)
 
     def _call(self, name: str) -> asyncio.Task[RankInfo]:
         return detached_task(self._ranks.describe(replica_id=name, timeout_s=GIVE_UP_S))

@@ -13,7 +13,7 @@ logger = logging.getLogger("ray.serve")
 
 @contextmanager
 def says_why(name: str) -> Iterator[None]:
-    """Around a constructor of a deployment, or as its decorator where it is no coroutine function.
+    """Around what a deployment's constructor does. No decorator: Ray couldn't pickle the ingress with it.
 
     A refusal becomes the first line of its error, and a line of the log. Serve puts the whole text of the
     error into the deployment's status, where a cause without a traceback comes first, in a line of its own.

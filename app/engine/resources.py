@@ -34,8 +34,8 @@ class RankPlacement:
     @property
     def bundles(self) -> list[dict[str, float]]:
         """What a node must have in all to hold a rank; of several, to hold a part of it."""
-        own = {"CPU": self.actor["num_cpus"], "GPU": self.actor["num_gpus"]}
-        return self.group.get("placement_group_bundles", [own])
+        bundles: list[dict[str, float]] | None = self.group.get("placement_group_bundles")
+        return bundles or [{"CPU": self.actor["num_cpus"], "GPU": self.actor["num_gpus"]}]
 
     @property
     def runtime_env(self) -> dict[str, Any] | None:
@@ -52,9 +52,8 @@ def rank_placement(config: AppConfig) -> RankPlacement:
     resources, workers = config.resources, config.num_engine_workers
     uses_ray = config.engine.vllm.get("distributed_executor_backend") == "ray"
     limit = resources.max_ranks_per_node
-    per_node = {} if limit is None else {"max_replicas_per_node": limit}
     if config.engine_kind != "vllm" or (workers == 1 and not uses_ray):
-        return RankPlacement(_actor_options(resources), per_node)
+        return RankPlacement(_actor_options(resources), at_most(limit))
     allowed = (workers,) if uses_ray else (0, workers)
     if resources.num_gpus not in allowed:
         choices = " or ".join(map(str, allowed))
@@ -63,7 +62,7 @@ def rank_placement(config: AppConfig) -> RankPlacement:
             f"allowed: {choices}"
         )
     if not uses_ray:
-        return RankPlacement(_actor_options(resources), per_node)
+        return RankPlacement(_actor_options(resources), at_most(limit))
     if limit is not None:
         raise ConfigError(
             f"resources.max_ranks_per_node = {limit}: Ray has no such limit for ranks "
@@ -75,6 +74,11 @@ def rank_placement(config: AppConfig) -> RankPlacement:
         _actor_options(resources, num_gpus=0.0),
         {"placement_group_bundles": [first, *others], "placement_group_strategy": strategy},
     )
+
+
+def at_most(per_node: int | None) -> dict[str, Any]:
+    """Option of a deployment that limits its replicas on one node; None: there is no limit."""
+    return {} if per_node is None else {"max_replicas_per_node": per_node}
 
 
 def _actor_options(resources: RankResources, **changes: Any) -> dict[str, Any]:

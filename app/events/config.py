@@ -67,7 +67,9 @@ class KvEventsConfig(Settings):
     format: Format = Field("map", description="`array` for consumers of SGLang up to 0.5.13; `default`: map.")
     load_reports: bool = Field(True, description="Publish load reports on a port range of their own.")
     load_publish_endpoint: str | None = Field(
-        None, description="Load reports of rank 0, always bound; null: the next free range after the others."
+        None,
+        description="Load reports of rank 0, always bound; null: as far behind events and replay as those "
+        "are apart.",
     )
     token_ids: bool = Field(
         True, description="False keeps prompts out of the stream: `token_ids` of stored blocks are empty."

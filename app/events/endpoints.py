@@ -41,7 +41,7 @@ from app.settings import MAX_DP_SIZE
 Descriptor = dict[str, Any]
 
 _APART = MAX_DP_SIZE
-"""Ports between two ranges where the settings show no distance of their own: no number of ranks fills them."""
+"""Ports between two ranges whose distance no setting shows: there are never more ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def parse_kv_events(config: AppConfig) -> KvEvents:
     Raises:
         ConfigError: as `parse`.
     """
-    return parse(config.kv_events_config, config.engine.cache.block_size, config.dp_size)
+    return parse(config.kv_events_config, config.engine.cache.block_size, config.largest_dp_size)
 
 
 def parse(raw: str | Mapping[str, Any] | None, block_size: int | None, dp_size: int) -> KvEvents:

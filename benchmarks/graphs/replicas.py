@@ -15,6 +15,12 @@ def replica_pids(deployment: str, started_by: int) -> list[int]:
     return sorted(pid for pid, title in titles.items() if title.split(".")[0].endswith(f":{deployment}"))
 
 
+def controller_pid(started_by: int) -> int:
+    """The Serve controller's process in that cluster."""
+    (pid,) = [pid for pid in _descendants(started_by) if _title(pid, "ray::ServeController") is not None]
+    return pid
+
+
 def _descendants(ancestor: int) -> Iterator[int]:
     children: dict[int, list[int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
@@ -29,9 +35,9 @@ def _descendants(ancestor: int) -> Iterator[int]:
         found = [child for pid in found for child in children.get(pid, [])]
 
 
-def _title(pid: int) -> str | None:
+def _title(pid: int, kind: str = "ray::ServeReplica:") -> str | None:
     title = _read(Path(f"/proc/{pid}/cmdline")).partition("\0")[0].strip()
-    return title if title.startswith("ray::ServeReplica:") else None
+    return title if title.startswith(kind) else None
 
 
 def _read(file: Path) -> str:

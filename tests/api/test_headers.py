@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from app.api.headers import MAX_NAME_CHARS, named_session, named_tenant, pinned_rank
+from app.api.headers import MAX_NAME_CHARS, PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.completion import CompletionRequest
-from app.errors import InvalidRequestError
+from app.errors import InvalidRequestError, UnknownRankError
 from tests.support.completion_bodies import chat, refusal, text
 
 TENANT_HEADER = "X-Tenant"
@@ -130,22 +130,23 @@ def test_what_a_tenant_cannot_be_is_not_shown(case: str) -> None:
     assert "tttt" not in message
 
 
-def pinned(given: Headers, body: CompletionRequest, dp_size: int) -> int | None:
-    return pinned_rank(given, body.rank_fields, dp_size)
+def pinned(given: Headers, body: CompletionRequest) -> PinnedRank | None:
+    return pinned_rank(given, body.rank_fields)
 
 
 def test_the_header_beats_the_body() -> None:
-    assert pinned(rank_headers(), text(), 4) is None
-    assert pinned(rank_headers(), text(routed_dp_rank=0), 4) == 0
-    assert pinned(rank_headers("3"), text(routed_dp_rank=0), 4) == 3
-    assert pinned(rank_headers("0"), text(data_parallel_rank=1), 4) == 0
+    assert pinned(rank_headers(), text()) is None
+    assert pinned(rank_headers(), text(routed_dp_rank=0)) == (0, "routed_dp_rank")
+    assert pinned(rank_headers("3"), text(routed_dp_rank=0)) == (3, "X-Data-Parallel-Rank")
+    assert pinned(rank_headers("0"), text(data_parallel_rank=1)) == (0, "X-Data-Parallel-Rank")
 
 
 @pytest.mark.parametrize("parse", [text, chat])
 def test_the_old_name_of_the_rank_may_only_say_the_same(parse: Any) -> None:
-    assert pinned(rank_headers(), parse(data_parallel_rank=1), 4) == 1
-    assert pinned(rank_headers(), parse(data_parallel_rank=1, routed_dp_rank=1), 4) == 1
-    assert pinned(rank_headers(), parse(data_parallel_rank=1, routed_dp_rank=None), 4) == 1
+    for more in ({}, {"routed_dp_rank": 1}, {"routed_dp_rank": None}):
+        named = pinned(rank_headers(), parse(data_parallel_rank=1, **more))
+        assert named is not None
+        assert named.rank == 1
     error = refusal(parse, data_parallel_rank=1, routed_dp_rank=0)
     assert error.param == "data_parallel_rank"
     assert error.message.startswith("data_parallel_rank = 1: the old name of routed_dp_rank, which is 0")
@@ -154,7 +155,7 @@ def test_the_old_name_of_the_rank_may_only_say_the_same(parse: Any) -> None:
 @pytest.mark.parametrize("header", ["", " ", "one", "1.0", "0x1", "+1", "1_0", "0,1", "\xb2", "9" * 19])
 def test_a_header_that_is_no_integer(header: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        pinned(rank_headers(header), text(routed_dp_rank=0), 4)
+        pinned(rank_headers(header), text(routed_dp_rank=0))
     assert caught.value.param == "X-Data-Parallel-Rank"
     assert repr(header) in caught.value.message
 
@@ -162,7 +163,7 @@ def test_a_header_that_is_no_integer(header: str) -> None:
 @pytest.mark.parametrize("headers", [("0", "1"), ("1", "1"), ("1", "")])
 def test_a_rank_is_named_by_one_header(headers: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequestError, match="Rank: 2 headers; one is allowed") as caught:
-        pinned(rank_headers(*headers), text(), 4)
+        pinned(rank_headers(*headers), text())
     assert (caught.value.status, caught.value.param) == (400, "X-Data-Parallel-Rank")
 
 
@@ -173,7 +174,8 @@ def test_a_rank_that_cannot_exist_is_named_as_the_client_named_it(rank: int) -> 
         ("routed_dp_rank", rank_headers(), text(routed_dp_rank=rank)),
         ("data_parallel_rank", rank_headers(), text(data_parallel_rank=rank)),
     ):
-        with pytest.raises(InvalidRequestError, match=r"0 to 3$") as caught:
-            pinned(headers, body, 4)
-        assert caught.value.param == field
-        assert caught.value.message.startswith(f"{field} = {rank}: ")
+        named = pinned(headers, body)
+        assert named == (rank, field)
+        error = UnknownRankError.of(rank, 4).named(*named)
+        assert (error.status, error.param) == (400, field)
+        assert error.message == f"{field} = {rank}: allowed are 0 to 3"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from app.deployments import rank_directory
 from app.deployments.messages import NotAddressed
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
@@ -119,9 +120,32 @@ async def test_a_replica_that_hangs_hides_and_delays_no_other_and_is_back_when_i
     assert (infos, absent["replica-0"].kind) == ([rank_info(2)], "gone")
 
     hung.set_result(rank_info(1))
-    await asyncio.sleep(0)
     replicas.answers["replica-1"] = rank_info(1)
-    assert await ranks.look() == ([rank_info(1), rank_info(2)], {})
+
+    async def sees_it_again() -> bool:
+        return await ranks.look() == ([rank_info(1), rank_info(2)], {})
+
+    await until(sees_it_again, "back")
+    replicas.calls.clear()
+    await ranks.look()
+    assert replicas.calls == [("describe", (), {})], "all together again"
+
+
+async def test_a_replica_that_hangs_and_is_given_up_by_ray_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_directory, "GIVE_UP_S", 2 * TIMEOUT_S)
+    replicas = Replicas(0, 1)
+    ranks = directory(replicas)
+    await ranks.look()
+    replicas.hang(1)
+    assert await ranks.look() == ([rank_info(0)], {"replica-1": Absence("silent")})
+    del replicas.answers["replica-1"]
+
+    async def is_gone() -> bool:
+        _, absent = await ranks.look()
+        return absent == {"replica-1": GONE_FROM_RAY}
+
+    await until(is_gone, "gone")
+    assert await ranks.look() == ([rank_info(0)], {})
 
 
 async def test_several_look_at_once_while_a_replica_hangs() -> None:

@@ -14,10 +14,10 @@ from app.errors import ConfigError, EndpointInUseError
 class Replica:
     """Refuses, or has a bug."""
 
-    @says_why("Replica")
     def __init__(self, error: Exception | None) -> None:
-        if error is not None:
-            raise error
+        with says_why("Replica"):
+            if error is not None:
+                raise error
 
 
 def test_the_reason_is_the_first_line_and_the_last(caplog: pytest.LogCaptureFixture) -> None:

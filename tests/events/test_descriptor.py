@@ -289,13 +289,14 @@ def test_what_we_describe_is_read_back_as_what_ranks_open(
     assert len(publishers) == dp_size
     for publisher in publishers:
         opened = rank_endpoints(described.config, publisher.rank, dp_size)
+        load = opened.load if opened.load and opened.load.port else None  # else in `publishers` alone
         assert publisher == PublisherAddress(
             rank=publisher.rank,
             host=dial_host(opened.events.host, SERVER),
             event_port=opened.events.port or 0,
             replay_port=opened.replay.port if opened.replay else None,
-            load_port=opened.load.port if opened.load else None,
+            load_port=load.port if load else None,
             topic=described.config.topic,
-            load_topic=described.config.load_topic if opened.load else None,
+            load_topic=described.config.load_topic if load else None,
             block_size=block_size,
         )

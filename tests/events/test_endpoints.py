@@ -40,7 +40,7 @@ def test_replay_and_load_are_described_when_they_apply() -> None:
     descriptor = parse(raw(replay_endpoint="tcp://*:5600", load_topic="l"), 64, 2).descriptor
     assert descriptor is not None
     assert descriptor["replay_endpoint_port_base"] == 5600
-    assert descriptor["load_endpoint_port_base"] == 5561
+    assert descriptor["load_endpoint_port_base"] == 5643
     assert descriptor["load_topic"] == "l"
 
 
@@ -176,22 +176,20 @@ def test_overlapping_ranges_are_refused_by_name(events: int, replay: int) -> Non
 @pytest.mark.parametrize(
     ("events", "replay", "load"),
     [
-        (5557, None, 5563),  # after the events and the room behind them
-        (5557, 5600, 5563),
-        (5557, 5569, 5563),
-        (5557, 5568, 5574),  # the replay is too near: after that and its room
-        (5557, 5560, 5566),
-        (5600, 5557, 5606),
-        (65_524, None, 65_530),
-        (65_525, None, None),  # no ports after the events, and before them is no place either
+        (5557, None, 6581),  # 1,024 behind the events
+        (5557, 5600, 5643),  # as far behind the replay as that is behind the events
+        (5557, 5560, 5563),
+        (5600, 5557, 5643),
+        (5557, 9000, 12_443),
+        (5557, 40_000, 6581),  # that far there are no ports: 1,024 behind one of them
+        (65_533, 5557, 6581),
+        (1, 65_533, 1025),
+        (63_488, None, 64_512),
+        (63_489, None, None),  # the system chooses
         (65_530, 65_520, None),
-        (65_533, 5557, 5563),
-        (1, 65_533, 7),
     ],
 )
-def test_load_ports_are_the_next_free_range_with_room(
-    events: int, replay: int | None, load: int | None
-) -> None:
+def test_load_ports_are_one_more_distance_on(events: int, replay: int | None, load: int | None) -> None:
     keys = {"replay_endpoint": f"tcp://*:{replay}"} if replay else {}
     descriptor = parse(raw(endpoint=f"tcp://*:{events}", **keys), 16, 3).descriptor
     assert descriptor is not None

@@ -1,4 +1,4 @@
-"""Ports that the system chooses, load reports and their ports, and room for ranks that replace others."""
+"""Ports that the system chooses, load reports and their ports, and those of ranks of any number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import ConfigError
 from app.events.config import KvEventsConfig
-from app.events.endpoints import Endpoint, parse, rank_endpoints
+from app.events.endpoints import Endpoint, RankEndpoints, parse, rank_endpoints
 
 
 def raw(**keys: Any) -> str:
@@ -67,9 +67,7 @@ def test_what_no_rank_can_open_or_no_client_can_dial_has_no_descriptor(keys: dic
 # ---- load reports
 
 
-@pytest.mark.parametrize(
-    "keys", [{"endpoint": "tcp://10.0.0.5:5557"}, {"endpoint": "tcp://*:65535"}, {"load_reports": False}]
-)
+@pytest.mark.parametrize("keys", [{"endpoint": "tcp://10.0.0.5:5557"}, {"load_reports": False}])
 def test_without_ports_for_load_reports_the_descriptor_lacks_both_keys(keys: dict[str, Any]) -> None:
     described = parse(raw(**keys), 16, 1)
     assert described.descriptor is not None
@@ -77,6 +75,14 @@ def test_without_ports_for_load_reports_the_descriptor_lacks_both_keys(keys: dic
     assert described.config is not None
     assert rank_endpoints(described.config, 0, 1).load is None
     assert any("no load reports" in each for each in described.warnings) == ("load_reports" not in keys)
+
+
+def test_where_no_row_of_ports_is_left_the_system_chooses_those_for_load_reports() -> None:
+    described = parse(raw(endpoint="tcp://*:65535"), 16, 1)
+    assert described.descriptor is not None
+    assert "load_endpoint_port_base" not in described.descriptor
+    assert any("the load ports (*, chosen by the system)" in each for each in described.warnings)
+    assert rank_endpoints(config(endpoint="tcp://*:65535"), 0, 1).load == Endpoint("tcp://*:0", True, 0)
 
 
 def test_their_own_endpoint_is_taken_and_always_bound() -> None:
@@ -125,50 +131,68 @@ def test_ports_at_another_host_than_the_events_are_not_advertised(
     assert any("left out of kv_events" in each for each in described.warnings) != advertised
 
 
-# ---- a replica that replaces another, under the next number
+# ---- numbers beyond those of the deployment: of ranks that replace others, or that others leave
 
 
-def test_a_rank_beyond_dp_size_has_ports_of_its_own() -> None:
-    keys = {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
-    used = set()
-    for rank in range(4):
-        opened = rank_endpoints(config(**keys), rank, 2)
-        used |= {each.port for each in (opened.events, opened.replay, opened.load) if each is not None}
-    assert len(used) == 12
+def ports_of(opened: RankEndpoints) -> list[int]:
+    """The tcp ports that a rank binds where the system doesn't choose them."""
+    every = (opened.events, opened.replay, opened.load)
+    return [each.port for each in every if each is not None and each.port]
 
 
-@pytest.mark.parametrize(
-    ("keys", "fault"),
-    [
-        ({"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5559"}, "5559 is among the replay ports"),
-        ({"endpoint": "tcp://*:65534"}, "65536 is beyond 65535"),
-    ],
+@given(
+    st.integers(1, 65_535),
+    st.none() | st.integers(1, 65_535),
+    st.none() | st.integers(1, 65_535),
+    st.integers(1, 1024),
+    st.integers(1, 1024),
 )
-def test_where_there_is_no_room_for_it_the_error_says_so(keys: dict[str, Any], fault: str) -> None:
-    with pytest.raises(ConfigError, match=rf"no event port for rank 2, .*{fault}"):
-        rank_endpoints(config(**keys), 2, 2)
-
-
-@given(st.integers(1, 65_535), st.none() | st.integers(1, 65_535), st.integers(1, 1024))
-def test_derived_load_ports_leave_room_for_ranks_beyond_dp_size(
-    events: int, replay: int | None, dp_size: int
+def test_ranks_of_deployments_of_any_size_have_ports_of_their_own(
+    events: int, replay: int | None, load: int | None, dp_size: int, new_size: int
 ) -> None:
-    keys = {} if replay is None else {"replay_endpoint": f"tcp://*:{replay}"}
+    """A rank keeps its ports whatever the size, and no two ranks have one port, old or new."""
+    keys = {"endpoint": f"tcp://*:{events}"}
+    keys |= {} if replay is None else {"replay_endpoint": f"tcp://*:{replay}"}
+    keys |= {} if load is None else {"load_publish_endpoint": f"tcp://*:{load}"}
     try:
-        described = parse(raw(endpoint=f"tcp://*:{events}", **keys), 16, dp_size)
+        described = [parse(raw(**keys), 16, size) for size in (dp_size, new_size)]
     except ConfigError:
         return
-    load = (described.descriptor or {}).get("load_endpoint_port_base")
-    if load is None:
-        assert any("no load reports" in each for each in described.warnings) or described.misconfigured
+    if any(each.config is None for each in described):
         return
-    room = 2 * dp_size
-    assert load + room - 1 <= 65_535
-    assert all(load >= base + room or base >= load + room for base in (events, replay) if base is not None)
-    assert load in (events + room, (replay or 0) + room)
+    numbers = sorted({0, 1, dp_size - 1, dp_size, new_size - 1, new_size, 2 * dp_size - 1, 2500})
+    owner_of: dict[int, int] = {}
+    for rank in numbers:
+        opened = rank_endpoints(config(**keys), rank, dp_size)
+        assert opened == rank_endpoints(config(**keys), rank, new_size)
+        assert all(1 <= port <= 65_535 for port in ports_of(opened))
+        for port in ports_of(opened):
+            assert owner_of.setdefault(port, rank) == rank
+        if rank < max(dp_size, new_size):
+            assert opened.events.port == events + rank
+
+
+def test_a_number_for_which_there_is_no_room_has_ports_that_the_system_chooses() -> None:
+    keys = {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5560"}
+    assert ports_of(rank_endpoints(config(**keys), 2, 2)) == [5559, 5562, 5565]
+    assert ports_of(rank_endpoints(config(**keys), 3, 2)) == []
+    assert ports_of(rank_endpoints(config(endpoint="tcp://*:65534"), 2, 2)) == []
+
+
+def test_planned_ports_that_are_taken_can_be_left() -> None:
+    keys = {"endpoint": "tcp://*:5557", "replay_endpoint": "tcp://*:5657"}
+    opened = rank_endpoints(config(**keys), 1, 2, planned=False)
+    assert ports_of(opened) == []
+    assert opened.events == Endpoint("tcp://*:0", True, 0)
+
+
+def test_what_has_no_ports_has_a_name_for_the_one_that_replaces() -> None:
+    for endpoint in ("ipc:///tmp/x", "inproc://x"):
+        assert rank_endpoints(config(endpoint=endpoint), 1, 1).events.address == f"{endpoint}_dp1"
 
 
 def test_ranges_without_room_between_them_are_a_warning() -> None:
     described = parse(raw(endpoint="tcp://*:5557", replay_endpoint="tcp://*:5559"), 16, 2)
     assert described.descriptor is not None
     assert "at least 4 apart" in described.warnings[0]
+    assert parse(raw(endpoint="tcp://*:5557", replay_endpoint="tcp://*:5561"), 16, 2).warnings == ()

@@ -59,8 +59,9 @@ def tiny_graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
 
 @pytest.fixture
 def new_tiny_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
-    """As `tiny_graph` with queues that never fill; the test may break it."""
+    """As `tiny_graph` with queues that never fill and patience for a rank's return; the test may break it."""
     args = tiny_args(tiny_model)
+    args["ingress"] = {"rank_wait_s": 90}
     args["engine"]["scheduler"]["max_waiting_requests"] = 10_000
     yield graphs.get({"/": args})
     graphs.stop()

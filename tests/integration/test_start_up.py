@@ -208,7 +208,9 @@ def test_the_command_says_what_is_missing_and_exits_with_1(tmp_path: Path) -> No
 
 
 def test_serve_run_names_a_taken_event_port_and_its_rank(config: Json, taken_port: int) -> None:
-    message = f"rank 1 can't bind tcp://127.0.0.1:{taken_port + 1}: in use by another process"
+    message = (
+        f"DPRank can't start: rank 1 can't bind tcp://127.0.0.1:{taken_port + 1}: in use by another process"
+    )
     assert_fails_with(message, with_args(config, events_on(taken_port)))
 
 

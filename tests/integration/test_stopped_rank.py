@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,7 +17,7 @@ from tests.support.graph.serve_graph import ServeGraph
 
 STALL_TIMEOUT_S = 3.0
 SUSPECT_WITHIN_S = 15.0
-"""On a busy machine; 3 to 6 s were seen."""
+"""On a busy machine; 3.5 s were seen."""
 REPLACED_WITHIN_S = 120.0
 
 
@@ -30,7 +30,7 @@ def graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
 
 
 def test_a_stopped_rank_is_routed_around_back_when_it_goes_on_and_replaced_when_it_lasts(
-    graph: ServeGraph, record_property: Callable[[str, object], None]
+    graph: ServeGraph,
 ) -> None:
     prompt = new_prompt(320)
     for rank in (0, 1):
@@ -43,7 +43,7 @@ def test_a_stopped_rank_is_routed_around_back_when_it_goes_on_and_replaced_when_
     os.kill(pid, signal.SIGSTOP)
     try:
         wait_until(lambda: reason(graph), "rank 1 is suspect", SUSPECT_WITHIN_S)
-        record_property("suspect_after_s", time.monotonic() - stopped_at)
+        print("suspect_after_s", time.monotonic() - stopped_at)
         assert "no answer for" in reason(graph)
         known = graph.router_rank(1)
         assert known is not None
@@ -61,7 +61,7 @@ def test_a_stopped_rank_is_routed_around_back_when_it_goes_on_and_replaced_when_
         os.kill(pid, signal.SIGCONT)
     went_on_at = time.monotonic()
     wait_until(lambda: not reason(graph), "rank 1 is back", SUSPECT_WITHIN_S)
-    record_property("back_after_s", time.monotonic() - went_on_at)
+    print("back_after_s", time.monotonic() - went_on_at)
     graph.wait_until_followed()
     graph.audit()
     after = graph.get("/server_info")
@@ -69,17 +69,17 @@ def test_a_stopped_rank_is_routed_around_back_when_it_goes_on_and_replaced_when_
     assert after["publishers"][1]["epoch"] == before["publishers"][1]["epoch"]
     assert cached_tokens(graph.complete(prompt, rank=1)) == 304
 
+    replica_id = after["internal_states"][1]["replica_id"]
     os.kill(pid, signal.SIGSTOP)
     stopped_at = time.monotonic()
 
     def is_replaced() -> bool:
-        state = graph.get("/server_info")["internal_states"][1]
-        return state.get("pid") not in (None, pid) and not reason(graph)
+        able = [each["replica_id"] for each in graph.get("/router/ranks") if each["unavailable"] is None]
+        return len(able) == 2 and replica_id not in able
 
-    wait_until(is_replaced, "another replica is rank 1", REPLACED_WITHIN_S)
-    record_property("replaced_after_s", time.monotonic() - stopped_at)
-    graph.wait_until_followed()
-    graph.audit()
+    wait_until(is_replaced, "another replica takes requests", REPLACED_WITHIN_S)
+    print("replaced_after_s", time.monotonic() - stopped_at)
+    assert graph.complete(new_prompt(320)).status_code == 200
 
 
 def reason(graph: ServeGraph) -> str:

@@ -13,7 +13,7 @@ import httpx
 from tests.support.deadlines import wait_until
 from tests.support.graph.exchanges import new_prompt
 from tests.support.graph.serve_config import Json, kv_events, with_args
-from tests.support.graph.serve_graph import ServeGraph
+from tests.support.graph.serve_graph import START_S, ServeGraph
 
 BUILD_S = 90
 """Seconds within which a deploy is refused: the build runs in a new process."""
@@ -50,15 +50,14 @@ def test_the_service_goes_on_while_wrong_deploys_are_refused(
     before = [graph.pids(name) for name in ("DPRank", "Router", "Ingress")]
     with requests_to(graph) as statuses:
         for refusal, changes in wrong_deploys(tmp_path).items():
-            graph.submit(with_args(graph.config, changes))
-            wait_until(lambda refusal=refusal: refusal in graph.status()["message"], refusal, BUILD_S)
+            graph.apply(with_args(graph.config, changes))
+            wait_until(lambda: refusal in graph.status()["message"], refusal, BUILD_S)  # noqa: B023
             assert_says_no_more_than(graph.status(), refusal)
     assert set(statuses) == {200}
     assert [graph.pids(name) for name in ("DPRank", "Router", "Ingress")] == before
 
-    graph.redeploy(ingress={"max_request_bytes": 50_000})
-    wait_until(lambda: graph.status()["status"] == "RUNNING", "the right one runs", BUILD_S)
-    wait_until(lambda: graph.is_ready, "all ranks", BUILD_S)
+    graph.apply(with_args(graph.config, {"ingress": {"max_request_bytes": 50_000}}))
+    wait_until(lambda: graph.status()["status"] == "RUNNING", "the right one runs", START_S)
     assert graph.get("/server_info")["config"]["ingress"]["max_request_bytes"] == 50_000
 
 

@@ -30,6 +30,7 @@ from app.deployments.ingress.health import health_answer
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
+from app.deployments.ingress.rank_watch import RankWatch
 from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.deployments.ingress.server_info import model_card, model_info, present_dp_size, server_info
@@ -104,7 +105,6 @@ class Ingress:
         ranks: handle of the `DPRank` deployment.
     """
 
-    @says_why("Ingress")
     def __init__(
         self,
         config: AppConfig,
@@ -116,7 +116,8 @@ class Ingress:
         self._ranks = RankClient(ranks)
         self._directory = RankDirectory(self._ranks, timeout_s=POLL_TIMEOUT_S)
         self._outcomes = BatchSender(self._routers.record_outcomes, interval_s=OUTCOMES_INTERVAL_S)
-        self.start(config, events)
+        with says_why("Ingress"):
+            self.start(config, events)
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
@@ -138,8 +139,16 @@ class Ingress:
             self._routers,
             self._ranks,
             self._outcomes.put,
+            model=config.model.path,
             block_size=config.engine.cache.block_size,
             limits=SearchLimits(config.ingress.max_retries, config.ingress.rank_wait_s),
+        )
+        self._watch = RankWatch(
+            self._dispatcher.live,
+            self._routers,
+            self._ranks,
+            model=config.model.path,
+            drain_timeout_s=config.engine.drain_timeout_s,
         )
 
     @api.post("/v1/chat/completions")

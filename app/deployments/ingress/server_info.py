@@ -21,8 +21,8 @@ def server_info(config: AppConfig, events: KvEvents, max_model_len: int, ranks: 
 
     Routers that know SGLang parse the whole answer, and refuse it where one of its names has another type
     than SGLang's. `kv_events` is the descriptor that they look for, null when there is nothing to follow, or
-    while no rank says its key or address where only ranks know it. `publishers` has one entry per replica that
-    answers, and one for each rank that should be there and doesn't answer (`"state": "unreachable"`).
+    while no rank says its key or address where only ranks know it. `publishers` has an entry for each replica
+    that answers, and for each rank that should be there and doesn't answer (`"state": "unreachable"`).
     """
     missing = sorted(set(range(config.expected_dp_size)) - {info.rank for info in ranks})
     entries = sorted(

@@ -1,7 +1,7 @@
 """Which number a replica should hold, from what it and its peers claim: no Ray, no ports, no waiting.
 
 Ray gives every replica a number (`wanted`) and may change it while the replica runs. But a number may still
-be another's: of a replica that Ray has renumbered and that hasn't moved yet, or of one that Ray has forgotten.
+be another's: a replica's that Ray has renumbered and that hasn't moved yet, or one's that Ray has forgotten.
 So a replica holds what Ray wants once nobody else does; until then it holds a number beyond all that the
 deployment has, which nobody else holds or wants.
 
@@ -27,9 +27,10 @@ def next_number(own: Claim, peers: Sequence[Claim], first_surplus: int) -> int:
     """
     if not rivals(own, own.wanted, peers):
         return own.wanted
-    if own.held is not None and own.held != own.wanted and not rivals(own, own.held, peers):
-        if all(peer.wanted != own.held for peer in peers):
-            return own.held
+    held = own.held
+    is_undisputed = all(peer.wanted != held for peer in peers)
+    if held is not None and held != own.wanted and is_undisputed and not rivals(own, held, peers):
+        return held
     return surplus_number(peers, first_surplus)
 
 
@@ -51,13 +52,21 @@ def surplus_number(peers: Sequence[Claim], first_surplus: int) -> int:
 
 
 def free_worker(own: Claim, peers: Sequence[Claim], num_workers: int) -> int:
-    """Of remote ranks: which one of `num_workers` ranks of workers to be, that no peer is.
+    """Of remote ranks: for which one of `num_workers` ranks of workers to be, that no peer is for.
 
-    While every one has a replica, one more stands by for one that leaves: it is the same as that.
+    Its number's, if it can. Where several start at once, which don't see each other, they differ by their
+    numbers. While every one has a replica, one more stands by for one that leaves: it is for the same.
     """
     usual = own.wanted % num_workers
     taken = {peer.worker for peer in peers}
-    return next((each for each in (usual, *range(num_workers)) if each not in taken), usual)
+    free = [worker for worker in range(num_workers) if worker not in taken]
+    return usual if usual in free or not free else free[own.wanted % len(free)]
+
+
+def is_spare(own: Claim, peers: Sequence[Claim], num_workers: int) -> bool:
+    """Whether a peer that comes before `own` is for the same worker's rank, while another has nobody."""
+    same = [peer for peer in peers if peer.worker == own.worker and peer.replica_id < own.replica_id]
+    return bool(same) and len({own.worker, *(peer.worker for peer in peers)}) < num_workers
 
 
 def _order(claim: Claim, number: int) -> tuple[bool, str]:

@@ -37,7 +37,7 @@ class RankCore:
     @property
     def rank(self) -> int:
         """The number under which it publishes."""
-        return self._rank
+        return self._rank if self._listener is None else self._listener.publisher.rank
 
     @property
     def publisher(self) -> EventPublisher | None:
@@ -47,7 +47,7 @@ class RankCore:
     @property
     def load(self) -> LoadStat:
         """The load as last reported, with the number of now."""
-        return msgspec.structs.replace(self._engine.load, dp_rank=self._rank)
+        return msgspec.structs.replace(self._engine.load, dp_rank=self.rank)
 
     def start(self) -> None:
         """Start the engine on the running event loop; the publisher's snapshots are of its cache."""
@@ -100,7 +100,7 @@ class RankCore:
         """
         publisher = self.publisher
         if publisher is None:
-            raise KvbeaconError(f"rank {self._rank} publishes no events, so it has no snapshot")
+            raise KvbeaconError(f"rank {self.rank} publishes no events, so it has no snapshot")
         content = await asyncio.wrap_future(self._take_content(publisher))
         return await asyncio.to_thread(publisher.snapshot, content)
 
@@ -121,7 +121,7 @@ class RankCore:
         def read(blocks: Sequence[CachedBlock]) -> CacheContent:
             if publisher is not self.publisher:
                 # The cache has changed since the last batch of that publisher: no number of its is right.
-                raise KvbeaconError(f"rank {publisher.rank} has become rank {self._rank}")
+                raise KvbeaconError(f"rank {publisher.rank} has become rank {self.rank}")
             return publisher.content(blocks)
 
         return self._engine.content(read)
@@ -141,4 +141,7 @@ class _CurrentPublisher:
         self.publisher.publish(events)
 
     def publish_load(self, stat: LoadStat, acknowledged: Sequence[str], /) -> None:
-        self.publisher.publish_load(stat, acknowledged)
+        publisher = self.publisher
+        if stat.dp_rank != publisher.rank:  # the engine hears of its new number only after the change
+            stat = msgspec.structs.replace(stat, dp_rank=publisher.rank)
+        publisher.publish_load(stat, acknowledged)

@@ -15,7 +15,7 @@ from ray.serve.schema import ReplicaRank
 from app.config import AppConfig
 from app.deployments.logs import log_with_ray
 from app.deployments.messages import Claim, NotAddressed, RankInfo, RankMessage
-from app.deployments.rank.claims import free_worker
+from app.deployments.rank.claims import free_worker, is_spare
 from app.deployments.rank.core import RankCore
 from app.deployments.rank.number import RankNumber
 from app.deployments.rank.peers import RayPeers
@@ -54,28 +54,35 @@ class DPRank:
 
     # Ray Serve awaits a constructor that is a coroutine function.
     async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
+        self._running = ExitStack()
+        """Stops what has been started, the last first."""
+        self._spare = ""
+        """Why this replica should make room for another one; empty: it should not."""
+        self._model = config.model.path
+        self._remote_ranks = config.remote_ranks
         with says_why("DPRank"):
-            self._running = ExitStack()
-            """Stops what has been started, the last first."""
-            log_with_ray()
-            context = serve.get_replica_context()
-            check_num_ranks(context.world_size, config.dp_size)
-            self._replica_id = context.replica_id.unique_id
-            self._node_ip = ray.util.get_node_ip_address()
-            if context.rank.rank == 0:
-                events.log(logger)
-            self._place = RankPlace(config, events)
-            self._running.callback(self._place.close)
-            claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
-            self._number = RankNumber(claim, config.largest_dp_size, RayPeers(), self._place)
-            peers = await self._number.take()
-            self._engine = self._load_engine(config, peers)
-            self._core = RankCore(self._engine, self._number.held, self._place.publisher)
-            self._start()
-            model_dir = self._engine.description.model_dir
-            logger.info(
-                "rank %d serves from %s: %s", self._number.held, model_dir, self._describe_publisher()
-            )
+            await self._construct(config, events)
+
+    async def _construct(self, config: AppConfig, events: KvEvents) -> None:
+        log_with_ray()
+        context = serve.get_replica_context()
+        check_num_ranks(context.world_size, config.largest_dp_size)
+        self._replica_id = context.replica_id.unique_id
+        self._node_ip = ray.util.get_node_ip_address()
+        if context.rank.rank == 0:
+            events.log(logger)
+        self._place = RankPlace(config, events)
+        self._running.callback(self._place.close)
+        claim = Claim(self._replica_id, context.rank.rank, None, self._node_ip)
+        self._number = RankNumber(
+            claim, config.largest_dp_size, RayPeers(), self._place, on_peers=self._check_worker
+        )
+        peers = await self._number.take()
+        self._engine = self._load_engine(config, peers)
+        self._core = RankCore(self._engine, self._number.held, self._place.publisher)
+        self._start()
+        model_dir = self._engine.description.model_dir
+        logger.info("rank %d serves from %s: %s", self._number.held, model_dir, self._describe_publisher())
 
     def _load_engine(self, config: AppConfig, peers: Sequence[Claim]) -> RankEngine:
         """The engine; of remote ranks, for a worker's rank that no other replica is for."""
@@ -86,6 +93,12 @@ class DPRank:
         engine = load_engine(config, worker)
         engine.renumber(self._number.held)
         return engine
+
+    def _check_worker(self, peers: Sequence[Claim]) -> None:
+        """Of remote ranks that started together, two may be for one worker's rank, and none for another."""
+        claim, remote = self._number.claim, self._remote_ranks
+        if remote is not None and is_spare(claim, peers, remote.dp_size):
+            self._spare = f"another replica is for the same worker's rank, {claim.worker}, and one has none"
 
     def _start(self) -> None:
         """Start the engine, on the event loop on which Ray Serve constructs and calls this."""
@@ -126,6 +139,7 @@ class DPRank:
         Raises:
             EngineFailedError: the engine has stopped; Ray will replace this replica.
         """
+        self._number.called()
         if replica_id not in (None, self._replica_id) or self._replica_id in other_than:
             return NotAddressed()
         self._engine.check_health()
@@ -148,6 +162,7 @@ class DPRank:
             num_rank_conflicts=self._number.num_conflicts,
             unavailable=status.unavailable,
             partial_cache=status.partial_cache,
+            model=self._model,
             foreign_events=status.foreign_events,
         )
 
@@ -190,6 +205,8 @@ class DPRank:
         """
         try:
             self._engine.check_health()
+            if self._spare:
+                raise EngineFailedError(self._spare)
         except EngineFailedError as error:
             logger.critical("rank %d ends: %s", self._core.rank, error)
             os._exit(ENGINE_FAILED_STATUS)

@@ -2,6 +2,7 @@
 
     Ray: reconfigure(rank) ─┐
     a peer's claim ─────────┼─▶ look at all peers ─▶ `next_number` ─▶ move there ─▶ look once more
+    the first call ─────────┤
     every second, while the ┘
     number isn't Ray's
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -66,6 +67,7 @@ class RankNumber:
         first_surplus: numbers from here on are for those whose own isn't free.
         peers: the other replicas.
         place: what moves.
+        on_peers: called with the peers' claims at every look.
 
     Attributes:
         claim: the replica's now.
@@ -73,14 +75,23 @@ class RankNumber:
     """
 
     def __init__(
-        self, claim: Claim, first_surplus: int, peers: Peers, place: Place, *, retry_s: float = RETRY_S
+        self,
+        claim: Claim,
+        first_surplus: int,
+        peers: Peers,
+        place: Place,
+        *,
+        on_peers: Callable[[Sequence[Claim]], None] = lambda peers: None,
+        retry_s: float = RETRY_S,
     ) -> None:
         self.claim = claim
         self.num_conflicts = 0
         self._first_surplus = first_surplus
         self._peers = peers
         self._place = place
+        self._on_peers = on_peers
         self._retry_s = retry_s
+        self._is_called = False
         self._cause = asyncio.Event()
         self._seen: frozenset[str] = frozenset()
         """Who held the same number at the last look."""
@@ -110,8 +121,9 @@ class RankNumber:
         return peers
 
     def start(self) -> None:
-        """Follow Ray and the peers from now on, on the running event loop; begins with a second look."""
-        self._cause.set()
+        """Follow Ray and the peers from now on, on the running event loop."""
+        if self.claim.held != self.claim.wanted:
+            self._cause.set()
         self._task = asyncio.create_task(self._keep())
 
     def stop(self) -> None:
@@ -124,6 +136,12 @@ class RankNumber:
         if number != self.claim.wanted:
             logger.info("rank %s: Ray renumbers it to %d", self.claim.held, number)
             self.claim = replace(self.claim, wanted=number)
+            self._cause.set()
+
+    def called(self) -> None:
+        """Somebody has called the replica: from now on peers see it, also those that started when it did."""
+        if not self._is_called:
+            self._is_called = True
             self._cause.set()
 
     def hear(self, claim: Claim) -> Claim:
@@ -152,6 +170,7 @@ class RankNumber:
         peers = await self._peers.exchange(self.claim)
         if peers is None:
             return self.claim.held == self.claim.wanted
+        self._on_peers(peers)
         self._report_conflicts(peers)
         number = next_number(self.claim, peers, self._first_surplus)
         if number == self.claim.held:

@@ -26,7 +26,8 @@ from app.deployments.messages import (
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
 from app.deployments.router.peer_routers import PeerRouters
-from app.errors import KvbeaconError, PromptTooLongError, RequestError
+from app.deployments.starting import says_why
+from app.errors import KvbeaconError, NoRankError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import KvEvents
 from app.routing.core import RoutingCore
@@ -53,7 +54,7 @@ class Router:
     Methods that one router is called for take `nth`, which `NearestFirst` reads on the caller's side.
 
     Args:
-        config: the whole deployment's; the router reads `routing`, the block size and how many ranks there are.
+        config: the whole deployment's; the router reads `routing`, the block size, how many ranks there are.
         events: names the key file with which it connects to ranks that encrypt.
         ranks: handle of the `DPRank` deployment.
 
@@ -75,13 +76,16 @@ class Router:
         self._block_size = config.engine.cache.block_size
         self._discovery_interval_s = routing.discovery_interval_s
         self._core = RoutingCore(routing, config.largest_dp_size)
+        with says_why("Router"):
+            keys = _curve_keys(events)
         self._tracker = Tracker(
             self._core,
             rank_client.snapshot,
-            _curve_keys(events),
+            keys,
             stall_timeout_s=config.engine.stall_timeout_s,
         )
         self._dp_size = config.expected_dp_size
+        self._model = config.model.path
         self._decisions = DecisionLog(routing.remembered_decisions)
         self._auditor = Auditor(self._tracker, self._core.index, rank_client.snapshot)
         self._peers = PeerRouters(routing.num_routers)
@@ -152,6 +156,8 @@ class Router:
 
     def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
         """What the core's `choose` or `consider` says of the request, as things are now."""
+        if request.model not in ("", self._model):
+            raise NoRankError(f"the request is for the model {request.model}; {self._model} is served now")
         return decide(
             self._prompt(request),
             time.monotonic(),
@@ -196,7 +202,12 @@ class Router:
             "of_unknown_replicas": self._num_unknown_peer_reservations,
         }
         decisions = self._decisions.stats.as_json()
-        return {"router": self._replica_id, **decisions, "heard_from_routers": from_peers}
+        return {
+            "router": self._replica_id,
+            **decisions,
+            "heard_from_routers": from_peers,
+            "ranks": asdict(self._tracker.counters),
+        }
 
     async def audit(self) -> Json:
         """This router's index beside every rank's own cache."""
@@ -228,7 +239,9 @@ class Router:
             {
                 "rank": member.rank,
                 "replica_id": member.replica_id,
+                "other_replicas": list(member.other_replicas),
                 "unavailable": member.unavailable,
+                "model": member.model,
                 "trust": member.status.state,
                 "reason": member.status.reason,
                 "since": member.status.since,
@@ -252,7 +265,7 @@ class Router:
         while True:
             try:
                 infos, absent = await self._directory.look(self._tracker.take_unknown())
-                await self._tracker.update(infos, absent)
+                await self._tracker.update([info.seen_from(self._model) for info in infos], absent)
             except Exception:
                 logger.exception("looking at the ranks failed; trying again")
             await asyncio.sleep(self._discovery_interval_s)

@@ -94,10 +94,12 @@ class EngineThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its current step; safe to call twice."""
+        """End the thread after its current step, if that ends in time; safe to call twice."""
         self._stopping = True
         self._inbox.put(lambda: None)
-        self._thread.join()
+        self._thread.join(self._watch.limit_s)
+        if self._thread.is_alive():
+            logger.error("the engine of rank %d stands still; it ends with its process", self._dp_rank)
 
     def check_health(self) -> None:
         """See `RankEngine`: once the thread has ended, is about to, or has stood still for long."""

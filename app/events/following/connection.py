@@ -158,11 +158,13 @@ class Connection:
             self._failed = True
             self.trouble = f"{self.address}: {self._why_failed(event)}"
         elif event == zmq.EVENT_CONNECTED and not self._failed:
-            self.trouble = f"{self.address}: connected, but no handshake: is it a publisher?"
+            self.trouble = f"{self.address}: connected, but no handshake: it hangs, or is no publisher"
 
     def _why_failed(self, event: int) -> str:
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return "the publisher refused this client's key"
-        if self._is_encrypted:
-            return "handshake failed: does the publisher use CURVE, with another key?"
-        return "handshake failed: does the publisher use CURVE?"
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            return "handshake failed: does the publisher use CURVE?"
+        # A process that has just died looks like this, and a server that doesn't like our greeting or key.
+        other = "its CURVE key is another one" if self._is_encrypted else "wants CURVE"
+        return f"connection lost in the handshake: the publisher has died, or {other}"

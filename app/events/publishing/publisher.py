@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-import msgspec
 import zmq
 
 from app.events.config import KvEventsConfig
@@ -165,11 +164,10 @@ class EventPublisher:
         """Publish a load report, then the ids of the requests that it is the first to count.
 
         Never blocks: where the queue is full the report is dropped. The next one replaces it, and what it
-        acknowledges is reserved until its own deadline. It goes out with this publisher's number.
+        acknowledges is reserved until its own deadline.
         """
         if self._endpoints.load and self.is_running:
-            own = msgspec.structs.replace(stat, dp_rank=self._dp_rank)
-            self._thread.put(LoadReport(own, acknowledged))
+            self._thread.put(LoadReport(stat, acknowledged))
 
     def content(self, blocks: Sequence[CachedBlock]) -> CacheContent:
         """`blocks`, all that the cache holds now, parents before children, as the state after `last_seq`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 from app.events.publisher_info import PublisherInfo
 from app.events.schema import LoadStat
@@ -21,6 +21,7 @@ class RankDescription:
         max_prompt_tokens: longer prompts than this are refused by the rank, always.
         unavailable: why it can serve no request now; None: it can.
         partial_cache: why its cache may hold more than it has published; None: it has published all.
+        model: `model.path` of its configuration: while a redeploy changes it, some ranks have another one.
     """
 
     rank: int
@@ -30,6 +31,13 @@ class RankDescription:
     max_prompt_tokens: int
     unavailable: str | None = field(default=None, kw_only=True)
     partial_cache: str | None = field(default=None, kw_only=True)
+    model: str = field(default="", kw_only=True)
+
+    def seen_from(self, model: str) -> Self:
+        """The rank as a router of `model` may use it: not at all while it has another model."""
+        if self.model == model or self.unavailable is not None:
+            return self
+        return replace(self, unavailable=f"it serves the model {self.model}; this router's is {model}")
 
 
 @dataclass(frozen=True)

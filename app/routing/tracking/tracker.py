@@ -7,6 +7,9 @@ A rank is named by its number but identified by its replica and that replica's p
 everything known under that number is of another replica, so blocks, load and reservations are dropped in the
 same step, before the new subscriber has connected.
 
+A replica may take another number: then all that is known of it moves there, by a snapshot. Two may hold one
+number for a moment: the one that is followed already stays, and the other is shown and counted.
+
 A rank that says that it can serve nothing now stays a member and is followed on, but takes no requests until
 it says otherwise. So does one that doesn't answer, as long as Ray has it: `FollowedRank` knows when that is
 suspect. One that Ray no longer has takes no new requests and may be finishing its last ones: it is dropped.
@@ -38,17 +41,41 @@ SnapshotFetcher = Callable[[str], Awaitable[CacheSnapshot]]
 
 @dataclass(frozen=True)
 class Member:
-    """One rank as this router knows it; `unavailable` says why it can take no requests, None if it can."""
+    """One rank as this router knows it.
+
+    Attributes:
+        unavailable: why it can take no requests; None if it can.
+        model: `model.path` of its configuration.
+        other_replicas: that say that they are this rank too, and aren't followed.
+    """
 
     rank: int
     replica_id: str
     status: SyncStatus
     num_blocks: int
     unavailable: str | None
+    model: str
+    other_replicas: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class TrackerCounters:
+    """What a tracker has seen since its start.
+
+    Attributes:
+        renumbered: times that a replica which was followed came under another number.
+        conflicts: times that a second replica began to claim a number that was followed.
+    """
+
+    renumbered: int = 0
+    conflicts: int = 0
 
 
 class Tracker:
     """Keeps `core` at what the ranks say. All on one event loop.
+
+    Attributes:
+        counters: what was seen of ranks' numbers.
 
     Args:
         core: written to: a rank joins, is followed, and is dropped.
@@ -65,6 +92,7 @@ class Tracker:
         *,
         stall_timeout_s: float,
     ) -> None:
+        self.counters = TrackerCounters()
         self._core = core
         self._fetch_snapshot = fetch_snapshot
         self._curve_keys = curve_keys
@@ -73,10 +101,12 @@ class Tracker:
         self._followed: dict[int, FollowedRank] = {}
         self._failed: dict[int, str] = {}
         """Rank → replica id that failed since the last poll."""
+        self._others: dict[str, RankDescription] = {}
+        """By replica id, those whose number is that of a replica that is followed."""
         self._absent: dict[str, Absence] = {}
         """Replicas that aren't followed, by id, and why not; the last that was heard of comes last."""
         self._unknown: set[str] = set()
-        """Replicas that somebody asked for and that no poll has told anything of."""
+        """Replicas that an ingress asked for and that no poll has told anything of."""
         self._closing: set[asyncio.Task[None]] = set()
 
     def max_prompt_tokens(self) -> int | None:
@@ -104,21 +134,24 @@ class Tracker:
         return self._follows(rank, replica_id) and rank in self._core.membership.routable
 
     def standing(self, rank: int, replica_id: str) -> Standing:
-        """How this replica stands, which was `rank` when a request was sent to it.
+        """How this replica stands, which was `rank` when a request was sent to it and may be another now.
 
         One of which this router knows nothing yet, having just started, counts as usable until it was asked:
         the next poll does so. See `take_unknown`.
         """
-        followed = self._find(rank, replica_id)
+        followed, other = self._find(rank, replica_id), self._others.get(replica_id)
+        absence = self._absent.get(replica_id)
         if followed is not None:
             unavailable = followed.unavailable
-            return USABLE if unavailable is None else Standing("unavailable", unavailable)
-        absence = self._absent.get(replica_id)
-        if absence is None:
+        elif other is not None:
+            unavailable = other.unavailable
+        elif absence is not None:
+            state: State = "gone" if absence.kind == "gone" else "unavailable"
+            return Standing(state, absence.reason or "it doesn't answer")
+        else:
             self._unknown.add(replica_id)
-            return USABLE
-        state: State = "gone" if absence.kind == "gone" else "unavailable"
-        return Standing(state, absence.reason or "it doesn't answer")
+            unavailable = None
+        return USABLE if unavailable is None else Standing("unavailable", unavailable)
 
     def take_unknown(self) -> set[str]:
         """Replicas whose standing was asked for and isn't known: the next poll should ask them by name."""
@@ -138,6 +171,8 @@ class Tracker:
                 followed.status,
                 self._core.index.num_blocks_of(rank),
                 followed.unavailable,
+                followed.description.model,
+                sorted(name for name, each in self._others.items() if each.rank == rank),
             )
             for rank, followed in sorted(self._followed.items())
         ]
@@ -157,7 +192,9 @@ class Tracker:
             for each in descriptions
             if each.unavailable is not None or failed.get(each.rank) != each.replica_id
         ]
+        self._drop_renumbered(believed)
         described = self._one_per_rank(believed)
+        self._take_others(believed, described)
         answered = {each.replica_id for each in descriptions}
         for rank in self._followed.keys() - described.keys():
             replica_id = self._followed[rank].description.replica_id
@@ -175,11 +212,14 @@ class Tracker:
 
         One that can take no requests gets none anyway: polls tell whether it is dead.
         """
-        if self._follows(rank, replica_id):
-            self._failed[rank] = replica_id
-            if rank in self._core.membership.routable:
-                self._drop(rank, "reported dead")
-                self._absent[replica_id] = Absence("failed", "a request failed there")
+        followed = self._find(rank, replica_id)
+        if followed is None:
+            return
+        rank = followed.description.rank
+        self._failed[rank] = replica_id
+        if rank in self._core.membership.routable:
+            self._drop(rank, "reported dead")
+            self._absent[replica_id] = Absence("failed", "a request failed there")
 
     async def close(self) -> None:
         """Stop following; nothing is known of any rank afterwards."""
@@ -187,6 +227,31 @@ class Tracker:
             self._drop(rank, "router closes", log_level=logging.INFO)
         if self._closing:
             await asyncio.wait(self._closing)
+
+    def _drop_renumbered(self, descriptions: Sequence[RankDescription]) -> None:
+        """Of a replica that has another number now nothing is true under the last one."""
+        rank_of = {each.replica_id: each.rank for each in descriptions}
+        for rank, followed in list(self._followed.items()):
+            now = rank_of.get(followed.description.replica_id, rank)
+            if now != rank:
+                self.counters.renumbered += 1
+                self._drop(rank, f"it is rank {now} now", log_level=logging.INFO)
+
+    def _take_others(
+        self, descriptions: Sequence[RankDescription], described: Mapping[int, RankDescription]
+    ) -> None:
+        """Remember, log and count the replicas whose number another has."""
+        before = {(replica_id, each.rank) for replica_id, each in self._others.items()}
+        self._others = {each.replica_id: each for each in descriptions if each is not described[each.rank]}
+        for replica_id, each in self._others.items():
+            if (replica_id, each.rank) not in before:
+                self.counters.conflicts += 1
+                logger.warning(
+                    "rank %d: replica %s claims it too; %s keeps it until it stops claiming",
+                    each.rank,
+                    replica_id,
+                    described[each.rank].replica_id,
+                )
 
     def _follows(self, rank: int, replica_id: str) -> bool:
         followed = self._followed.get(rank)

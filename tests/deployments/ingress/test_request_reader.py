@@ -62,7 +62,7 @@ def reader(tokenizer: Tokenizer) -> RequestReader:
 
 def new_reader(tokenizer: Tokenizer, **settings: Any) -> RequestReader:
     config = IngressConfig(**settings)
-    return RequestReader(config, tokenizer, model_name="mine", max_model_len=8192, dp_size=2)
+    return RequestReader(config, tokenizer, model_name="mine", max_model_len=8192)
 
 
 async def read(
@@ -88,7 +88,7 @@ async def test_a_chat_is_rendered_and_tokenized(reader: RequestReader, tokenizer
     assert (prepared.generate.n, prepared.generate.priority) == (3, -2)
     assert prepared.generate.params.temperature == 0.5
     assert isinstance(prepared.body, ChatRequest)
-    assert (prepared.pinned_rank, prepared.session_id, prepared.generate.cache_salt) == (None, None, None)
+    assert (prepared.pinned, prepared.session_id, prepared.generate.cache_salt) == (None, None, None)
 
 
 async def test_a_text_is_tokenized_and_token_ids_are_taken_as_they_are(
@@ -123,7 +123,7 @@ async def test_a_native_request_is_read_like_the_others(reader: RequestReader, t
     assert prepared.generate.params.max_tokens == 128
     headers = {"X-Data-Parallel-Rank": "1", "X-Session-ID": "the-header"}
     prepared = await read(reader, fields | {"data_parallel_rank": 0}, parse_generate, headers=headers)
-    assert (prepared.pinned_rank, prepared.session_id) == (1, "the-header")
+    assert (prepared.pinned, prepared.session_id) == ((1, "X-Data-Parallel-Rank"), "the-header")
     with pytest.raises(InvalidRequestError, match="input_ids: no tokens") as caught:
         await read(reader, {"input_ids": []}, parse_generate)
     assert caught.value.param == "input_ids"
@@ -165,9 +165,9 @@ async def test_output_is_limited_as_the_body_says_or_not_at_all(reader: RequestR
 async def test_the_rank_and_the_session_that_a_request_names(reader: RequestReader) -> None:
     headers = {"X-Data-Parallel-Rank": "1", "X-Session-ID": "mine"}
     prepared = await read(reader, TEXT, headers=headers)
-    assert (prepared.pinned_rank, prepared.session_id) == (1, "mine")
-    assert (await read(reader, TEXT | {"routed_dp_rank": 0})).pinned_rank == 0
-    assert (await refusal(reader, TEXT | {"routed_dp_rank": 2})).param == "routed_dp_rank"
+    assert (prepared.pinned, prepared.session_id) == ((1, "X-Data-Parallel-Rank"), "mine")
+    assert (await read(reader, TEXT | {"routed_dp_rank": 0})).pinned == (0, "routed_dp_rank")
+    assert (await read(reader, TEXT | {"routed_dp_rank": 2})).pinned == (2, "routed_dp_rank"), "routers know"
 
 
 async def test_a_salt_is_its_tenants_or_without_tenants_the_bodys(tokenizer: Tokenizer) -> None:

@@ -41,7 +41,7 @@ def test_the_descriptor_is_sglangs() -> None:
         "topic": "kv",
         "block_size": 64,
         "dp_size": 2,
-        "load_endpoint_port_base": 5561,
+        "load_endpoint_port_base": 6581,
         "load_topic": "load",
     }
 
@@ -286,6 +286,49 @@ def test_no_rank_answers() -> None:
     info = info_of(app_config(ZMQ), [])
     assert info["kv_events"] is not None
     assert [state["state"] for state in info["internal_states"]] == ["unreachable"] * 2
+
+
+def ranks_of(raw: Any, numbers: list[int], *, dp_size: int, planned: bool = True) -> list[RankInfo]:
+    """Ranks as they describe themselves with what they would bind."""
+    publishers = [
+        EventPublisher(
+            KvEventsConfig.model_validate(raw), dp_rank=rank, dp_size=dp_size, block_size=16, planned=planned
+        )
+        for rank in numbers
+    ]
+    return [rank_info(each.rank, each.info("10.0.0.5")) for each in publishers]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "dp_size"),
+    [
+        ([], 2),  # no rank answers
+        ([0], 2),  # one is missing
+        ([0, 1], 2),
+        ([0, 2], 3),  # the new rank 2 while rank 1 leaves
+        ([0, 1, 2, 3], 4),  # all are being replaced, or there are fewer to be
+    ],
+)
+def test_it_describes_what_is_there(numbers: list[int], dp_size: int) -> None:
+    info = info_of(app_config(ZMQ), ranks_of(ZMQ, numbers, dp_size=2))
+    assert (info["dp_size"], info["kv_events"]["dp_size"]) == (dp_size, dp_size)
+    missing = [rank for rank in range(2) if rank not in numbers]
+    for entries, key in ((info["publishers"], "rank"), (info["internal_states"], "dp_rank")):
+        assert [each[key] for each in entries] == sorted(numbers + missing)
+        assert [each[key] for each in entries if each["state"] == "unreachable"] == missing
+
+
+def test_a_rank_at_ports_of_the_systems_choice_is_in_publishers_alone() -> None:
+    ranks = [*ranks_of(ZMQ, [0, 1], dp_size=2), *ranks_of(ZMQ, [2], dp_size=2, planned=False)]
+    info = info_of(app_config(ZMQ), ranks)
+    assert (info["dp_size"], info["kv_events"]["dp_size"]) == (3, 2)
+    assert [each["rank"] for each in info["publishers"]] == [0, 1, 2]
+
+
+def test_two_that_claim_a_number_are_both_shown() -> None:
+    ranks = ranks_of(ZMQ, [0, 1, 1], dp_size=2)
+    info = info_of(app_config(ZMQ), [*ranks[:2], replace(ranks[2], replica_id="other")])
+    assert [each["replica_id"] for each in info["internal_states"]] == ["replica-0", "replica-1", "other"]
 
 
 def test_what_is_advertised_is_what_a_publisher_binds() -> None:

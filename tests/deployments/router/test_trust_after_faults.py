@@ -64,7 +64,7 @@ class LiveRank:
         self.publisher.start()
         engine = Engine.load(model_dir, CONFIG, device="cpu", dtype="float32")
         self._thread = EngineThread(engine, dp_rank=0)
-        self.core = RankCore(self._thread, self.publisher)
+        self.core = RankCore(self._thread, 0, self.publisher)
         self.core.start()
         self._num_requests = 0
 

@@ -212,6 +212,16 @@ async def test_an_engine_that_goes_on_standing_still_is_to_be_replaced(
     assert len(await all_of(stream)) == 50
 
 
+async def test_an_engine_that_stands_still_can_be_stopped(
+    stalling: tuple[LiveEngine, threading.Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    live, _ = stalling
+    live.admit(params=HELD)
+    await until(lambda: live.thread.status.unavailable, "seen to stand still")
+    await asyncio.to_thread(live.thread.stop)
+    assert "the engine of rank 0 stands still; it ends with its process" in caplog.text
+
+
 async def test_stopping_leaves_no_caller_waiting(live: LiveEngine) -> None:
     stream = live.admit(params=LONG)
     await anext(stream)

@@ -173,6 +173,25 @@ def test_gpus_that_arent_one_for_each_worker_are_refused(executor: str, num_gpus
         rank_placement(config(given, resources={"num_gpus": num_gpus}))
 
 
+def test_ranks_of_a_node_can_be_limited_except_where_ray_places_their_workers() -> None:
+    limit = {"num_gpus": 2, "max_ranks_per_node": 3}
+    assert rank_placement(load_config({"resources": limit})).group == {"max_replicas_per_node": 3}
+    given: dict[str, Any] = {"tensor_parallel_size": 2}
+    assert rank_placement(config(given, resources=limit)).group == {"max_replicas_per_node": 3}
+    given["distributed_executor_backend"] = "ray"
+    with pytest.raises(ConfigError, match=r"resources\.max_ranks_per_node = 3: .*allowed: null$"):
+        rank_placement(config(given, resources=limit))
+    with pytest.raises(ConfigError, match=r"max_routers_per_node = 101: .*less than or equal to 100"):
+        load_config({"routing": {"max_routers_per_node": 101}})
+
+
+def test_a_nodes_needs_are_a_whole_ranks_or_one_bundles() -> None:
+    assert rank_placement(config(resources={"num_gpus": 0.5})).bundles == [{"CPU": 1.0, "GPU": 0.5}]
+    given = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    placement = rank_placement(config(given, resources={"num_cpus": 4, "num_gpus": 2}))
+    assert placement.bundles == [{"CPU": 4.0, "GPU": 1.0}, {"GPU": 1.0}]
+
+
 def test_one_worker_needs_what_the_config_says() -> None:
     for settings in (config(resources={"num_gpus": 0.5}), load_config({"resources": {"num_gpus": 0.5}})):
         assert settings.tp_size == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from app.events.following.sync_status import Trust
 from app.events.schema import AllBlocksCleared
 from app.events.snapshot import CacheSnapshot
@@ -157,6 +159,30 @@ async def test_a_publisher_that_cant_be_reached_makes_the_rank_stale(
     assert await comes_true(lambda: subscriber.status.state == "stale")
     assert f"no publisher at tcp://127.0.0.1:{port}" in subscriber.status.reason
     assert rank.num_snapshots == 0
+
+
+@pytest.mark.parametrize(
+    ("closes", "reason"),
+    [
+        (True, "connection lost in the handshake: the publisher has died, or wants CURVE"),
+        (False, "connected, but no handshake: it hangs, or is no publisher"),
+    ],
+)
+async def test_says_what_a_process_that_dies_or_hangs_looks_like(
+    closes: bool, reason: str, lossy_rank: MakeLossyRank, follow: Follow
+) -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not closes:
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        rank = lossy_rank()
+        subscriber = follow(rank.info(event_port=port), rank, Blocks(), connect_timeout_s=0.2)
+        expected = f"tcp://127.0.0.1:{port}: {reason}"
+        assert await comes_true(lambda: subscriber.status.reason.endswith(expected)), subscriber.status
+        await subscriber.close()
 
 
 async def test_closing_while_waiting_for_the_snapshot(lossy_rank: MakeLossyRank, follow: Follow) -> None:

@@ -127,12 +127,15 @@ def test_closing_ends_the_threads_and_can_be_repeated(
 
 def test_a_start_that_fails_half_way_leaves_nothing_behind(make_rank: MakeRank, keys: Keys) -> None:
     base = find_free_ports(4)
-    endpoint = f"tcp://127.0.0.1:{base}"
+    endpoints = {
+        "endpoint": f"tcp://127.0.0.1:{base}",
+        "load_publish_endpoint": f"tcp://127.0.0.1:{base + 2}",
+    }
     before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", base + 2)), pytest.raises(EndpointInUseError):
-        make_rank({"bind_timeout_s": 0.1}, endpoint=endpoint, curve=keys.config)
+        make_rank({"bind_timeout_s": 0.1}, **endpoints, curve=keys.config)
     assert set(threading.enumerate()) <= before
-    make_rank(endpoint=endpoint, curve=keys.config)
+    make_rank(**endpoints, curve=keys.config)
 
 
 def test_closing_what_was_never_started_does_nothing(keys: Keys) -> None:

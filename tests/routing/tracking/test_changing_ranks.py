@@ -321,3 +321,16 @@ async def run(steps: list[tuple[str, object]]) -> None:
         assert not routable.keys() & routable.unavailable.keys()
         assert core.load.reserved().keys() <= routable.keys()
     await world.close()
+
+
+async def test_a_replica_is_left_out_by_the_number_that_it_has_or_had(world: Follower) -> None:
+    await start(world)
+    other = await start(world, rank=1)
+    first, ranks_of = world.tracker.replica_id(0), world.tracker.ranks_of
+    assert ranks_of({}) == frozenset()
+    assert ranks_of({first: 0}) == {0}
+    assert ranks_of({first: 0, world.tracker.replica_id(1): 5}) == {0, 1, 5}, "it was 5, and nothing is now"
+    world.tracker.mark_failed(0, first)
+    assert ranks_of({first: 0}) == {0}
+    await world.poll(world.start(0), other)
+    assert ranks_of({first: 0}) == frozenset(), "another replica has the number now"

@@ -39,7 +39,7 @@ class LiveRank(LiveEngine):
 
     def __init__(self, engine: Engine, publisher: EventPublisher | None = None) -> None:
         super().__init__(EngineThread(engine, dp_rank=0))
-        self.core = RankCore(self.thread, publisher)
+        self.core = RankCore(self.thread, 0, publisher)
         self._publisher = publisher
         self.core.start()
 

@@ -10,17 +10,18 @@ class Graphs:
     """Starts graphs, one at a time: there may be no more than two cores."""
 
     def __init__(self) -> None:
-        self._applications: dict[str, Json] | None = None
+        self._started: tuple[dict[str, Json], bool] | None = None
         self._graph: ServeGraph | None = None
 
-    def get(self, applications: dict[str, Json]) -> ServeGraph:
+    def get(self, applications: dict[str, Json], *, behind_haproxy: bool = False) -> ServeGraph:
         """A running graph of these applications: the last one, if that has the same."""
-        if applications != self._applications or self._graph is None:
+        wanted = (applications, behind_haproxy)
+        if wanted != self._started or self._graph is None:
             self.stop()
-            self._graph = ServeGraph(serve_config(applications))
+            self._graph = ServeGraph(serve_config(applications), behind_haproxy=behind_haproxy)
             self._graph.start()
             self._graph.wait_until_ready()
-            self._applications = applications
+            self._started = wanted
         return self._graph
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.schema import ReplicaRank
 
 from app.config import load_config
 from app.deployments.ingress.ingress import Ingress
@@ -25,16 +26,16 @@ CONTROL = {"num_cpus": 0}
 class ReconfigurableRank(DPRank):
     """Constructed by `reconfigure`, which Serve calls before the first request too."""
 
-    def __init__(self) -> None:
-        self._is_constructed = False
+    async def __init__(self) -> None:  # type: ignore[misc]
+        self._args: Mapping[str, Any] | None = None
 
-    async def reconfigure(self, args: Mapping[str, Any]) -> None:
+    async def reconfigure(self, user_config: Any, rank: ReplicaRank) -> None:
         """End what runs and start as a new replica with these settings would."""
-        if self._is_constructed:
+        if self._args is not None:
             self.stop()
-        config = load_config(args)
-        super().__init__(config, parse_kv_events(config))
-        self._is_constructed = True
+        config = load_config(user_config)
+        await super().__init__(config, parse_kv_events(config))
+        self._args = user_config
 
 
 class ReconfigurableIngress(Ingress):

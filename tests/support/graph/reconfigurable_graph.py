@@ -47,7 +47,7 @@ class ReconfigurableGraph(ServeGraph):
         (application,) = self.config["applications"]
         deployments = [{"name": name, "user_config": args} for name in ("DPRank", "Ingress")]
         applications = [{**application, "deployments": deployments}, *more]
-        self.submit({**self.config, "applications": applications})
+        self.apply({**self.config, "applications": applications})
 
     def misconfigurations(self) -> list[str]:
         """The lines of the log that say that KV events are misconfigured."""

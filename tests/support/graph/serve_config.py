@@ -28,7 +28,7 @@ def serve_config(applications: Mapping[str, Json]) -> Json:
     """The repository's `serve_config.yaml` on free ports, with one application per route prefix.
 
     Each application's `args` are the repository's with the given changes. Unless these say otherwise,
-    `kv_events_config` names ports of the application's own: events, load reports behind them, replay.
+    `kv_events_config` names ports of the application's own: events, replay, load reports behind them.
     """
     config: Json = yaml.safe_load((REPO / "serve_config.yaml").read_text())
     template = config["applications"][0]

@@ -23,9 +23,9 @@ import yaml
 from app.events.following.sync_status import CREDITED
 from benchmarks.graphs.replicas import replica_pids
 from tests.support.deadlines import DeadlineMissed, wait_until
+from tests.support.graph.haproxy import haproxy_environment
 from tests.support.graph.serve_config import REPO, Json, merged
 
-BIN = Path(sys.executable).parent
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
 STOP_S = 30
@@ -36,6 +36,11 @@ FAILURE_MARKS = ("Deploying app 'kvbeacon' failed", "Exception in Replica(")
 class ServeGraph:
     """One `serve run FILE`.
 
+    Args:
+        config: the file's content.
+        file_text: the file, if it isn't `config` as YAML.
+        behind_haproxy: whether HAProxy is Serve's proxy.
+
     Attributes:
         config: the file's content.
         url: where HTTP is served.
@@ -43,7 +48,7 @@ class ServeGraph:
         ray_token: Ray guards every new cluster with a token from the user's home; this one has its own.
     """
 
-    def __init__(self, config: Json, file_text: str | None = None) -> None:
+    def __init__(self, config: Json, file_text: str | None = None, *, behind_haproxy: bool = False) -> None:
         self.config = config
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
         # Ray puts unix sockets below it, whose paths are limited to 107 characters.
@@ -53,20 +58,24 @@ class ServeGraph:
         self._log = self._dir / "log"
         self.ray_token = secrets.token_hex(32)
         self._auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
+        self._proxy = haproxy_environment(self._dir) if behind_haproxy else {}
         self._process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
     def start(self) -> None:
-        """Start `serve run`; returns at once."""
+        """Start `serve run`, with the variables that `make serve` sets; returns at once."""
         environment = {
             **os.environ,
             "RAY_ADDRESS": "local",
             "RAY_TMPDIR": str(self._dir),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DEDUP_LOGS": "0",
+            "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.deployments.proxy_errors:middlewares",
             **self._auth,
+            **self._proxy,
         }
-        command = [str(BIN / "serve"), "run", str(self._file)]
+        command = [str(Path(sys.executable).parent / "serve"), "run", str(self._file)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=REPO, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -87,23 +96,22 @@ class ServeGraph:
             missed.add_note(self.output()[-6000:])
             raise
 
-    def redeploy(self, **changes: Any) -> None:
-        """`serve deploy` of the file with these changes to the first application's `args`; doesn't wait."""
-        first, *others = self.config["applications"]
-        changed = {**first, "args": merged(first["args"], changes)}
-        self.config = {**self.config, "applications": [changed, *others]}
-        self._file.write_text(yaml.safe_dump(self.config))
-        self.command(str(BIN / "serve"), "deploy", str(self._file))
-
-    def submit(self, config: Json) -> None:
-        """What `serve deploy` does with such a file, without a process of its own; doesn't wait."""
+    def apply(self, config: Json) -> None:
+        """Do what `serve deploy` does with a file of this content; returns at once."""
         response = httpx.put(
-            self._dashboard_url() + "/api/serve/applications/",
+            f"{self._dashboard_url()}/api/serve/applications/",
             json=config,
             headers={"Authorization": f"Bearer {self.ray_token}"},
             timeout=30,
         )
         assert response.status_code == 200, response.text
+
+    def redeploy(self, changes: Json) -> None:
+        """Change the only application's `args`, as `serve deploy` of a changed file does; returns at once."""
+        (application,) = self.config["applications"]
+        application = {**application, "args": merged(application["args"], changes)}
+        self.config = {**self.config, "applications": [application]}
+        self.apply(self.config)
 
     def status(self) -> Json:
         """What Ray says of the first application: its status, its deployments and their replicas."""
@@ -111,6 +119,14 @@ class ServeGraph:
             self.config["applications"][0]["name"], {"status": "NOT_STARTED", "deployments": {}}
         )
         return application
+
+    def replicas(self) -> dict[str, list[str]]:
+        """The ids of every deployment's replicas that there are, also of those that start or stop."""
+        deployments = self.status()["deployments"]
+        return {
+            name: [replica["replica_id"] for replica in each["replicas"]]
+            for name, each in deployments.items()
+        }
 
     def command(self, *words: str) -> str:
         """Run a command that finds the cluster, as a user does on its machine; what it prints."""
@@ -128,6 +144,12 @@ class ServeGraph:
         """The processes of a deployment's replicas."""
         assert self._process is not None, "not started"
         return replica_pids(deployment, self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process of `serve run`."""
+        assert self._process is not None, "not started"
+        return self._process.pid
 
     @property
     def has_ended(self) -> bool:

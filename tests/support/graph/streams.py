@@ -24,6 +24,9 @@ class Stream:
     Attributes:
         rank: where it runs.
         num_pieces: chunks of text so far.
+        text: what they say.
+        answer_id: the answer's `id`.
+        usage: of the whole answer, if it was asked for and has come.
         ended: its last message: `[DONE]`, or an error's code; None until then.
         message: the error's message.
     """
@@ -31,6 +34,9 @@ class Stream:
     def __init__(self, response: httpx.Response) -> None:
         self.rank = int(response.headers["x-dp-rank"])
         self.num_pieces = 0
+        self.text = ""
+        self.answer_id = ""
+        self.usage: Json | None = None
         self.ended: str | None = None
         self.message = ""
         self._response = response
@@ -47,12 +53,17 @@ class Stream:
             if not line:
                 continue
             data = line.removeprefix("data: ")
-            error = {} if data == "[DONE]" else json.loads(data).get("error", {})
+            event = {} if data == "[DONE]" else json.loads(data)
+            error = event.get("error", {})
             if data == "[DONE]" or error:
                 self.ended = error.get("code", data)
                 self.message = error.get("message", "")
-            else:
+            elif event["choices"]:
+                self.answer_id = event["id"]
                 self.num_pieces += 1
+                self.text += event["choices"][0]["text"]
+            else:
+                self.usage = event["usage"]
         await self._response.aclose()
 
 
@@ -75,8 +86,8 @@ class Streams:
         await self.disconnect()
         await self.http.aclose()
 
-    async def open(self, count: int, rank: int, **fields: Any) -> list[Stream]:
-        """`count` long streams on `rank`, each past its first token."""
+    async def open(self, count: int, rank: int | None = None, **fields: Any) -> list[Stream]:
+        """`count` long streams, each past its first token; on `rank` if one is given."""
         requests = [self._request(rank, LONG | {"stream": True} | fields) for _ in range(count)]
         responses = await asyncio.gather(*(self.http.send(request, stream=True) for request in requests))
         assert [response.status_code for response in responses] == [200] * count

@@ -94,7 +94,7 @@ class LiveRank:
 class Follower:
     """A core, a tracker that writes to it, and live ranks that answer its snapshot requests."""
 
-    def __init__(self, stall_timeout_s: float = 0.3) -> None:
+    def __init__(self, stall_timeout_s: float = 10.0) -> None:
         self.core = new_core(dp_size=2)
         set_routable(self.core, {})
         self.tracker = Tracker(self.core, self.fetch_snapshot, stall_timeout_s=stall_timeout_s)

@@ -33,6 +33,7 @@ class LostRankError(Exception):
         what: what the rank did, for the message: "rank 1 <what>".
         is_dead: the replica is gone or broken, for other requests too.
         is_planned: the service itself ended the attempt, while the rank could go on with it.
+        was_reached: the call reached the replica, so that the request may be what broke it.
     """
 
     def __init__(
@@ -43,12 +44,19 @@ class LostRankError(Exception):
         *,
         is_dead: bool = False,
         is_planned: bool = False,
+        was_reached: bool = True,
     ) -> None:
         super().__init__(f"rank {replica.rank} {what}")
         self.replica = replica
         self.result = result
         self.is_dead = is_dead
         self.is_planned = is_planned
+        self.was_reached = was_reached
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether it counts as one of the ranks that a request may lose."""
+        return self.was_reached and not self.is_planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +129,7 @@ class Attempt:
                 raise self._lost("died", f"failed ({message.error.message})", is_dead=True)
             raise message.error
         if isinstance(message, NotAddressed):
-            raise self._lost("died", "died", is_dead=True)
+            raise LostRankError(self.replica, "died", "was gone already", is_dead=True, was_reached=False)
         self.heard_at = time.monotonic()
         if not self.has_token:
             self.has_token = True

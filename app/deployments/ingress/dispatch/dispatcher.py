@@ -22,6 +22,7 @@ class Dispatcher:
         ranks: serve.
         record_outcome: takes every attempt's outcomes for the routers; must not wait.
         block_size: tokens per KV block, for the hashes that the router compares.
+        model: `model.path`, whose ranks alone can take the requests; empty for any.
         limits: how much is tried for one request.
         router_patience_s: how long a router is waited for. By default longer than Ray takes to replace one
             that died, and that one to answer all requests that waited: on two busy cores 10 s and 15 s were
@@ -39,13 +40,14 @@ class Dispatcher:
         record_outcome: Callable[[Outcome], None],
         *,
         block_size: int,
+        model: str = "",
         limits: SearchLimits,
         router_patience_s: float = 30.0,
         router_retry_s: float = 0.2,
     ) -> None:
         self.live = LiveAttempts()
         self._routers = PatientRouters(routers, patience_s=router_patience_s, retry_s=router_retry_s)
-        self._means = SearchMeans(self._routers, ranks, self.live, record_outcome, block_size, limits)
+        self._means = SearchMeans(self._routers, ranks, self.live, record_outcome, block_size, model, limits)
 
     async def start(
         self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None

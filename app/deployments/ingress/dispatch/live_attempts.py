@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from app.deployments.ingress.dispatch.attempt import Attempt
 from app.deployments.messages import RankReplica
@@ -17,6 +17,11 @@ class LiveAttempts:
 
     def __init__(self) -> None:
         self._attempts: dict[RankReplica, set[Attempt]] = {}
+        self._when_some_begin: Callable[[], object] = lambda: None
+
+    def when_some_begin(self, call: Callable[[], object]) -> None:
+        """Have `call` called whenever there are attempts again after there were none; it must not wait."""
+        self._when_some_begin = call
 
     def __iter__(self) -> Iterator[Attempt]:
         """All of them; they may end while this is iterated."""
@@ -35,7 +40,10 @@ class LiveAttempts:
 
     def add(self, attempt: Attempt) -> None:
         """This attempt begins."""
+        were_some = bool(self._attempts)
         self._attempts.setdefault(attempt.replica, set()).add(attempt)
+        if not were_some:
+            self._when_some_begin()
 
     def remove(self, attempt: Attempt) -> None:
         """This attempt has ended, or was moved."""

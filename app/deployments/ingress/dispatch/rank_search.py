@@ -1,9 +1,12 @@
 """Finds ranks for one request, the first one and those that go on after it, until one sends tokens.
 
-choose ──▶ call the rank ──▶ first tokens
-  ▲            │
-  ├────────────┤ the rank was lost: one of `max_retries`, and not chosen again while there are others
-  └────────────┘ its queue is full: another one is, or that one later; none of `max_retries`
+    choose ──▶ call the rank ──▶ first tokens
+      ▲            │
+      └────────────┤ the rank was lost: counts against `max_retries`
+                   ├ it was gone before the call, or the attempt was taken from it as planned: doesn't count
+                   └ its queue is full: doesn't count
+
+None of them is chosen again while there are others.
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ class SearchMeans:
         live: has every attempt that hasn't ended.
         record_outcome: takes every attempt's outcomes for the routers; must not wait.
         block_size: tokens per KV block, for the hashes that the router compares.
+        model: `model.path`, whose ranks alone can take the requests.
         limits: how much is tried.
     """
 
@@ -75,6 +79,7 @@ class SearchMeans:
     live: LiveAttempts
     record_outcome: Callable[[Outcome], None]
     block_size: int
+    model: str
     limits: SearchLimits
 
 
@@ -131,6 +136,9 @@ class RankSearch:
     def choose_request(self) -> ChooseRequest:
         """What a router is asked now.
 
+        Once the rank that a client named is being replaced any rank may go on: the number may be nobody's as
+        long as a redeploy takes.
+
         The output counts as prompt, and its full blocks may be cached elsewhere. Of several samples it is the
         longest one's: a router looks up one prompt.
         """
@@ -141,17 +149,22 @@ class RankSearch:
             request_id=self._request.request_id,
             block_hashes=hashing.wire_hashes(digests),
             num_tokens=len(token_ids),
-            pinned_rank=self._pinned_rank,
+            pinned_rank=None if any(lost.is_planned for lost in self._lost) else self._pinned_rank,
             exclude=frozenset(self._left),
             session_id=self._session_id,
             num_output_tokens=len(output),
+            model=self._means.model,
         )
 
     async def _search(self, lost: LostRankError | None) -> tuple[Attempt, TokenChunk]:
         while True:
             if lost is not None:
                 await self._take_loss(lost)
-            self._wait_until = time.monotonic() + self._means.limits.rank_wait_s
+            # A replica that is gone again and again, while a router believes in it, doesn't prolong the wait.
+            if lost is None or lost.was_reached:
+                self._wait_until = time.monotonic() + self._means.limits.rank_wait_s
+            elif time.monotonic() >= self._wait_until and self._has_lost_before(lost):
+                raise self._no_rank("no rank that a router chose was there")
             try:
                 return await self._try_ranks()
             except LostRankError as error:
@@ -165,16 +178,20 @@ class RankSearch:
         """
         self._lost.append(lost)
         self._left.add(lost.replica)
-        self._num_failures += not lost.is_planned
+        self._num_failures += lost.is_failure
         if lost.is_dead:
             await self._means.routers.mark_failed(lost.replica)
         allowed = self._means.limits.max_retries
-        if self._num_failures > allowed:
+        if lost.is_failure and self._num_failures > allowed:
             raise self._no_rank(f"no further rank is tried (ingress.max_retries = {allowed})")
+
+    def _has_lost_before(self, lost: LostRankError) -> bool:
+        """Whether the request was lost on this replica before this time."""
+        return any(each.replica == lost.replica for each in self._lost if each is not lost)
 
     def _no_rank(self, reason: str) -> NoRankError:
         """With what became of the ranks that were tried, but for the one that the caller knows of."""
-        losses = [str(lost) for lost in self._lost if lost is not self._known_loss]
+        losses = dict.fromkeys(str(lost) for lost in self._lost if lost is not self._known_loss)
         return NoRankError("; ".join([reason, *losses]))
 
     async def _try_ranks(self) -> tuple[Attempt, TokenChunk]:

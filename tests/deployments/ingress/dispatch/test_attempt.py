@@ -70,7 +70,7 @@ async def test_an_attempt_without_a_token_has_no_time_to_it() -> None:
 LOST: dict[str, tuple[list[RankStep], str, str, bool]] = {
     "its replica is gone": ([RankGoneError("gone")], "died", "rank 1 died", True),
     "its stream ends": ([], "died", "rank 1 died", True),
-    "another replica answers": ([NotAddressed()], "died", "rank 1 died", True),
+    "another replica answers": ([NotAddressed()], "died", "rank 1 was gone already", True),
     "its engine broke": ([Refusal(EngineFailedError("broke"))], "died", "rank 1 failed (broke)", True),
     "its code failed": ([RankFailedError("bug")], "broke_off", "rank 1 failed, and its log says why", False),
     "the call broke off": ([RankCallError("?")], "broke_off", "rank 1 broke off the call", False),
@@ -88,6 +88,7 @@ async def test_a_rank_is_lost(case: str, num_chunks: int) -> None:
     lost = await rig.lost()
     assert (lost.replica, lost.result, str(lost)) == (REPLICA, result, message)
     assert (lost.is_dead, lost.is_planned) == (is_dead, False)
+    assert lost.is_failure == (case != "another replica answers"), "then the request broke nothing"
 
 
 async def test_another_refusal_is_the_requests_error() -> None:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from app.deployments.ingress.native.loads import check_loads_query, loads_answer
+from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.errors import InvalidRequestError, NoRankError
 from app.events.schema import LoadStat
 from tests.support.rank_info import rank_info
@@ -64,8 +64,10 @@ def test_no_rank_is_no_load() -> None:
 
 
 def test_the_query() -> None:
-    assert check_loads_query(None, None, None, 2) is None
-    assert check_loads_query("1", "core, queues", "json", 2) == 1
+    check_loads_query(None, None)
+    check_loads_query("core, queues", "json")
+    assert wanted_rank(None, 2) is None
+    assert wanted_rank("1", 2) == 1
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,10 @@ def test_the_query() -> None:
     ],
 )
 def test_a_wrong_query(dp_rank: str | None, include: str | None, form: str | None, param: str) -> None:
+    def check() -> None:
+        check_loads_query(include, form)
+        wanted_rank(dp_rank, 2)
+
     with pytest.raises(InvalidRequestError) as caught:
-        check_loads_query(dp_rank, include, form, 2)
+        check()
     assert caught.value.param == param
