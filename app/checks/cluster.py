@@ -89,7 +89,12 @@ def _warnings(plan: Plan, for_ranks: Sequence[_Node], for_control: Sequence[_Nod
     if not for_ranks:
         yield f"no node has {needs}, which a rank needs: ranks wait for one, and nothing of them is checked"
     for name, per_node, number, nodes in (
-        ("resources.max_ranks_per_node", config.resources.max_ranks_per_node, config.dp_size, for_ranks),
+        (
+            "resources.max_ranks_per_node",
+            config.resources.max_ranks_per_node,
+            config.expected_dp_size,
+            for_ranks,
+        ),
         ("routing.max_routers_per_node", routing.max_routers_per_node, routing.num_routers, for_control),
         (
             "ingress.max_ingresses_per_node",
@@ -172,8 +177,12 @@ def _received(node: _Node, asked: ray.ObjectRef[Any], deadline: float) -> _Answe
 def _check_memory(plan: Plan, fitting: Sequence[int | None]) -> None:
     """Refuse more ranks than the memory of all nodes holds, where each node knows it."""
     known = [number for number in fitting if number is not None]
-    if known and len(known) == len(fitting) and (total := sum(known)) < plan.config.dp_size:
+    if len(known) < len(fitting) or not known:
+        return
+    needed, total = plan.config.expected_dp_size, sum(known)
+    if total < needed:
+        setting = "dp_size" if plan.config.autoscaling is None else "autoscaling.min_ranks"
         raise InsufficientMemoryError(
-            f"dp_size = {plan.config.dp_size}: the memory of all nodes holds {total} ranks with weights and "
-            f"cache; take fewer ranks, fewer engine.cache.num_blocks or a smaller model"
+            f"{setting} = {needed}: the memory of all nodes holds {total} ranks with weights and cache; take "
+            f"fewer ranks, fewer engine.cache.num_blocks or a smaller model"
         )
