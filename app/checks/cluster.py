@@ -52,7 +52,7 @@ class _Answer:
 
 
 def check_cluster(plan: Plan) -> None:
-    """Refuse what ranks, routers or ingresses would refuse when they start. Without a cluster, ask nobody.
+    """Refuse what ranks, routers or ingresses would refuse when they start. Without a cluster, ask no node.
 
     What the service that is to be replaced has, its ports and its share of the memory, isn't looked at.
 

@@ -20,7 +20,7 @@ from app.errors import RankCallError, RankFailedError, RankGoneError, RankUnreac
 from app.routing.tracking.description import Absence
 
 GIVE_UP_S = 5.0
-"""After so long a call without an answer is made anew: one that waits at a replica which hangs doesn't tell
+"""After so long a call without an answer is made again: one that waits at a replica which hangs doesn't tell
 that Ray has given this replica up since."""
 
 
@@ -72,14 +72,14 @@ class RankDirectory:
         return sorted(infos.values(), key=lambda info: info.rank), absent
 
     async def _ask(self, names: Collection[str], timeout_s: float) -> Mapping[str, RankInfo | Absence]:
-        """What each of these replicas answers; for one that was late before, nobody waits."""
+        """What each of these replicas answers; for one that was late before, nothing waits."""
         new = {name: self._call(name) for name in names if name not in self._waiting}
         if new:
             await asyncio.wait(new.values(), timeout=timeout_s)
         answers: dict[str, RankInfo | Absence] = {}
         for name in names:
             task = new.get(name) or self._waiting.pop(name, None)
-            if task is None:  # its call has just ended, for somebody else who looks
+            if task is None:  # its call has just ended, for another look
                 continue
             if task.done():
                 answers[name] = _answer(task)
@@ -101,7 +101,7 @@ class RankDirectory:
         return detached_task(self._ranks.describe(replica_id=name, timeout_s=GIVE_UP_S))
 
     def _search_for_others(self) -> None:
-        """Have replicas found that aren't known yet, for the next look: nobody waits for this one."""
+        """Have replicas found that aren't known yet, for the next look: nothing waits for this one."""
         if self._search is None or self._search.done():
             self._search = detached_task(self._find_others())
 

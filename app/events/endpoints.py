@@ -10,7 +10,7 @@
 The keys and the rules by which a descriptor is null are SGLang's. A misconfigured endpoint never stops a
 server: it gives a null descriptor and a reason to be logged. A misspelt key or overlapping ranges do.
 No base depends on how many ranks there are: ranks of another deployed size, old or new, are no one's ports.
-A rank's number can be beyond dp_size while others leave. It has base + r where that is nobody else's port,
+A rank's number can be beyond dp_size while others leave. It has base + r where that is no other rank's port,
 else ports that the system chooses.
 """
 

@@ -1,7 +1,7 @@
 """Whether anything is lost while everything breaks: `python -m benchmarks.chaos --minutes 30 --seed 1`.
 
 A real graph of a tiny random model in float32, under traffic of every kind. Ranks, routers, ingresses and
-Serve's controller are killed (SIGKILL), ranks stopped (SIGSTOP) and hung, and the graph is deployed anew,
+Serve's controller are killed (SIGKILL), ranks stopped (SIGSTOP) and hung, and the graph is deployed again,
 resized, and deployed wrongly; several of these at once. Comparable requests were answered before: each answer
 must have the same tokens again. No request may fail that its own ingress outlives; afterwards every router's
 index must be equal to the caches, no load may be left, and no process may have grown.

@@ -203,7 +203,7 @@ class _SwitchProcess:
             return
         try:
             os.write(card, packet)
-        except OSError:  # its queue is full, or it is gone: as on a wire, nobody is told
+        except OSError:  # its queue is full, or it is gone: as on a wire, no side is told
             return
 
 

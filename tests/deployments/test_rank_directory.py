@@ -103,7 +103,7 @@ async def test_a_replica_that_hangs_hides_and_delays_no_other_and_is_back_when_i
     hung = replicas.hang(1)
     assert await ranks.look() == ([rank_info(0)], {"replica-1": Absence("silent")})
 
-    # From now on nobody waits for it. Ranks that start or end meanwhile are seen.
+    # From now on nothing waits for it. Ranks that start or end meanwhile are seen.
     began = time.monotonic()
     for _ in range(10):
         assert await ranks.look() == ([rank_info(0)], {"replica-1": Absence("silent")})

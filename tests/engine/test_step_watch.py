@@ -84,13 +84,13 @@ def test_work_that_was_taken_away_does_not_make_it_go_on(watch: StepWatch, time:
 
 def test_it_lasts_from_the_first_look_and_not_from_the_steps_beginning(watch: StepWatch, time: Time) -> None:
     watch.begin()
-    time.now += 1000.0  # the process was stopped: nobody could look
+    time.now += 1000.0  # the process was stopped: nothing could look
     assert watch.lasting_fault() is None
     time.now += REPLACE_AFTER * 10.0
     assert watch.lasting_fault() is None
     time.now += 0.1
     assert watch.lasting_fault() == "no step for 1030 s, though it has work"
-    # A step more, and the next one begins to count anew.
+    # A step more, and the next one begins to count again.
     watch.end()
     watch.begin()
     time.now += 21.0

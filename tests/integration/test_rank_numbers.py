@@ -58,7 +58,7 @@ def wait_until_settled(graph: ServeGraph, dp_size: int, gone: set[str]) -> None:
         assert publisher["replay_port"] == described["replay_endpoint_port_base"] + rank
         assert publisher["load_port"] == described["load_endpoint_port_base"] + rank
     assert {each["ray_rank"] for each in info["internal_states"][:dp_size]} == set(range(dp_size))
-    graph.wait_until_followed()
+    graph.wait_until_followed(dp_size)
 
 
 def test_a_rank_that_dies_while_ray_does_not_look_is_replaced_under_its_number(graph: ServeGraph) -> None:
@@ -74,9 +74,15 @@ def test_a_rank_that_dies_while_ray_does_not_look_is_replaced_under_its_number(g
 
 @pytest.mark.slow
 def test_growth_and_shrinkage_while_the_others_stay(graph: ServeGraph) -> None:
-    """Ray makes numbers contiguous again by renumbering replicas that run, whose caches stay."""
+    """Ray makes numbers contiguous again by renumbering replicas that run, whose caches stay.
+
+    With another number under `deployments:`, which ranks take up to `dp_size`: other `args` restart them all.
+    """
+    gone = set(replicas_of(graph.get("/server_info")).values())
+    graph.redeploy({"dp_size": LARGEST})
+    wait_until_settled(graph, LARGEST, gone)
     (application,) = graph.config["applications"]
-    for num_replicas in (4, 3, 4, 2):
+    for num_replicas in (3, 4, 2):
         overrides = [{"name": "DPRank", "num_replicas": num_replicas}]
         before = set(replicas_of(graph.get("/server_info")).values())
         graph.apply({**graph.config, "applications": [{**application, "deployments": overrides}]})

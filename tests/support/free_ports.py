@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 # Below the ports that outgoing connections take; one only comes again after all others, and workers of
 # pytest-xdist (gw0, gw1, …) keep out of each other's way. Events without a replay have their
-# load ports 1,024 behind: there each worker has as many again, which are given to nobody.
+# load ports 1,024 behind: there each worker has as many again, which are given to no test.
 _WORKERS = 6
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
 _PER_WORKER = 1000

@@ -2,8 +2,8 @@
 
 Ray gives every replica a number (`wanted`) and may change it while the replica runs. But a number may still
 be another's: a replica's that Ray has renumbered and that hasn't moved yet, or one's that Ray has forgotten.
-So a replica holds what Ray wants once nobody else does; until then it holds a number beyond all that the
-deployment has, which nobody else holds or wants.
+So a replica holds what Ray wants once no other does; until then it holds a number beyond all that the
+deployment has, which no other holds or wants.
 
 Ray's numbers are each one replica's, so these rules end with every replica at its own: one that holds what a
 peer wants leaves it, and of two that hold the same number one leaves.
@@ -64,7 +64,7 @@ def free_worker(own: Claim, peers: Sequence[Claim], num_workers: int) -> int:
 
 
 def is_spare(own: Claim, peers: Sequence[Claim], num_workers: int) -> bool:
-    """Whether a peer that comes before `own` is for the same worker's rank, while another has nobody."""
+    """Whether a peer that comes before `own` is for the same worker's rank, while another one has none."""
     same = [peer for peer in peers if peer.worker == own.worker and peer.replica_id < own.replica_id]
     return bool(same) and len({own.worker, *(peer.worker for peer in peers)}) < num_workers
 

@@ -6,7 +6,7 @@
     every second, while the ┘
     number isn't Ray's
 
-A replica whose number is Ray's, and whose last look found no rival, asks nobody: a thousand don't poll each
+A replica whose number is Ray's, and whose last look found no rival, asks no other: a thousand don't poll each
 other. A rival that comes later is told by its own look, and tells this one with it.
 """
 

@@ -14,7 +14,7 @@ class WorkerProgress:
     """What shows it: a token of ours, a load report that the worker sends by itself, a load that changes.
 
     That a request waits for its turn behind others' is no stall: then the load moves. Of a worker that tells
-    no load nobody can know it, so there only requests that have begun count.
+    no load it can't be known, so there only requests that have begun count.
 
     Args:
         load: has our own requests.

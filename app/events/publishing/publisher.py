@@ -154,7 +154,7 @@ class EventPublisher:
     def publish_content(self, blocks: Sequence[CachedBlock]) -> None:
         """Publish `blocks`, all that the cache holds now, parents before children, as if stored just now.
 
-        The first that this publisher hears of a cache that was filled before: so whoever reads its batches
+        The first that this publisher hears of a cache that was filled before: so a subscriber that reads them
         from 0 on knows the whole cache. The batches are made on the publisher's thread.
         """
         for first in range(0, len(blocks), BLOCKS_PER_PAYLOAD):

@@ -45,13 +45,13 @@ def _two_positions(length: int, draw: float) -> Integers:
 
 
 def _explain_random(choice: PastChoice) -> str:
-    return f"random drew rank {choice.rank} of {choice.ranks}; every request draws anew"
+    return f"random drew rank {choice.rank} of {choice.ranks}; every request draws again"
 
 
 def _explain_power_of_two(choice: PastChoice) -> str:
     drawn = [each.view.rank for each in choice.candidates if each.cost < 2]
     less = f"of which {choice.rank} is the less loaded"
-    return f"power_of_two drew ranks {drawn}, {less}; every request draws anew"
+    return f"power_of_two drew ranks {drawn}, {less}; every request draws again"
 
 
 RANDOM: Final = PolicySpec(

@@ -207,7 +207,7 @@ async def test_requests_stay_where_they_are_while_no_rank_could_take_them(
     await asyncio.wait_for(asyncio.gather(waiting, streaming), 5)
 
 
-async def test_a_replica_that_is_back_starts_its_time_anew(watched: Watched) -> None:
+async def test_a_replica_that_is_back_starts_its_time_again(watched: Watched) -> None:
     watched.routers.standing, watched.ranks.answer = GONE, RankGoneError("gone")
     streaming = watched.streaming()
     await asyncio.sleep(0.7 * DRAIN_S)
@@ -219,7 +219,7 @@ async def test_a_replica_that_is_back_starts_its_time_anew(watched: Watched) -> 
     assert asyncio.get_running_loop().time() - again_at >= 0.9 * DRAIN_S
 
 
-async def test_nobody_is_asked_while_there_are_no_requests(watched: Watched) -> None:
+async def test_no_router_is_asked_while_there_are_no_requests(watched: Watched) -> None:
     watched.waiting()
     await watched.looks()
     await watched.end()

@@ -155,7 +155,7 @@ async def test_a_number_that_a_living_peer_holds_is_waited_for(cluster: Cluster)
 
 
 async def test_ports_of_a_replica_that_is_being_stopped_are_no_fault(cluster: Cluster) -> None:
-    cluster.ports.owner_of[5001] = "a replica that nobody sees"
+    cluster.ports.owner_of[5001] = "a replica that no other sees"
     cluster.has_stopping = True
     number, _ = await cluster.run("new", 1)
     assert number.held == DP_SIZE
@@ -173,7 +173,7 @@ async def test_ports_of_a_peer_under_another_number_are_no_fault(cluster: Cluste
     assert number.held == DP_SIZE
 
 
-async def test_what_ray_renumbers_moves_and_what_it_does_not_asks_nobody(cluster: Cluster) -> None:
+async def test_what_ray_renumbers_moves_and_what_it_does_not_asks_no_other(cluster: Cluster) -> None:
     numbers = [(await cluster.run(f"r{rank}", rank))[0] for rank in (0, 3)]
     await until_settled(*numbers)
     await until(lambda: cluster.has_looked(4), "each looks twice at its start")
@@ -183,7 +183,7 @@ async def test_what_ray_renumbers_moves_and_what_it_does_not_asks_nobody(cluster
     await until(lambda: cluster.has_looked(6), "and twice for a move")
     for rank, expected in ((2, 8), (4, 10), (5, 12)):
         await cluster.run(f"r{rank}", rank)
-        await until(partial(cluster.has_looked, expected), "nobody but the new one looks")
+        await until(partial(cluster.has_looked, expected), "only the new one looks")
     assert [each.num_conflicts for each in numbers] == [0, 0]
 
 
@@ -285,13 +285,13 @@ CLAIMS = st.builds(
 
 
 @given(CLAIMS, st.lists(CLAIMS, max_size=6))
-def test_a_number_is_rays_or_ones_own_or_nobodys(own: Claim, peers: list[Claim]) -> None:
+def test_a_number_is_rays_or_ones_own_or_free(own: Claim, peers: list[Claim]) -> None:
     number = next_number(own, peers, DP_SIZE)
     if number not in (own.wanted, own.held):
         assert number >= DP_SIZE
         assert all(number not in (peer.held, peer.wanted) for peer in peers)
     if number != own.held:
-        assert all(peer.held != number for peer in peers), "nobody is pushed aside"
+        assert all(peer.held != number for peer in peers), "no peer is pushed aside"
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_workers_by_url_have_one_replica_each(wanted: int, taken: list[int], wor
         ({"a": 0, "b": 1, "c": 2}, set()),
         ({"a": 0, "b": 1, "c": 1}, {"c"}),
         ({"a": 0, "b": 0, "c": 0}, {"b", "c"}),
-        ({"a": 0, "b": 1, "c": 2, "d": 1}, set()),  # it stands by: nobody is without
+        ({"a": 0, "b": 1, "c": 2, "d": 1}, set()),  # it stands by: no rank is without
         ({"a": 0, "b": 2, "c": 2}, {"c"}),
     ],
 )

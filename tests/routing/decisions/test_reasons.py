@@ -101,7 +101,7 @@ def test_what_was_drawn_is_called_so_since_a_request_may_draw_otherwise() -> Non
     assert len({decision.rank for decision in decisions}) > 1
     for decision in decisions:
         assert why(decision).startswith(
-            f"random drew rank {decision.rank} of [0, 1, 2, 3]; every request draws anew; it holds"
+            f"random drew rank {decision.rank} of [0, 1, 2, 3]; every request draws again; it holds"
         )
 
 

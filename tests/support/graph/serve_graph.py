@@ -24,7 +24,7 @@ from app.events.following.sync_status import CREDITED
 from benchmarks.graphs.replicas import replica_pids
 from tests.support.deadlines import DeadlineMissed, wait_until
 from tests.support.graph.haproxy import haproxy_environment
-from tests.support.graph.serve_config import REPO, Json, merged
+from tests.support.graph.serve_config import REPO, Json, with_args
 
 START_S = 240
 """Seconds within which a graph must serve: mostly imports, on two busy cores."""
@@ -98,27 +98,18 @@ class ServeGraph:
 
     def apply(self, config: Json) -> None:
         """Do what `serve deploy` does with a file of this content; returns at once."""
-        response = httpx.put(
-            f"{self._dashboard_url()}/api/serve/applications/",
-            json=config,
-            headers={"Authorization": f"Bearer {self.ray_token}"},
-            timeout=30,
-        )
-        assert response.status_code == 200, response.text
+        self._applications("PUT", json=config)
 
     def redeploy(self, changes: Json) -> None:
         """Change the only application's `args`, as `serve deploy` of a changed file does; returns at once."""
-        (application,) = self.config["applications"]
-        application = {**application, "args": merged(application["args"], changes)}
-        self.config = {**self.config, "applications": [application]}
+        self.config = with_args(self.config, changes)
         self.apply(self.config)
 
     def status(self) -> Json:
         """What Ray says of the first application: its status, its deployments and their replicas."""
-        application: Json = self._dashboard("/api/serve/applications/")["applications"].get(
-            self.config["applications"][0]["name"], {"status": "NOT_STARTED", "deployments": {}}
-        )
-        return application
+        applications: dict[str, Json] = self._applications("GET").json()["applications"]
+        name = self.config["applications"][0]["name"]
+        return applications.get(name, {"status": "NOT_STARTED", "deployments": {}})
 
     def replicas(self) -> dict[str, list[str]]:
         """The ids of every deployment's replicas that there are, also of those that start or stop."""
@@ -217,9 +208,15 @@ class ServeGraph:
         ranks: list[Json] = router["ranks"]
         return ranks
 
-    def wait_until_followed(self) -> None:
-        """Wait until the router knows exactly as many blocks of every rank as the rank holds."""
-        wait_until(self._is_followed, f"the router has every rank's blocks: {self.get('/router/ranks')}")
+    def wait_until_followed(self, num_ranks: int | None = None) -> None:
+        """Wait until the router knows exactly as many blocks of every rank as the rank holds.
+
+        Args:
+            num_ranks: how many ranks there must be at least; by default as many as the settings say.
+        """
+        least = _num_ranks(self.config["applications"][0]) if num_ranks is None else num_ranks
+        failure = f"the router has every rank's blocks: {self.get('/router/ranks')}"
+        wait_until(lambda: self._is_followed(least), failure)
 
     def snapshots(self) -> dict[int, Json]:
         """Every rank's cache, as the rank itself reports it: rank → `epoch`, `seq`, `block_hashes`."""
@@ -236,14 +233,18 @@ class ServeGraph:
         assert output.returncode == 0, output.stderr[-3000:]
         return {int(rank): snapshot for rank, snapshot in json.loads(output.stdout.splitlines()[-1]).items()}
 
-    def _is_followed(self) -> bool:
-        held = {each["dp_rank"]: each.get("num_cached_blocks") for each in self._internal_states()}
+    def _is_followed(self, least: int) -> bool:
+        held = {
+            each["dp_rank"]: each["num_cached_blocks"]
+            for each in self._internal_states()
+            if each["state"] != "unreachable"
+        }
         known = {
             each["rank"]: each["num_blocks"]
             for each in self.get("/router/ranks")
             if each["trust"] in CREDITED
         }
-        return known == held
+        return known == held and len(held) >= least
 
     def _internal_states(self) -> list[Json]:
         states: list[Json] = self.get("/server_info")["internal_states"]
@@ -258,19 +259,15 @@ class ServeGraph:
         if response.status_code != 200:
             return False
         settled = [each for each in response.json() if each["trust"] != "syncing"]
-        args = application["args"]
-        if "autoscaling" in args:
-            least: int = args["autoscaling"]["min_ranks"]
-            return len(settled) >= least
-        dp_size: int = args["dp_size"]
-        return len(settled) == dp_size
+        return len(settled) >= _num_ranks(application)
 
-    def _dashboard(self, path: str) -> Json:
+    def _applications(self, method: str, **content: Any) -> httpx.Response:
+        """What Serve's REST API answers of its applications."""
+        url = f"{self._dashboard_url()}/api/serve/applications/"
         headers = {"Authorization": f"Bearer {self.ray_token}"}
-        response = httpx.get(self._dashboard_url() + path, headers=headers, timeout=30)
+        response = httpx.request(method, url, headers=headers, timeout=30, **content)
         assert response.status_code == 200, response.text
-        found: Json = response.json()
-        return found
+        return response
 
     def _dashboard_url(self) -> str:
         found = re.search("View the dashboard at .*?(http://[0-9.:]+)", self.output())
@@ -288,6 +285,13 @@ class ServeGraph:
             if found:
                 return found[1].decode()
         raise AssertionError(f"no raylet among {self._processes()}")
+
+
+def _num_ranks(application: Json) -> int:
+    """How many ranks the application's settings have at least."""
+    args = application["args"]
+    number: int = args["autoscaling"]["min_ranks"] if "autoscaling" in args else args["dp_size"]
+    return number
 
 
 def _read(file: Path) -> bytes:

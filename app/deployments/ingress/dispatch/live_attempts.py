@@ -11,7 +11,7 @@ from app.deployments.messages import RankReplica
 class LiveAttempts:
     """The attempts that haven't ended. One that is moved is no longer among them.
 
-    Whoever watches the replicas asks which there are, and moves attempts away from those that can't go on:
+    `RankWatch` asks which there are, and moves attempts away from those that can't go on:
     see `Attempt.move`. All on one event loop.
     """
 

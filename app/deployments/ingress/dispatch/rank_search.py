@@ -136,8 +136,8 @@ class RankSearch:
     def choose_request(self) -> ChooseRequest:
         """What a router is asked now.
 
-        Once the rank that a client named is being replaced any rank may go on: the number may be nobody's as
-        long as a redeploy takes.
+        Once the rank that a client named is being replaced any rank may go on: the number may be free for
+        as long as a redeploy takes.
 
         The output counts as prompt, and its full blocks may be cached elsewhere. Of several samples it is the
         longest one's: a router looks up one prompt.

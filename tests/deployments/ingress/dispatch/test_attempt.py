@@ -115,7 +115,7 @@ async def test_an_attempt_that_waits_is_moved_at_once(planned: bool) -> None:
     assert rig.call.num_cancelled == 1
 
 
-async def test_an_attempt_that_nobody_waits_for_is_moved_before_its_next_chunk() -> None:
+async def test_an_attempt_that_nothing_waits_for_is_moved_before_its_next_chunk() -> None:
     rig = Rig(FIRST, LAST)
     await rig.attempt.next_chunk()
     rig.attempt.move("drained")
