@@ -14,7 +14,6 @@ from benchmarks.chaos.graph import STALL_TIMEOUT_S, Graph, GraphError
 from benchmarks.chaos.plan import Fault
 from benchmarks.chaos.processes import (
     BUSY_FOR_S,
-    CONTROLLER,
     HungThread,
     NotOursError,
     busiest,
@@ -22,6 +21,7 @@ from benchmarks.chaos.processes import (
     send_signal,
     thread_times,
 )
+from benchmarks.graphs.replicas import CONTROLLER
 
 CAN_HAPPEN_WITHIN_S = 30.0
 """A fault waits so long for another rank that is well; then it is left out."""

@@ -11,9 +11,8 @@ import os
 import signal
 from pathlib import Path
 
-from benchmarks.graphs.replicas import descendant_titles
+from benchmarks.graphs.replicas import descendant_titles, kind_of, pids_of_kind
 
-CONTROLLER = "ServeController"
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
 WAIT_FOR_THREADS = 0x40000000
 """`__WALL`: waitpid of threads that aren't children, but are traced."""
@@ -31,30 +30,12 @@ class NotOursError(Exception):
 
 def pids_of(deployment: str) -> list[int]:
     """The replicas of `deployment`, or the controller, oldest first."""
-    titles = descendant_titles(os.getpid())
-    pids = [pid for pid, title in titles.items() if kind_of(title) == deployment]
-    return sorted(pids, key=lambda pid: (started_at(pid), pid))
+    return sorted(pids_of_kind(deployment, os.getpid()), key=lambda pid: (started_at(pid), pid))
 
 
 def long_living() -> dict[int, str]:
     """The processes that should live as long as the graph, and what each one is."""
     return {pid: kind for pid, title in descendant_titles(os.getpid()).items() if (kind := kind_of(title))}
-
-
-def kind_of(title: str) -> str:
-    """What a process is by its title: a deployment's name, another part of Serve or Ray; empty: not known.
-
-    Ray's titles: `ray::ServeReplica:application:deployment`, perhaps with a method behind a dot, and
-    `ray::ServeController`, `ray::ProxyActor`, with one too; its own programs have paths.
-    """
-    name = title.split(" ")[0]
-    if name.startswith("ray::ServeReplica:"):
-        return name.split(":")[-1].split(".")[0]
-    if name.startswith("ray::"):
-        actor = name.removeprefix("ray::").split(".")[0]
-        return actor if actor in (CONTROLLER, "ProxyActor") else ""
-    program = Path(name).name
-    return program if program in ("raylet", "gcs_server", "haproxy") else ""
 
 
 def send_signal(pid: int, kind: str, number: signal.Signals) -> None:

@@ -1,29 +1,43 @@
-"""The processes of a graph's replicas, as the machine sees them."""
+"""The processes of a graph, as the machine sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-_REPLICA = "ray::ServeReplica:"
+CONTROLLER = "ServeController"
 
 
 def replica_pids(deployment: str, started_by: int) -> list[int]:
-    """The replicas of `deployment` in the Ray cluster that process `started_by` has started, by their ids.
-
-    Ray gives a replica's process the title `ray::ServeReplica:application:deployment`, and perhaps a method.
-    """
-    titles = {
-        pid: title for pid, title in descendant_titles(started_by).items() if title.startswith(_REPLICA)
-    }
-    return sorted(pid for pid, title in titles.items() if title.split(".")[0].endswith(f":{deployment}"))
+    """The replicas of `deployment` in the Ray cluster that process `started_by` has started, by their ids."""
+    return sorted(pids_of_kind(deployment, started_by))
 
 
 def controller_pid(started_by: int) -> int:
     """The Serve controller's process in that cluster."""
-    titles = descendant_titles(started_by).items()
-    (pid,) = [pid for pid, title in titles if title.startswith("ray::ServeController")]
+    (pid,) = pids_of_kind(CONTROLLER, started_by)
     return pid
+
+
+def pids_of_kind(kind: str, started_by: int) -> list[int]:
+    """The processes that `started_by` has started, or one of those, whose `kind_of` this is."""
+    return [pid for pid, title in descendant_titles(started_by).items() if kind_of(title) == kind]
+
+
+def kind_of(title: str) -> str:
+    """What a process is by its title: a deployment's name, another part of Serve or Ray; empty: not known.
+
+    Ray's titles: `ray::ServeReplica:application:deployment`, perhaps with a method behind a dot, and
+    `ray::ServeController`, `ray::ProxyActor`, with one too; its own programs have paths.
+    """
+    name = title.split(" ")[0]
+    if name.startswith("ray::ServeReplica:"):
+        return name.split(":")[-1].split(".")[0]
+    if name.startswith("ray::"):
+        actor = name.removeprefix("ray::").split(".")[0]
+        return actor if actor in (CONTROLLER, "ProxyActor") else ""
+    program = Path(name).name
+    return program if program in ("raylet", "gcs_server", "haproxy") else ""
 
 
 def descendant_titles(ancestor: int) -> dict[int, str]:

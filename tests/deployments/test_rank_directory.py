@@ -158,7 +158,7 @@ async def test_several_look_at_once_while_a_replica_hangs() -> None:
         assert all(infos == [rank_info(0)] for infos, _ in looks)
 
 
-async def test_a_replica_that_never_answered_is_asked_by_name_when_somebody_knows_it() -> None:
+async def test_a_replica_that_never_answered_is_asked_by_name_once_it_is_known() -> None:
     replicas = Replicas(0, 1)
     replicas.hang(1)
     ranks = directory(replicas)

@@ -56,7 +56,7 @@ def test_the_service_goes_on_while_wrong_deploys_are_refused(
     assert set(statuses) == {200}
     assert [graph.pids(name) for name in ("DPRank", "Router", "Ingress")] == before
 
-    graph.apply(with_args(graph.config, {"ingress": {"max_request_bytes": 50_000}}))
+    graph.redeploy({"ingress": {"max_request_bytes": 50_000}})
     wait_until(lambda: graph.status()["status"] == "RUNNING", "the right one runs", START_S)
     assert graph.get("/server_info")["config"]["ingress"]["max_request_bytes"] == 50_000
 

@@ -139,7 +139,7 @@ class RankNumber:
             self._cause.set()
 
     def called(self) -> None:
-        """Somebody has called the replica: from now on peers see it, also those that started when it did."""
+        """The replica was called: from now on peers see it, also those that started when it did."""
         if not self._is_called:
             self._is_called = True
             self._cause.set()

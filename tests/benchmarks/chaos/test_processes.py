@@ -15,12 +15,12 @@ from benchmarks.chaos.processes import (
     HungThread,
     NotOursError,
     busiest,
-    kind_of,
     long_living,
     pids_of,
     send_signal,
     thread_times,
 )
+from benchmarks.graphs.replicas import kind_of
 from tests.support.deadlines import wait_until
 
 BUSY = "while True: pass"

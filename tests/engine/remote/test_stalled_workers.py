@@ -100,7 +100,7 @@ def test_answers_that_never_change_are_no_sign_of_life() -> None:
     assert progress.fault is None
 
 
-def test_another_worker_at_the_url_begins_anew() -> None:
+def test_another_worker_at_the_url_starts_with_its_own_time() -> None:
     clock = Clock()
     progress, _, _ = with_a_request(clock)
     progress.record_report()

@@ -169,7 +169,7 @@ class Attempt:
     def move(self, reason: str, *, planned: bool = False) -> None:
         """Have the request leave this replica now, and go on at another one; does nothing after its end.
 
-        The call is cancelled at once. Whoever waits for its tokens gets a `LostRankError`, now or as soon as
+        The call is cancelled at once. The reader of its tokens gets a `LostRankError`, now or as soon as
         it asks for more, and looks for another rank.
 
         Args:
