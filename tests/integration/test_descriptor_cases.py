@@ -201,8 +201,7 @@ def test_without_a_positive_block_size_there_is_no_application(graph: Reconfigur
         "args": args,
     }
     graph.deploy(application["args"], refused)
-    # Ray tries a few times; the first log entry is enough.
-    fault = "ConfigError: args.engine.cache.block_size = 0: Input should be greater than or equal to 1"
+    fault = "args.engine.cache.block_size = 0: Input should be greater than or equal to 1"
     wait_until(lambda: fault in graph.output(), "the refusal")
     assert graph.http.get("/refused/server_info").status_code == 404
     assert graph.get("/server_info")["kv_events"] is None
