@@ -15,6 +15,9 @@ from app.errors import NoRouterError
 
 logger = logging.getLogger("ray.serve")
 
+MAX_PAUSE_S = 1.0
+"""Longest pause between two questions while no router answers."""
+
 Answer = TypeVar("Answer")
 
 
@@ -40,7 +43,7 @@ class PatientRouters:
     Args:
         routers: choose.
         patience_s: how long a router is waited for.
-        retry_s: pause after a router that didn't answer.
+        retry_s: pause after a router that didn't answer; it doubles each time, up to `MAX_PAUSE_S`.
     """
 
     def __init__(self, routers: Routers, *, patience_s: float, retry_s: float) -> None:
@@ -77,12 +80,13 @@ class PatientRouters:
     async def _ask(
         self, ask: Callable[[ChooseRequest], Awaitable[Answer]], request: ChooseRequest
     ) -> tuple[Answer, int]:
-        deadline = time.monotonic() + self._patience_s
+        deadline, pause_s = time.monotonic() + self._patience_s, self._retry_s
         while time.monotonic() < deadline:
             choice_seq = next(self._choice_seqs)
             try:
                 return await ask(replace(request, choice_seq=choice_seq)), choice_seq
             except NoRouterError:
                 logger.warning("no router for request %s yet", request.request_id)
-                await asyncio.sleep(self._retry_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise NoRouterError("no router answers")
