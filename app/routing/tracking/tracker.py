@@ -99,8 +99,8 @@ class Tracker:
         self._stall_timeout_s = stall_timeout_s
         self._max_prompt_tokens: int | None = None
         self._followed: dict[int, FollowedRank] = {}
-        self._failed: dict[int, str] = {}
-        """Rank → replica id that failed since the last poll."""
+        self._failed: set[str] = set()
+        """Replicas that failed since the last poll, by id: their numbers may be others by now."""
         self._others: dict[str, RankDescription] = {}
         """By replica id, those whose number is that of a replica that is followed."""
         self._absent: dict[str, Absence] = {}
@@ -186,11 +186,9 @@ class Tracker:
         A replica that failed since the last poll is not believed in this one, which may be older than the
         failure, when it says that it can take requests; if it still does at the next, it is back.
         """
-        failed, self._failed = self._failed, {}
+        failed, self._failed = self._failed, set()
         believed = [
-            each
-            for each in descriptions
-            if each.unavailable is not None or failed.get(each.rank) != each.replica_id
+            each for each in descriptions if each.unavailable is not None or each.replica_id not in failed
         ]
         self._drop_renumbered(believed)
         described = self._one_per_rank(believed)
@@ -202,7 +200,7 @@ class Tracker:
                 self._miss(rank, (absent or {}).get(replica_id, Absence("silent")))
         for description in described.values():
             self._update_rank(description)
-        self._remember(absent or {}, answered - set(failed.values()))
+        self._remember(absent or {}, answered - failed)
         self._update_limit()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -216,7 +214,7 @@ class Tracker:
         if followed is None:
             return
         rank = followed.description.rank
-        self._failed[rank] = replica_id
+        self._failed.add(replica_id)
         if rank in self._core.membership.routable:
             self._drop(rank, "reported dead")
             self._absent[replica_id] = Absence("failed", "a request failed there")
