@@ -12,7 +12,9 @@ number for a moment: the one that is followed already stays, and the other is sh
 
 A rank that says that it can serve nothing now stays a member and is followed on, but takes no requests until
 it says otherwise. So does one that doesn't answer, as long as Ray has it: `FollowedRank` knows when that is
-suspect. One that Ray no longer has takes no new requests and may be finishing its last ones: it is dropped.
+suspect. One that Ray no longer has takes no new requests and may be finishing its last ones: it gets none
+from then on, and is dropped when the next poll finds the same. For Ray leaves a replica out for a moment
+too, while it changes its settings or its number, and its blocks are still there afterwards.
 """
 
 from __future__ import annotations
@@ -141,13 +143,13 @@ class Tracker:
         """
         followed, other = self._find(rank, replica_id), self._others.get(replica_id)
         absence = self._absent.get(replica_id)
+        if absence is not None and (absence.kind == "gone" or (followed is None and other is None)):
+            state: State = "gone" if absence.kind == "gone" else "unavailable"
+            return Standing(state, absence.reason or "it doesn't answer")
         if followed is not None:
             unavailable = followed.unavailable
         elif other is not None:
             unavailable = other.unavailable
-        elif absence is not None:
-            state: State = "gone" if absence.kind == "gone" else "unavailable"
-            return Standing(state, absence.reason or "it doesn't answer")
         else:
             self._unknown.add(replica_id)
             unavailable = None
@@ -271,11 +273,13 @@ class Tracker:
         return next((each for each in others if each.description.replica_id == replica_id), None)
 
     def _miss(self, rank: int, absence: Absence) -> None:
-        if absence.kind == "gone":
+        followed = self._followed[rank]
+        before = self._absent.get(followed.description.replica_id)
+        if absence.kind == "gone" and before is not None and before.kind == "gone":
             self._drop(rank, absence.reason)
         else:
             is_last = not self._core.membership.routable.keys() - {rank}
-            self._followed[rank].miss(absence, self._stall_timeout_s, is_last=is_last)
+            followed.miss(absence, self._stall_timeout_s, is_last=is_last)
 
     def _remember(self, absent: Mapping[str, Absence], answered: set[str]) -> None:
         """Keep why replicas that aren't followed didn't answer; of those that did, forget it."""

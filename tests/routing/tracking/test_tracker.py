@@ -67,6 +67,7 @@ async def test_says_how_a_replica_stands(world: Follower) -> None:
     await world.tracker.update([], {live.replica_id: Absence("gone", "it is being stopped")})
     assert tracker.standing(0, live.replica_id) == Standing("gone", "it is being stopped")
     assert world.core.membership.routable == {}
+    await world.tracker.update([], {live.replica_id: Absence("gone", "it is being stopped")})
     assert tracker.members() == []
     live.unavailable = None
     await world.poll(live)
@@ -264,7 +265,9 @@ async def test_a_description_older_than_the_last_report_is_ignored(world: Follow
     assert world.core.load.waiting_tokens(0) == 5
 
 
-async def test_a_rank_that_ray_no_longer_has_is_dropped_at_once(world: Follower) -> None:
+async def test_a_rank_that_ray_no_longer_has_gets_nothing_at_once_and_is_dropped_at_the_next_poll(
+    world: Follower,
+) -> None:
     live = world.start()
     live.store(hashes(0, 2))
     await world.poll(live)
@@ -272,9 +275,25 @@ async def test_a_rank_that_ray_no_longer_has_is_dropped_at_once(world: Follower)
     world.core.choose(Prompt("a", [], 20, BLOCK_SIZE), now=0.0)
     await world.tracker.update([], {live.replica_id: Absence("gone", "it has died")})
     assert world.core.membership.routable == {}
-    assert (world.core.index.num_blocks, len(world.core.reservations)) == (0, 0)
+    assert len(world.core.reservations) == 0
+    await world.tracker.update([], {live.replica_id: Absence("gone", "it has died")})
+    assert (world.tracker.members(), world.core.index.num_blocks) == ([], 0)
     await world.poll(live)
     await world.until_known(live)
+
+
+async def test_a_rank_that_ray_leaves_out_for_a_moment_keeps_its_blocks(world: Follower) -> None:
+    """As it does while it gives the replica other settings."""
+    live = world.start()
+    live.store(hashes(0, 2))
+    await world.poll(live)
+    await world.until_known(live)
+    for _ in range(2):
+        await world.tracker.update([], {live.replica_id: Absence("gone", "it is being stopped")})
+        assert world.core.membership.routable == {}
+        await world.poll(live)
+        assert world.core.membership.routable == {0: "exact"}
+    assert world.core.index.num_blocks == 2
 
 
 async def test_a_failed_rank_is_dropped_at_once_and_back_when_it_still_answers(world: Follower) -> None:
