@@ -42,7 +42,7 @@ class PatientRouters:
 
     Args:
         routers: choose.
-        patience_s: how long a router is waited for.
+        patience_s: how long a router is waited for, once one hasn't answered.
         retry_s: pause after a router that didn't answer; it doubles each time, up to `MAX_PAUSE_S`.
     """
 
@@ -80,13 +80,16 @@ class PatientRouters:
     async def _ask(
         self, ask: Callable[[ChooseRequest], Awaitable[Answer]], request: ChooseRequest
     ) -> tuple[Answer, int]:
-        deadline, pause_s = time.monotonic() + self._patience_s, self._retry_s
-        while time.monotonic() < deadline:
+        deadline, pause_s = None, self._retry_s
+        while True:
             choice_seq = next(self._choice_seqs)
             try:
                 return await ask(replace(request, choice_seq=choice_seq)), choice_seq
             except NoRouterError:
-                logger.warning("no router for request %s yet", request.request_id)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, MAX_PAUSE_S)
-        raise NoRouterError("no router answers")
+                # Not from the beginning on: routers may have answered that no rank runs, for minutes.
+                deadline = deadline or time.monotonic() + self._patience_s
+                if time.monotonic() >= deadline:
+                    raise NoRouterError("no router answers") from None
+            logger.warning("no router for request %s yet", request.request_id)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
