@@ -275,10 +275,12 @@ class Tracker:
     def _miss(self, rank: int, absence: Absence) -> None:
         followed = self._followed[rank]
         before = self._absent.get(followed.description.replica_id)
-        if absence.kind == "gone" and before is not None and before.kind == "gone":
+        is_last = not self._core.membership.routable.keys() - {rank}
+        was_gone = before is not None and before.kind == "gone"
+        # Without any other, whoever waits should know at once that there is none: it may have one started.
+        if absence.kind == "gone" and (was_gone or is_last):
             self._drop(rank, absence.reason)
         else:
-            is_last = not self._core.membership.routable.keys() - {rank}
             followed.miss(absence, self._stall_timeout_s, is_last=is_last)
 
     def _remember(self, absent: Mapping[str, Absence], answered: set[str]) -> None:

@@ -168,8 +168,7 @@ async def test_an_unavailable_rank_that_dies_is_dropped_and_its_replacement_foll
     down = replace(description(0, "a"), unavailable=DOWN)
     await world.tracker.update([down])
     world.tracker.mark_failed(0, "a")
-    for _ in range(2):
-        await world.tracker.update([], {"a": Absence("gone", "it has died")})
+    await world.tracker.update([], {"a": Absence("gone", "it has died")})
     assert world.tracker.members() == []
     assert world.core.membership.routable.unavailable == {}
     with pytest.raises(NoRankError, match="no rank is alive"):
