@@ -7,6 +7,7 @@ service holds CPUs and GPUs: nodes are asked by tasks that need none.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,12 @@ class _Node:
 
     def holds(self, needs: Mapping[str, float]) -> bool:
         """Whether it could, if nothing else ran there."""
-        return all(self.resources.get(name, 0.0) >= amount for name, amount in needs.items())
+        return self.places(needs) >= 1
+
+    def places(self, needs: Mapping[str, float]) -> float:
+        """For how many of these it has room, if nothing else ran there; without needs for any number."""
+        room = [self.resources.get(name, 0.0) // amount for name, amount in needs.items() if amount > 0]
+        return min(room, default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def check_cluster(plan: Plan) -> None:
         _ask(check_python, plan, for_ranks)
     fitting = _ask(check_for_rank, plan, for_ranks, plan.placement.runtime_env)
     _ask(check_for_control, plan, for_control)
-    _check_memory(plan, fitting)
+    _check_memory(plan, fitting, _num_placed(plan, for_ranks))
 
 
 def _living_nodes() -> list[_Node]:
@@ -174,15 +180,22 @@ def _received(node: _Node, asked: ray.ObjectRef[Any], deadline: float) -> _Answe
     return answer
 
 
-def _check_memory(plan: Plan, fitting: Sequence[int | None]) -> None:
-    """Refuse more ranks than the memory of all nodes holds, where each node knows it."""
+def _num_placed(plan: Plan, nodes: Sequence[_Node]) -> float:
+    """How many of the ranks Ray places on these nodes at most; others wait for nodes that are added."""
+    most = plan.config.resources.max_ranks_per_node or math.inf
+    places = (max(node.places(needs) for needs in plan.placement.bundles) for node in nodes)
+    return min(plan.config.expected_dp_size, sum(min(most, each) for each in places))
+
+
+def _check_memory(plan: Plan, fitting: Sequence[int | None], num_placed: float) -> None:
+    """Refuse more ranks than memory holds of those that Ray would place, where each node knows it."""
     known = [number for number in fitting if number is not None]
     if len(known) < len(fitting) or not known:
         return
-    needed, total = plan.config.expected_dp_size, sum(known)
-    if total < needed:
+    total = sum(known)
+    if total < num_placed:
         setting = "dp_size" if plan.config.autoscaling is None else "autoscaling.min_ranks"
         raise InsufficientMemoryError(
-            f"{setting} = {needed}: the memory of all nodes holds {total} ranks with weights and cache; take "
-            f"fewer ranks, fewer engine.cache.num_blocks or a smaller model"
+            f"{setting} = {plan.config.expected_dp_size}: the memory of all nodes holds {total} ranks with "
+            "weights and cache; take fewer ranks, fewer engine.cache.num_blocks or a smaller model"
         )

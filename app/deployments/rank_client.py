@@ -114,8 +114,8 @@ class RankClient:
                 answer: RankInfo | NotAddressed = await call.remote(other_than=frozenset(known))
         return None if isinstance(answer, NotAddressed) else answer
 
-    async def describe_all(self, *, timeout_s: float) -> list[RankInfo]:
-        """All ranks as they describe themselves, without those that fail; none while none has started.
+    async def describe_all(self, *, timeout_s: float) -> list[RankInfo] | None:
+        """All ranks as they describe themselves, without those that fail; None while Ray has none at all.
 
         Raises:
             TimeoutError: one doesn't answer within `timeout_s` seconds; the others' answers are lost then.
@@ -124,7 +124,7 @@ class RankClient:
             response = self._handle.broadcast(RankMethods.describe.__name__)
             answers = await response.results_async(timeout_s=timeout_s, return_exceptions=True)
         except DeploymentUnavailableError:
-            return []
+            return None
         return [answer for answer in answers if isinstance(answer, RankInfo)]
 
     async def wait_for_any(self, timeout_s: float) -> None:

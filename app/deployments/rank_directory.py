@@ -1,6 +1,8 @@
 """The ranks that are there now, as every replica of the `DPRank` deployment describes itself.
 
     look ──▶ broadcast: all describe themselves ──▶ those that are missing from it, each by name
+         ├── Ray has none at all: all are gone. A call by name would wait for one to start, and where ranks
+         │   autoscale it would have one started
          └── while one doesn't answer: every known replica by name, new ones searched for beside
 
 A broadcast gives its answers all together, so one replica that hangs would hide the others. Once one is known
@@ -22,6 +24,7 @@ from app.routing.tracking.description import Absence
 GIVE_UP_S = 5.0
 """After so long a call without an answer is made again: one that waits at a replica which hangs doesn't tell
 that Ray has given this replica up since."""
+GONE = Absence("gone", "Ray no longer has it: it is being stopped, or has died")
 
 
 class RankDirectory:
@@ -61,6 +64,9 @@ class RankDirectory:
         else:
             try:
                 answers = await self._ranks.describe_all(timeout_s=timeout_s)
+                if answers is None:
+                    gone, self._known = self._known, set()
+                    return [], dict.fromkeys(gone, GONE)
                 infos = {info.replica_id: info for info in answers}
             except TimeoutError:
                 timeout_s /= 2  # who is alive answers within milliseconds, and all have had their time
@@ -122,7 +128,7 @@ def _answer(task: asyncio.Task[RankInfo]) -> RankInfo | Absence:
     if isinstance(error, RankUnreachableError):
         return Absence("silent", "its process can't be reached")
     if isinstance(error, RankGoneError):
-        return Absence("gone", "Ray no longer has it: it is being stopped, or has died")
+        return GONE
     if isinstance(error, RankFailedError):
         # Of a failure elsewhere Ray makes a whole traceback: what happened is its last line.
         *_, last_line = ["", *str(error).strip().splitlines()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from grpc import RpcError
@@ -21,6 +21,7 @@ from app.deployments.messages import (
     RankReplica,
     Unroutable,
 )
+from app.deployments.pace import Pace
 from app.errors import NoRouterError
 from app.routing.decisions.decision_log import Outcome
 from app.routing.tracking.standing import Standing
@@ -33,6 +34,12 @@ ROUTER_TIMEOUT_S = 2.0
 
 TRY_TIMEOUT_S = 1.0
 """Seconds that one router gets, before the next one is asked."""
+
+SLOW_TIMEOUT_S = 4.0
+"""The same for a choice, at most, where routers are alive but slow."""
+
+MAX_CHOICES = 64
+"""Choices that one caller waits for at a time. A router makes one after another, in a millisecond or two."""
 
 REPORT_WAIT_S = 0.25
 """Seconds for which a request waits until the routers know of a failure; one that hangs learns it later."""
@@ -74,6 +81,9 @@ class RouterClient:
     next one, so that a router which hangs or is cut off costs only the calls that wait for it. Meanwhile the
     nearest is asked now and then, and is taken again once it answers.
 
+    Routers may also be alive and slow, where a machine has too much to do. So choices, which come as fast as
+    requests do, go out at a pace that follows their answers.
+
     A call whose caller needs the answer raises `NoRouterError` when there is none. A call that only informs
     the routers never raises: a router that can't be reached starts again and has no state to correct.
 
@@ -86,6 +96,7 @@ class RouterClient:
         self._handle: DeploymentHandle[Any] = handle.options(_by_reference=False)
         self._nth = 0
         """How many routers are passed over, from the nearest on."""
+        self._pace = Pace(most=MAX_CHOICES, timeout_s=TRY_TIMEOUT_S, longest_timeout_s=SLOW_TIMEOUT_S)
         self._returning: asyncio.Task[None] | None = None
         self._reports: set[asyncio.Task[None]] = set()
         """Keeps tasks that aren't awaited from being collected before they end."""
@@ -97,7 +108,7 @@ class RouterClient:
             NoRouterError: no router answers.
             RequestError: the router can't choose.
         """
-        return _routed(await self._call_one(RouterMethods.choose, request))
+        return _routed(await self._call_one(self._pace.call(), RouterMethods.choose, request))
 
     async def explain(self, request: ChooseRequest) -> Json:
         """The receipt of what `choose` would decide; nothing is reserved.
@@ -106,7 +117,7 @@ class RouterClient:
             NoRouterError: no router answers.
             RequestError: the router couldn't choose.
         """
-        return _routed(await self._call_one(RouterMethods.explain, request))
+        return _routed(await self._call_one(self._pace.call(), RouterMethods.explain, request))
 
     async def standings(self, replicas: Sequence[RankReplica]) -> list[Standing]:
         """How each of these replicas stands for one router, in the same order.
@@ -114,7 +125,7 @@ class RouterClient:
         Raises:
             NoRouterError: no router answers.
         """
-        return await self._call_one(RouterMethods.standings, replicas)
+        return await self._call_one(asyncio.timeout(TRY_TIMEOUT_S), RouterMethods.standings, replicas)
 
     async def view(self) -> Json:
         """One router's name (`router`) and its view of every rank that is there (`ranks`).
@@ -122,7 +133,7 @@ class RouterClient:
         Raises:
             NoRouterError: the router doesn't answer.
         """
-        return await self._call_one(RouterMethods.view)
+        return await self._call_one(asyncio.timeout(TRY_TIMEOUT_S), RouterMethods.view)
 
     async def views(self, num_routers: int) -> list[Json]:
         """The views of those of `num_routers` that answer within `TRY_TIMEOUT_S`, the nearest's first.
@@ -130,7 +141,7 @@ class RouterClient:
         Raises:
             NoRouterError: no router answers.
         """
-        calls = [self._call(nth, RouterMethods.view) for nth in range(num_routers)]
+        calls = [self._call_in_time(nth, RouterMethods.view) for nth in range(num_routers)]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         # Where one doesn't answer, another may have answered in its place.
         views = {view["router"]: view for view in answers if not isinstance(view, BaseException)}
@@ -177,16 +188,35 @@ class RouterClient:
 
     async def _call_one(
         self,
+        in_time: AbstractAsyncContextManager[object],
         method: RemoteMethod[Parameters, Result],
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Result:
-        nth = self._nth
+        """One router's answer. `in_time` raises `TimeoutError` where that comes too late."""
+        nth: int | None = None
         try:
-            return await self._call(nth, method, *args, **kwargs)
-        except NoRouterError:
-            self._pass_over(nth)
-            raise
+            async with in_time:
+                nth = self._nth
+                return await self._call(nth, method, *args, **kwargs)
+        except (NoRouterError, TimeoutError) as error:
+            if nth is not None:
+                self._pass_over(nth)
+            raise _no_router(error) from None
+
+    async def _call_in_time(
+        self,
+        nth: int,
+        method: RemoteMethod[Parameters, Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        """The answer of the router with this number. Raises `NoRouterError` if none is in `TRY_TIMEOUT_S`."""
+        try:
+            async with asyncio.timeout(TRY_TIMEOUT_S):
+                return await self._call(nth, method, *args, **kwargs)
+        except TimeoutError as error:
+            raise _no_router(error) from None
 
     async def _call(
         self,
@@ -195,7 +225,7 @@ class RouterClient:
         *args: Parameters.args,
         **kwargs: Parameters.kwargs,
     ) -> Result:
-        """The answer of the router with this number. Raises `NoRouterError` when there is none in time."""
+        """The answer of the router with this number. Raises `NoRouterError` where that can't give any."""
         call = self._handle.options(method_name=method.__name__)
 
         async def answer() -> Result:
@@ -204,10 +234,9 @@ class RouterClient:
 
         try:
             # Not `wait_for`: on Python 3.11 it can swallow a cancellation, and leave the request running.
-            async with asyncio.timeout(TRY_TIMEOUT_S):
-                return await detached_task(answer())
-        except (TimeoutError, RayActorError, RpcError, DeploymentUnavailableError):
-            raise NoRouterError("no router answers") from None
+            return await detached_task(answer())
+        except (RayActorError, RpcError, DeploymentUnavailableError) as error:
+            raise _no_router(error) from None
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if caller is not None and caller.cancelling():
@@ -226,7 +255,7 @@ class RouterClient:
         while self._nth:
             await asyncio.sleep(RETURN_INTERVAL_S)
             with suppress(NoRouterError):
-                await self._call(0, RouterMethods.standings, ())
+                await self._call_in_time(0, RouterMethods.standings, ())
                 self._nth = 0
 
     async def _answers_of_all(
@@ -277,6 +306,10 @@ class RouterClient:
         """Every router's result, or what its call raised: one failure must not hide the other results."""
         response = self._handle.broadcast(method.__name__, *args, **kwargs)
         return await response.results_async(timeout_s=timeout_s, return_exceptions=True)
+
+
+def _no_router(error: Exception) -> NoRouterError:
+    return error if isinstance(error, NoRouterError) else NoRouterError("no router answers")
 
 
 def _routed(answer: Result | Unroutable) -> Result:

@@ -103,7 +103,8 @@ class LoadWatch:
     async def _held(self) -> tuple[str | None, int]:
         """What is counted anywhere, in words, and the tokens in blocks that ranks hold for requests."""
         views = await self._views()
-        loads = [info.load for info in await self._ranks.describe_all(timeout_s=ANSWER_WITHIN_S)]
+        ranks = await self._ranks.describe_all(timeout_s=ANSWER_WITHIN_S) or []
+        loads = [info.load for info in ranks]
         # Both leave out replicas that have died; their load must not count as zero.
         if (len(views), len(loads)) != (self._num_routers, self._num_ranks):
             raise TimeoutError(f"only {len(views)} routers and {len(loads)} ranks answer")

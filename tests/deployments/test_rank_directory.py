@@ -35,8 +35,10 @@ class Replicas(FakeHandle):
 
     def called(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
         self.calls.append((name, args, kwargs))
-        if not self.answers:
+        if not self.answers and not kwargs:
             raise NO_REPLICA
+        if not self.answers:  # Ray keeps the call until there is one
+            return [asyncio.get_running_loop().create_future()]
         if "replica_id" in kwargs:
             return [self.answers.get(kwargs["replica_id"], NotAddressed())]
         if "other_than" in kwargs:
@@ -73,7 +75,10 @@ async def test_a_replica_that_ray_no_longer_has_is_gone_at_once() -> None:
     assert await ranks.look() == ([rank_info(0)], {"replica-1": GONE_FROM_RAY})
     assert await ranks.look() == ([rank_info(0)], {}), "it is not asked again"
     replicas.answers.clear()
+    replicas.calls.clear()
     assert await ranks.look() == ([], {"replica-0": GONE_FROM_RAY})
+    assert await ranks.look({"replica-0"}) == ([], {"replica-0": GONE_FROM_RAY})
+    assert replicas.calls == [("describe", (), {})] * 2, "no call waits for a rank, so that none is started"
 
 
 @pytest.mark.parametrize(

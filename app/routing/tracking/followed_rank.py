@@ -133,17 +133,18 @@ class FollowedRank:
             self._update_load(description.load)
 
     def miss(self, absence: Absence, timeout_s: float, *, is_last: bool) -> None:
-        """The replica was asked to describe itself and didn't, though Ray still has it.
+        """The replica was asked to describe itself and didn't.
 
-        It is suspect once it has been silent for `timeout_s`, or at once if its load reports stay out too:
-        then neither of two ways to it works. One slow answer is no reason for a 503, though, so the last rank
-        that can take requests gets its time in any case.
+        It is suspect at once if it has failed or Ray doesn't have it. Otherwise it is once it has been silent
+        for `timeout_s`, or at once if its load reports stay out too: then neither of two ways to it works.
+        One slow answer is no reason for a 503, though, so the last rank that can take requests gets its time
+        in any case.
         """
         now, before = time.monotonic(), self.unavailable
         silent_s = now - self._answered_at
         late_s = None if self._reported_at is None else now - self._reported_at
         is_late = late_s is not None and late_s > LOAD_LATE_S
-        if absence.kind == "failed":
+        if absence.kind in ("failed", "gone"):
             self._suspicion = absence.reason
         elif silent_s >= timeout_s or self._suspicion is not None or (is_late and not is_last):
             said = absence.reason or "no answer"

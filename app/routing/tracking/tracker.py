@@ -12,7 +12,9 @@ number for a moment: the one that is followed already stays, and the other is sh
 
 A rank that says that it can serve nothing now stays a member and is followed on, but takes no requests until
 it says otherwise. So does one that doesn't answer, as long as Ray has it: `FollowedRank` knows when that is
-suspect. One that Ray no longer has takes no new requests and may be finishing its last ones: it is dropped.
+suspect. One that Ray no longer has takes no new requests and may be finishing its last ones: it gets none
+from then on, and is dropped when the next poll finds the same. For Ray leaves a replica out for a moment
+too, while it changes its settings or its number, and its blocks are still there afterwards.
 """
 
 from __future__ import annotations
@@ -99,8 +101,8 @@ class Tracker:
         self._stall_timeout_s = stall_timeout_s
         self._max_prompt_tokens: int | None = None
         self._followed: dict[int, FollowedRank] = {}
-        self._failed: dict[int, str] = {}
-        """Rank → replica id that failed since the last poll."""
+        self._failed: set[str] = set()
+        """Replicas that failed since the last poll, by id: their numbers may be others by now."""
         self._others: dict[str, RankDescription] = {}
         """By replica id, those whose number is that of a replica that is followed."""
         self._absent: dict[str, Absence] = {}
@@ -141,13 +143,13 @@ class Tracker:
         """
         followed, other = self._find(rank, replica_id), self._others.get(replica_id)
         absence = self._absent.get(replica_id)
+        if absence is not None and (absence.kind == "gone" or (followed is None and other is None)):
+            state: State = "gone" if absence.kind == "gone" else "unavailable"
+            return Standing(state, absence.reason or "it doesn't answer")
         if followed is not None:
             unavailable = followed.unavailable
         elif other is not None:
             unavailable = other.unavailable
-        elif absence is not None:
-            state: State = "gone" if absence.kind == "gone" else "unavailable"
-            return Standing(state, absence.reason or "it doesn't answer")
         else:
             self._unknown.add(replica_id)
             unavailable = None
@@ -186,11 +188,9 @@ class Tracker:
         A replica that failed since the last poll is not believed in this one, which may be older than the
         failure, when it says that it can take requests; if it still does at the next, it is back.
         """
-        failed, self._failed = self._failed, {}
+        failed, self._failed = self._failed, set()
         believed = [
-            each
-            for each in descriptions
-            if each.unavailable is not None or failed.get(each.rank) != each.replica_id
+            each for each in descriptions if each.unavailable is not None or each.replica_id not in failed
         ]
         self._drop_renumbered(believed)
         described = self._one_per_rank(believed)
@@ -202,7 +202,7 @@ class Tracker:
                 self._miss(rank, (absent or {}).get(replica_id, Absence("silent")))
         for description in described.values():
             self._update_rank(description)
-        self._remember(absent or {}, answered - set(failed.values()))
+        self._remember(absent or {}, answered - failed)
         self._update_limit()
         if self._closing:
             await asyncio.wait(self._closing)
@@ -216,7 +216,7 @@ class Tracker:
         if followed is None:
             return
         rank = followed.description.rank
-        self._failed[rank] = replica_id
+        self._failed.add(replica_id)
         if rank in self._core.membership.routable:
             self._drop(rank, "reported dead")
             self._absent[replica_id] = Absence("failed", "a request failed there")
@@ -273,11 +273,15 @@ class Tracker:
         return next((each for each in others if each.description.replica_id == replica_id), None)
 
     def _miss(self, rank: int, absence: Absence) -> None:
-        if absence.kind == "gone":
+        followed = self._followed[rank]
+        before = self._absent.get(followed.description.replica_id)
+        is_last = not self._core.membership.routable.keys() - {rank}
+        was_gone = before is not None and before.kind == "gone"
+        # Without any other, whoever waits should know at once that there is none: it may have one started.
+        if absence.kind == "gone" and (was_gone or is_last):
             self._drop(rank, absence.reason)
         else:
-            is_last = not self._core.membership.routable.keys() - {rank}
-            self._followed[rank].miss(absence, self._stall_timeout_s, is_last=is_last)
+            followed.miss(absence, self._stall_timeout_s, is_last=is_last)
 
     def _remember(self, absent: Mapping[str, Absence], answered: set[str]) -> None:
         """Keep why replicas that aren't followed didn't answer; of those that did, forget it."""

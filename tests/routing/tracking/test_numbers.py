@@ -142,3 +142,13 @@ def test_a_receipt_has_every_rank_that_was_there_or_should_be() -> None:
         (2, "unavailable: down"),
         (3, None),
     ]
+
+
+async def test_a_replica_that_failed_is_not_believed_under_another_number_either(world: Follower) -> None:
+    tracker = world.tracker
+    await tracker.update([description(2, "a")])
+    tracker.mark_failed(2, "a")
+    await tracker.update([description(1, "a")])
+    assert tracker.members() == [], "this poll may be older than the failure"
+    await tracker.update([description(1, "a")])
+    assert [each.rank for each in tracker.members()] == [1]

@@ -264,7 +264,7 @@ async def test_a_description_older_than_the_last_report_is_ignored(world: Follow
     assert world.core.load.waiting_tokens(0) == 5
 
 
-async def test_a_rank_that_ray_no_longer_has_is_dropped_at_once(world: Follower) -> None:
+async def test_the_last_rank_is_dropped_at_once_when_ray_no_longer_has_it(world: Follower) -> None:
     live = world.start()
     live.store(hashes(0, 2))
     await world.poll(live)
@@ -272,9 +272,33 @@ async def test_a_rank_that_ray_no_longer_has_is_dropped_at_once(world: Follower)
     world.core.choose(Prompt("a", [], 20, BLOCK_SIZE), now=0.0)
     await world.tracker.update([], {live.replica_id: Absence("gone", "it has died")})
     assert world.core.membership.routable == {}
+    assert world.tracker.members() == []
     assert (world.core.index.num_blocks, len(world.core.reservations)) == (0, 0)
     await world.poll(live)
     await world.until_known(live)
+
+
+async def test_a_rank_that_ray_leaves_out_for_a_moment_keeps_its_blocks(world: Follower) -> None:
+    """As it does while it gives the replica other settings."""
+    live, other = world.start(0), world.start(1)
+    live.store(hashes(0, 2))
+    gone = {live.replica_id: Absence("gone", "it is being stopped")}
+    await world.poll(live, other)
+    await world.until_known(live)
+    for _ in range(2):
+        world.core.choose(Prompt("a", [], 20, BLOCK_SIZE), now=0.0, pinned_rank=0)
+        await world.tracker.update([other.describe()], gone)
+        assert 0 not in world.core.membership.routable
+        assert len(world.core.reservations) == 0
+        assert world.tracker.standing(0, live.replica_id).state == "gone"
+        await world.poll(live, other)
+        assert world.core.membership.routable[0] == "exact"
+    assert world.core.index.num_blocks == 2
+
+    for _ in range(2):
+        await world.tracker.update([other.describe()], gone)
+    assert [each.rank for each in world.tracker.members()] == [1]
+    assert world.core.index.num_blocks == 0
 
 
 async def test_a_failed_rank_is_dropped_at_once_and_back_when_it_still_answers(world: Follower) -> None:

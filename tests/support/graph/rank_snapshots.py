@@ -22,7 +22,7 @@ DESCRIBE_WITHIN_S = 30.0
 async def snapshots_of(ranks: RankClient) -> dict[int, dict[str, Any]]:
     """Every rank's sequence number and block hashes."""
     snapshots = {}
-    for info in await ranks.describe_all(timeout_s=DESCRIBE_WITHIN_S):
+    for info in await ranks.describe_all(timeout_s=DESCRIBE_WITHIN_S) or []:
         snapshot = await ranks.snapshot(info.replica_id)
         snapshots[info.rank] = {"seq": snapshot.seq, "block_hashes": list(parents_in(snapshot))}
     return snapshots

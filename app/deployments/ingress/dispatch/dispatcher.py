@@ -27,7 +27,7 @@ class Dispatcher:
         router_patience_s: how long a router is waited for. By default longer than Ray takes to replace one
             that died, and that one to answer all requests that waited: on two busy cores 10 s and 15 s were
             seen.
-        router_retry_s: pause after a router that didn't answer.
+        router_retry_s: first pause after a router that didn't answer.
 
     Attributes:
         live: every attempt that hasn't ended.

@@ -15,6 +15,9 @@ from app.errors import NoRouterError
 
 logger = logging.getLogger("ray.serve")
 
+MAX_PAUSE_S = 1.0
+"""Longest pause between two questions while no router answers."""
+
 Answer = TypeVar("Answer")
 
 
@@ -39,8 +42,8 @@ class PatientRouters:
 
     Args:
         routers: choose.
-        patience_s: how long a router is waited for.
-        retry_s: pause after a router that didn't answer.
+        patience_s: how long a router is waited for, once one hasn't answered.
+        retry_s: pause after a router that didn't answer; it doubles each time, up to `MAX_PAUSE_S`.
     """
 
     def __init__(self, routers: Routers, *, patience_s: float, retry_s: float) -> None:
@@ -77,12 +80,16 @@ class PatientRouters:
     async def _ask(
         self, ask: Callable[[ChooseRequest], Awaitable[Answer]], request: ChooseRequest
     ) -> tuple[Answer, int]:
-        deadline = time.monotonic() + self._patience_s
-        while time.monotonic() < deadline:
+        deadline, pause_s = None, self._retry_s
+        while True:
             choice_seq = next(self._choice_seqs)
             try:
                 return await ask(replace(request, choice_seq=choice_seq)), choice_seq
             except NoRouterError:
-                logger.warning("no router for request %s yet", request.request_id)
-                await asyncio.sleep(self._retry_s)
-        raise NoRouterError("no router answers")
+                # Not from the beginning on: routers may have answered that no rank runs, for minutes.
+                deadline = deadline or time.monotonic() + self._patience_s
+                if time.monotonic() >= deadline:
+                    raise NoRouterError("no router answers") from None
+            logger.warning("no router for request %s yet", request.request_id)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
