@@ -51,13 +51,14 @@ def named_routers(cluster: RayCluster, machine: Machine) -> set[str]:
 def test_an_outside_consumer_follows_the_ranks_of_every_node(cluster: RayCluster, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "examples/follow_events.py", cluster.url(cluster.workers[0])]
-    cluster.client.start(command, {**os.environ, "PYTHONPATH": str(REPO)}, log)
+    entered = cluster.client.start(command, {**os.environ, "PYTHONPATH": str(REPO)}, log)
     first = [f"rank {rank}  seq      0" for rank in range(2)]
     try:
         wait_until(lambda: all(line in log.read_text() for line in first), log.read_text, 60)
     finally:
         for pid in cluster.client.pids(" ".join(command)):
             os.kill(pid, signal.SIGTERM)
+        entered.wait(20)
 
 
 @pytest.mark.parametrize(
