@@ -199,7 +199,9 @@ class Tracker:
         for rank in self._followed.keys() - described.keys():
             replica_id = self._followed[rank].description.replica_id
             if replica_id not in answered:
-                self._miss(rank, (absent or {}).get(replica_id, Absence("silent")))
+                # A poll asks by name only those that may still be there: of others the last word stands.
+                last_known = self._absent.get(replica_id, Absence("silent"))
+                self._miss(rank, (absent or {}).get(replica_id, last_known))
         for description in described.values():
             self._update_rank(description)
         self._remember(absent or {}, answered - failed)

@@ -378,3 +378,12 @@ async def test_closing_leaves_nothing_behind(world: Follower) -> None:
     assert asyncio.all_tasks() == before
     assert world.tracker.members() == []
     assert (world.core.index.num_blocks, len(world.core.reservations)) == (0, 0)
+
+
+async def test_what_a_poll_says_no_more_of_replicas_that_are_gone_still_holds(world: Follower) -> None:
+    first, second = world.start(), world.start(1)
+    await world.poll(first, second)
+    absence = Absence("gone", "it is being stopped")
+    await world.tracker.update([], {first.replica_id: absence, second.replica_id: absence})
+    await world.tracker.update([])
+    assert world.tracker.members() == []
