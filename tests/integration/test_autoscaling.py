@@ -60,6 +60,7 @@ def assert_healthy_without_a_rank(graph: ServeGraph) -> None:
     refused(graph.http.post("/router/explain", json={"prompt": [1]}), 503, code="no_rank_available")
 
 
+@pytest.mark.slow
 async def test_from_no_rank_to_two_and_back(graph: ServeGraph) -> None:
     assert_healthy_without_a_rank(graph)
     graph.complete(new_prompt())

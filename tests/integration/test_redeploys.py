@@ -59,6 +59,7 @@ def ray_proxy_graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
     graphs.stop()
 
 
+@pytest.mark.slow
 async def test_nothing_fails_when_everything_is_redeployed(haproxy_graph: ServeGraph) -> None:
     await redeploy(haproxy_graph, routing={"initial_prefill_tokens_per_s": 1500})
 
@@ -102,6 +103,7 @@ async def kill_the_ingress(graph: ServeGraph, streams: Streams) -> tuple[Stream,
     return stream, answer
 
 
+@pytest.mark.slow
 async def test_a_drain_lets_answers_end(last_of_haproxy_graph: ServeGraph) -> None:
     graph = last_of_haproxy_graph
     async with Streams(graph) as streams:

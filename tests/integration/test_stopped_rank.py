@@ -29,6 +29,7 @@ def graph(graphs: Graphs, tiny_model: str) -> Iterator[ServeGraph]:
     graphs.stop()
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_routed_around_back_when_it_goes_on_and_replaced_when_it_lasts(
     graph: ServeGraph,
 ) -> None:
