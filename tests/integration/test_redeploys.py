@@ -176,5 +176,7 @@ async def answers(streams: Streams) -> bool:
 
 
 async def is_refused(streams: Streams) -> bool:
-    response = await streams.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+    # HAProxy keeps an open connection with the ingress that it had, which answers until it ends.
+    async with httpx.AsyncClient(base_url=streams.http.base_url, timeout=20) as newcomer:
+        response = await newcomer.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
     return response.status_code == 404

@@ -137,12 +137,16 @@ def test_a_killed_engine_core_takes_its_replica_and_a_killed_replica_its_engine_
     prompt = new_prompt(100)
     graph.complete(prompt, rank=1)
     graph.wait_until_followed()
-    before = graph.get("/server_info")["internal_states"]
-    (orphan,), (core,) = [engine_cores(state["pid"]) for state in before]
+    wait_until(
+        lambda: list(map(len, cores_of_ranks(graph).values())) == [1, 1],
+        lambda: f"an engine core for each rank: {cores_of_ranks(graph)}",
+    )
+    cores = cores_of_ranks(graph)
+    pids = list(cores)
+    ((orphan,), (core,)) = cores.values()
     os.kill(core, signal.SIGKILL)
-    os.kill(before[0]["pid"], signal.SIGKILL)
+    os.kill(pids[0], signal.SIGKILL)
     wait_until(lambda: not is_alive(orphan), "the killed replica's engine core gone")
-    pids = [state["pid"] for state in before]
     wait_until(lambda: are_new(graph, pids), lambda: f"both ranks back: {graph.output()[-20000:]}", RETURN_S)
     assert cached_tokens(graph.complete(prompt, rank=1)) == 0
     graph.wait_until_followed()
@@ -155,6 +159,12 @@ def chat(graph: ServeGraph, messages: list[dict[str, str]]) -> httpx.Response:
     )
     assert response.status_code == 200, response.text
     return response
+
+
+def cores_of_ranks(graph: ServeGraph) -> dict[int, list[int]]:
+    """Each rank's process, in the order of their numbers, and its engine cores."""
+    states = graph.get("/server_info")["internal_states"]
+    return {state["pid"]: engine_cores(state["pid"]) for state in states}
 
 
 def are_new(graph: ServeGraph, old: list[int]) -> bool:
