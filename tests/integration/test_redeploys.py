@@ -66,7 +66,8 @@ async def test_nothing_fails_when_everything_is_redeployed(haproxy_graph: ServeG
 
 async def test_clients_of_an_ingress_that_dies_get_our_error_from_rays_proxy(tiny_graph: ServeGraph) -> None:
     async with Streams(tiny_graph) as streams:
-        stream, answer = await kill_the_ingress(tiny_graph, streams)
+        stream = await kill_the_ingress(tiny_graph, streams)
+        (answer,) = await asyncio.gather(*streams.sent)
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "ingress_died")
         await stream.reading
         assert stream.ended == "ingress_died"
@@ -76,11 +77,7 @@ async def test_clients_of_an_ingress_that_dies_get_our_error_from_rays_proxy(tin
 @pytest.mark.slow
 async def test_behind_haproxy_an_ingress_that_dies_breaks_its_answers_off(haproxy_graph: ServeGraph) -> None:
     async with Streams(haproxy_graph) as streams:
-        (stream,) = await streams.open(1, max_tokens=2000)
-        streams.send(max_tokens=2000)
-        await until(lambda: all_running(streams), "both requests run")
-        for pid in haproxy_graph.pids("Ingress"):
-            os.kill(pid, signal.SIGKILL)
+        stream = await kill_the_ingress(haproxy_graph, streams)
         # HAProxy closes the connection, or answers 5xx in words of its own.
         (answer,) = await asyncio.gather(*streams.sent, return_exceptions=True)
         if isinstance(answer, httpx.Response):
@@ -92,15 +89,14 @@ async def test_behind_haproxy_an_ingress_that_dies_breaks_its_answers_off(haprox
         await until(lambda: answers(streams), "an ingress that answers", 60)
 
 
-async def kill_the_ingress(graph: ServeGraph, streams: Streams) -> tuple[Stream, httpx.Response]:
-    """A stream and an answer in one piece that were on their way."""
+async def kill_the_ingress(graph: ServeGraph, streams: Streams) -> Stream:
+    """While a stream, which is returned, and an answer in one piece are on their way."""
     (stream,) = await streams.open(1, max_tokens=2000)
     streams.send(max_tokens=2000)
     await until(lambda: all_running(streams), "both requests run")
     for pid in graph.pids("Ingress"):
         os.kill(pid, signal.SIGKILL)
-    (answer,) = await asyncio.gather(*streams.sent)
-    return stream, answer
+    return stream
 
 
 @pytest.mark.slow
