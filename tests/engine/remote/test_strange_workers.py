@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from app.generation import SamplingParams
 from tests.engine.remote.conftest import NewRemote, until_available
 from tests.support.deadlines import until
 from tests.support.engine.live_engine import all_of, new_request, tokens
+from tests.support.tcp_server import tcp_server
 
 Json = dict[str, Any]
 PROMPT = [5, 6, 7, 8]
@@ -51,40 +51,34 @@ class StrangeWorker:
     """Describes itself as SGLang's; `answer` is what it writes to each `/generate`, and then it waits.
 
     Attributes:
+        url: where it serves.
         heads: the request lines and headers that came.
         num_open: connections that wait after an answer without an end.
     """
 
     def __init__(self) -> None:
+        self.url = ""
         self.answer: list[bytes] = []
         self.info: Json = {}
         self.loads: Any = {}
         self.heads: list[bytes] = []
         self.num_open = 0
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    async def stop(self) -> None:
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                self.heads.append(head)
-                fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if line)
-                await reader.readexactly(int(fields.get(b"content-length", b"0")))
-                path = head.split()[1]
-                if path == b"/generate":
-                    await self._generate(reader, writer)
-                    continue
-                known = {b"/server_info": self._described(), b"/v1/loads": self.loads}
-                body = json.dumps(known.get(path, {})).encode()
-                status = b"200 OK" if path in known else b"404 Not Found"
-                writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
-        writer.close()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A connection, until the client closes it."""
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.heads.append(head)
+            fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if line)
+            await reader.readexactly(int(fields.get(b"content-length", b"0")))
+            path = head.split()[1]
+            if path == b"/generate":
+                await self._generate(reader, writer)
+                continue
+            known = {b"/server_info": self._described(), b"/v1/loads": self.loads}
+            body = json.dumps(known.get(path, {})).encode()
+            status = b"200 OK" if path in known else b"404 Not Found"
+            writer.write(b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status, len(body), body))
 
     def _described(self) -> Json:
         names = {"model_path": "tiny", "served_model_name": "tiny", "page_size": 4}
@@ -105,9 +99,9 @@ class StrangeWorker:
 @pytest.fixture
 async def worker() -> AsyncIterator[StrangeWorker]:
     strange = StrangeWorker()
-    await strange.start()
-    yield strange
-    await strange.stop()
+    async with tcp_server(strange.serve) as port:
+        strange.url = f"http://127.0.0.1:{port}"
+        yield strange
 
 
 async def available(worker: StrangeWorker, new_remote: NewRemote) -> RemoteEngine:

@@ -14,6 +14,7 @@ from tests.support.events.blocks import Blocks, stored
 from tests.support.events.ranks import MakeLossyRank, MakeRank
 from tests.support.events.waiting import Follow, agree, is_exact, until_live
 from tests.support.free_ports import find_free_ports
+from tests.support.tcp_server import tcp_server
 
 
 async def test_a_publisher_restarted_on_the_same_port_is_followed_again(
@@ -174,10 +175,8 @@ async def test_says_what_a_process_that_dies_or_hangs_looks_like(
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if not closes:
             await reader.read()
-        writer.close()
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+    async with tcp_server(accept) as port:
         rank = lossy_rank()
         subscriber = follow(rank.info(event_port=port), rank, Blocks(), connect_timeout_s=0.2)
         expected = f"tcp://127.0.0.1:{port}: {reason}"
