@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from benchmarks.chaos.graph import STALL_TIMEOUT_S, Graph, GraphError
+from benchmarks.chaos.graph import REMEMBERED, STALL_TIMEOUT_S, Graph, GraphError
 from benchmarks.chaos.plan import Fault
 from benchmarks.chaos.processes import (
     BUSY_FOR_S,
@@ -222,8 +222,9 @@ class Faults:
             return
         self._num_deploys += 1
         # A setting that changes nothing that requests could see.
-        changes: dict[str, Any] = {"routing": {"remembered_decisions": 1000 + self._num_deploys}}
-        what = f"remembered_decisions: {1000 + self._num_deploys}"
+        remembered = REMEMBERED + self._num_deploys
+        changes: dict[str, Any] = {"routing": {"remembered_decisions": remembered}}
+        what = f"remembered_decisions: {remembered}"
         if fault.kind == "resize":
             changes, what = {"dp_size": fault.dp_size}, f"dp_size: {self._graph.num_ranks} -> {fault.dp_size}"
         old = {pid for kind in ("DPRank", "Router", "Ingress") for pid in pids_of(kind)}

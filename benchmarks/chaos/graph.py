@@ -25,6 +25,8 @@ LAYERS = 12
 """Enough that a step takes milliseconds: streams last."""
 SPREAD = 0.2
 """Of the weights: wide enough that no two tokens are nearly as likely."""
+REMEMBERED = 50
+"""Decisions that a router remembers: few, so that what they take doesn't look like growth."""
 STALL_TIMEOUT_S = 3.0
 READY_WITHIN_S = 240.0
 ANSWER_WITHIN_S = 10.0
@@ -54,7 +56,7 @@ def graph_args(folder: Path, *, ranks: int, routers: int, ingresses: int, max_ra
             "drain_timeout_s": 3.0,
         },
         "resources": {"num_cpus": 0.1},
-        "routing": {"num_routers": routers},
+        "routing": {"num_routers": routers, "remembered_decisions": REMEMBERED},
         "ingress": {"num_ingresses": ingresses, "tenant_header": TENANT_HEADER},
     }
     return with_policy(args, "predicted_ttft", max_ranks)

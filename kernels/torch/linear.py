@@ -2,10 +2,15 @@
 
 On a cpu, float32 weights are reordered once for oneDNN: measured on 2 Zen 3 cores over SmolLM2-135M's layers,
 28 -> 20 ms for 1 token, 49 -> 22 ms for 2, 49 -> 30 ms for 8, 80 -> 66 ms for 32, and no difference for 512.
+
+oneDNN compiles each layer again for each new number of tokens, and keeps what it compiled: a quarter of a MiB
+and more. By default it keeps 1,024 of them, so a process grew by hundreds of MiB while prompts came in ever new
+lengths. Fewer are kept here: batches of decoding recur, lengths of prompts hardly do.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +21,10 @@ from kernels.interface import Linear
 
 # oneDNN picks the layout for a batch of this many tokens; measured best over 1 to 512.
 PACKED_FOR_TOKENS = 128
+KEPT_PRIMITIVES = 512
+"""Of oneDNN's: two for each shape of a layer and number of tokens, so those of 50 sizes of a batch."""
+CAPACITY_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+"""oneDNN reads it when it compiles the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +64,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """See `PackLinear`."""
     if not _packs(weight):
         return TorchLinear(weight, bias)
+    os.environ.setdefault(CAPACITY_VARIABLE, str(KEPT_PRIMITIVES))
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_TOKENS)
     return PackedLinear(packed, bias)
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from kernels.torch import backend as torch_backend
+from kernels.torch.linear import CAPACITY_VARIABLE, KEPT_PRIMITIVES, pack_linear
 from tests.kernels.harness import DTYPES, PLAIN, Backend, assert_exact
 
 
@@ -57,3 +60,15 @@ def test_a_gated_linear_layer_is_its_parts(
     plain = PLAIN.pack_gated_linear(weight, bias)(x)
     gated = backend.kernels.pack_gated_linear(backend.place(weight), backend.place(bias))
     assert_exact(gated(backend.place(x)).cpu(), plain, exact)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
+@pytest.mark.parametrize(("given", "expected"), [(None, str(KEPT_PRIMITIVES)), ("7", "7")])
+def test_what_onednn_compiles_is_limited_unless_the_operator_limits_it(
+    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(CAPACITY_VARIABLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(CAPACITY_VARIABLE, given)
+    pack_linear(torch.ones(8, 8))
+    assert os.environ[CAPACITY_VARIABLE] == expected
