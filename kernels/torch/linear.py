@@ -4,8 +4,8 @@ On a cpu, float32 weights are reordered once for oneDNN: measured on 2 Zen 3 cor
 28 -> 20 ms for 1 token, 49 -> 22 ms for 2, 49 -> 30 ms for 8, 80 -> 66 ms for 32, and no difference for 512.
 
 oneDNN compiles each layer again for each new number of tokens, and keeps what it compiled: a quarter of a MiB
-and more. By default it keeps 1,024 of them, so a process grew by hundreds of MiB while prompts came in ever new
-lengths. Fewer are kept here: batches of decoding recur, lengths of prompts hardly do.
+and more. By default it keeps 1,024 of them, so a process grew by hundreds of MiB while prompts came in ever
+new lengths. Fewer are kept here: batches of decoding recur, lengths of prompts hardly do.
 """
 
 from __future__ import annotations
