@@ -3,14 +3,13 @@
 On a cpu, float32 weights are reordered once for oneDNN: measured on 2 Zen 3 cores over SmolLM2-135M's layers,
 28 -> 20 ms for 1 token, 49 -> 22 ms for 2, 49 -> 30 ms for 8, 80 -> 66 ms for 32, and no difference for 512.
 
-oneDNN compiles each layer again for each new number of tokens, and keeps what it compiled: a quarter of a MiB
-and more. By default it keeps 1,024 of them, so a process grew by hundreds of MiB while prompts came in ever
-new lengths. Fewer are kept here: batches of decoding recur, lengths of prompts hardly do.
+oneDNN compiles code for each number of tokens that is new to it, which takes milliseconds, and some of it is
+never freed: a process grew by hundreds of MiB while prompts came in ever new lengths. So only some numbers
+are computed (`padded_rows`), and rows of zeros fill the rest.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +20,8 @@ from kernels.interface import Linear
 
 # oneDNN picks the layout for a batch of this many tokens; measured best over 1 to 512.
 PACKED_FOR_TOKENS = 128
-KEPT_PRIMITIVES = 512
-"""Of oneDNN's: two for each shape of a layer and number of tokens, so those of 50 sizes of a batch."""
-CAPACITY_VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-"""oneDNN reads it when it compiles the first time."""
+EXACT_ROWS = 32
+"""Up to so many tokens, which are batches of decoding, none is added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +49,10 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Linear`."""
+        num_rows = len(x)
+        x = F.pad(x, (0, 0, 0, padded_rows(num_rows) - num_rows))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return out
+        return out[:num_rows]
 
     def wide(self, x: Tensor) -> Tensor:
         """See `Linear`. Packed weights are in float32."""
@@ -64,9 +63,19 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """See `PackLinear`."""
     if not _packs(weight):
         return TorchLinear(weight, bias)
-    os.environ.setdefault(CAPACITY_VARIABLE, str(KEPT_PRIMITIVES))
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_TOKENS)
     return PackedLinear(packed, bias)
+
+
+def padded_rows(num_rows: int) -> int:
+    """How many rows are computed for so many: the next multiple of 8, or of a sixteenth of a power of two.
+
+    That is at most an eighth more beyond 64, and 76 numbers up to 2,048.
+    """
+    if num_rows <= EXACT_ROWS:
+        return num_rows
+    step = max(8, 1 << (num_rows - 1).bit_length() - 4)
+    return -(-num_rows // step) * step
 
 
 def _packs(weight: Tensor) -> bool:

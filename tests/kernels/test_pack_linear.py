@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from kernels.torch import backend as torch_backend
-from kernels.torch.linear import CAPACITY_VARIABLE, KEPT_PRIMITIVES, pack_linear
+from kernels.torch.linear import EXACT_ROWS, padded_rows
 from tests.kernels.harness import DTYPES, PLAIN, Backend, assert_exact
 
 
@@ -62,13 +60,10 @@ def test_a_gated_linear_layer_is_its_parts(
     assert_exact(gated(backend.place(x)).cpu(), plain, exact)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN packs nothing")
-@pytest.mark.parametrize(("given", "expected"), [(None, str(KEPT_PRIMITIVES)), ("7", "7")])
-def test_what_onednn_compiles_is_limited_unless_the_operator_limits_it(
-    given: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(CAPACITY_VARIABLE, raising=False)
-    if given is not None:
-        monkeypatch.setenv(CAPACITY_VARIABLE, given)
-    pack_linear(torch.ones(8, 8))
-    assert os.environ[CAPACITY_VARIABLE] == expected
+def test_few_numbers_of_rows_are_computed_each_hardly_more_than_is_needed() -> None:
+    numbers = range(2049)
+    padded = [padded_rows(number) for number in numbers]
+    assert padded[: EXACT_ROWS + 1] == list(numbers)[: EXACT_ROWS + 1]
+    assert len(set(padded[1:])) == 76
+    added = [more - number for number, more in zip(numbers, padded, strict=True)]
+    assert all(0 <= each < max(8, number / 8 + 1) for number, each in zip(numbers, added, strict=True))
