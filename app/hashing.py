@@ -60,7 +60,7 @@ def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT
     Raises:
         OverflowError: a token id is negative or does not fit 32 bits.
     """
-    data = _uint32_le(token_ids)
+    data = token_bytes(token_ids)
     width = 4 * block_size
     digests = []
     for start in range(0, len(data) - width + 1, width):
@@ -82,7 +82,8 @@ def wire_hashes(digests: Iterable[bytes]) -> list[int]:
     return [unpack_from(digest)[0] for digest in digests]
 
 
-def _uint32_le(token_ids: Sequence[int]) -> bytes:
+def token_bytes(token_ids: Sequence[int]) -> bytes:
+    """Token ids as uint32 little-endian. Raises `OverflowError` as `chain` does."""
     packed = array.array("I", token_ids)
     if sys.byteorder == "big":
         packed.byteswap()
