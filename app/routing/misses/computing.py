@@ -13,7 +13,7 @@ MAX_COMPUTING_S = 600.0
 """A request of which nothing was heard for so long isn't taken to be computing."""
 MAX_COMPUTING = 8_192
 """Requests that are kept."""
-MAX_LOOKED_AT = 32
+MAX_LOOKED_AT = 256
 """The last ones, among which a prompt's blocks are looked for."""
 Choice = tuple[str, int]
 """A request's id and the number of the choice for it."""

@@ -86,6 +86,8 @@ class MissFinder:
                 runs.add("diverged", unseen, unseen + went_on)
                 runs.add("new", unseen + went_on, end)
         runs.misses.append(Miss("tail", end * size, prompt.num_tokens - end * size))
+        if at == end < len(blocks) and self._index.holders(blocks[end]):
+            at += 1  # the block of the last token, which is held but computed again
         seen = self._remember((prompt.request_id, prompt.choice_seq), blocks, at, unseen, decision.rank, now)
         return Findings(size, runs.misses, min(unseen, end), parted_from, seen)
 
@@ -98,7 +100,7 @@ class MissFinder:
     def _known(self, blocks: Sequence[int], held: int) -> tuple[int, SeenPrompt | None]:
         """How many first blocks were seen, and the prompt that added the last of them, if it is known."""
         while held < len(blocks) and self._index.holders(blocks[held]):
-            held += 1  # such as a last block that is computed again for its last token
+            held += 1
         known, last = self._memory.known(blocks, held)
         if known == len(blocks) or blocks[known] not in self._removals:
             return known, last
