@@ -25,6 +25,7 @@ WORKER_SALT_CHARS = 128
 _INT64 = Struct(">q")
 _SALT_PREFIX = b"sglang-cache-salt-v1\0"
 _TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
+_LABEL_PREFIX = b"kvbeacon-tenant-label-v1\0"
 
 
 def seed(cache_salt: str | None) -> bytes:
@@ -49,6 +50,14 @@ def tenant_salt(tenant: str, cache_salt: str | None, num_chars: int = 2 * MAX_SA
     own = b"" if cache_salt is None else b"\0" + cache_salt.encode()
     scope = _TENANT_PREFIX + len(name).to_bytes(4, "little") + name + own
     return hashlib.shake_256(scope).hexdigest(num_chars // 2)
+
+
+def tenant_label(tenant: str) -> str:
+    """What a tenant is called in tables: 8 hexadecimal digits, of which its name can't be told.
+
+    sha256(prefix ‖ name)
+    """
+    return hashlib.sha256(_LABEL_PREFIX + tenant.encode()).hexdigest()[:8]
 
 
 def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT) -> list[bytes]:

@@ -140,13 +140,14 @@ class MissBook:
             "changed_at": None if case.change is None else msgspec.to_builtins(case.change),
         }
 
-    def counters(self) -> Json:
-        """Missed tokens by reason, and the requests and prompt tokens that they are of."""
+    def table(self, model: str) -> Json:
+        """Missed tokens by reason, the requests and prompt tokens that they are of, and the worst places."""
         tally = self.tally
         return {
             "tokens": dict(tally.tokens),
             "requests": tally.requests,
             "prompt_tokens": tally.prompt_tokens,
+            "rows": tally.table(model),
             "memory": {
                 "prompt_blocks": self._memory.num_blocks,
                 "dropped_blocks": len(self._removals),

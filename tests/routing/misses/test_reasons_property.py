@@ -151,7 +151,8 @@ class World:
     def evict(self) -> None:
         rank = self.rng.randrange(NUM_RANKS)
         held = self.model.held[rank]
-        leaves = sorted(each for each in held if not any(len(o) > len(each) and o[: len(each)] == each for o in held))
+        parents = {each[:-1] for each in held}
+        leaves = sorted(held - parents)
         if not leaves:
             return
         leaf = self.rng.choice(leaves)
