@@ -68,7 +68,9 @@ def fetch(url: str, limit: int) -> Json:
         OSError: it doesn't answer.
         ValueError: what answers is no kvbeacon, or `url` is none.
     """
-    with urllib.request.urlopen(f"{url.rstrip('/')}/router/misses?limit={limit}", timeout=TIMEOUT_S) as answer:
+    with urllib.request.urlopen(
+        f"{url.rstrip('/')}/router/misses?limit={limit}", timeout=TIMEOUT_S
+    ) as answer:
         found: Json = json.load(answer)
     return found
 

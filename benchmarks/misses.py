@@ -127,7 +127,8 @@ def measure(num_requests: int, mean_tokens: int, capacity: int, num_ranks: int, 
         ranks[decision.rank].arrive(number, request, digests, now[0])
         writers[decision.rank].apply(ranks[decision.rank].drain_events())
         core.load.report(decision.rank, ranks[decision.rank].load(now[0]), now[0])
-    print(book.counters(), file=sys.stderr)
+    table = book.table("")
+    print({**table, "rows": len(table["rows"])}, file=sys.stderr)
     return times
 
 
@@ -155,7 +156,8 @@ def bytes_per_block(mean_tokens: int, seed: int) -> float:
         core.index.remove(0, prompt.block_hashes[-40:])
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return size / book.counters()["memory"]["prompt_blocks"]
+    num_blocks: int = book.table("")["memory"]["prompt_blocks"]
+    return size / num_blocks
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ def test_pieces_are_lines_or_several_short_ones() -> None:
     assert found.texts == [LONG, "a\nb\n" + LONG, "end"]
     assert found.lines == [0, 1, 4]
     assert found.ends == [12, 25, 26]
-    assert found.roles == found.messages == []
+    assert (found.roles, found.messages) == ([], [])
 
 
 def test_a_long_line_is_cut_at_the_ends_of_sentences_and_of_json_objects() -> None:
@@ -71,7 +71,9 @@ def test_places_are_in_proportion_where_the_tokenizer_has_changed_the_text() -> 
 
 
 def rendered(messages: Any) -> str:
-    return "".join(f"<s>{each['role']}\n{each['content'].strip()}<e>\n" for each in messages) + "<s>assistant\n"
+    return (
+        "".join(f"<s>{each['role']}\n{each['content'].strip()}<e>\n" for each in messages) + "<s>assistant\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ class MissBook:
             return None
         misses = case.misses
         return {
+            "noted": case.is_noted,
             "tokens": sum(each.num_tokens for each in misses),
             "by_reason": dict(tokens_by_reason(misses)),
             "runs": msgspec.to_builtins(misses),

@@ -74,7 +74,10 @@ def by_reason(misses: list[Miss]) -> dict[str, int]:
 
 
 def clocked(time: str) -> Chat:
-    return [("system", f"You are a clerk. The time is {time}, so hurry.\n{RULES}"), ("user", "Hello, who are you?")]
+    return [
+        ("system", f"You are a clerk. The time is {time}, so hurry.\n{RULES}"),
+        ("user", "Hello, who are you?"),
+    ]
 
 
 def test_what_comes_behind_a_clock_is_volatile_and_the_clock_is_named() -> None:

@@ -105,7 +105,10 @@ def test_a_block_behind_one_that_was_evicted_shares_its_reason() -> None:
     prompt = desk.serve(TOKENS, 1)
     desk.core.index.remove(1, prompt.block_hashes[1:2])
     found = desk.misses(TOKENS, pinned=1)
-    assert [(each.reason, each.start, each.num_tokens) for each in found] == [("evicted", 4, 16), ("tail", 20, 2)]
+    assert [(each.reason, each.start, each.num_tokens) for each in found] == [
+        ("evicted", 4, 16),
+        ("tail", 20, 2),
+    ]
 
 
 def test_the_block_of_the_last_token_is_the_tail() -> None:

@@ -156,7 +156,7 @@ class World:
         if not leaves:
             return
         leaf = self.rng.choice(leaves)
-        going = []
+        going: list[Chain] = []
         while leaf and leaf in held and len(going) < self.rng.choice((1, 3, 30)):
             if any(len(o) == len(leaf) + 1 and o[: len(leaf)] == leaf for o in held):
                 break
