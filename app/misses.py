@@ -38,12 +38,13 @@ def report(answer: Json, tenant: str | None = None) -> str:
     ]
     label = None if tenant is None else tenant_label(tenant)
     rows = [row for row in answer["rows"] if label in (None, row["tenant"])]
-    lines += ["", f"{'tokens':>14}{'requests':>10}  {'reason':<10}{'tenant':<10}where"]
-    lines += [
-        f"{row['tokens']:>14}{row['requests']:>10}  {row['reason']:<10}{row['tenant'] or '-':<10}{_where(row)}"
-        for row in rows
-    ]
+    lines += ["", f"{'tokens':>14}{'requests':>10}  {'reason':<10}{'tenant':<10}where", *map(_line, rows)]
     return "\n".join(lines)
+
+
+def _line(row: Json) -> str:
+    numbers = f"{row['tokens']:>14}{row['requests']:>10}"
+    return f"{numbers}  {row['reason']:<10}{row['tenant'] or '-':<10}{_where(row)}"
 
 
 def _where(row: Json) -> str:

@@ -23,7 +23,7 @@ RULES = "\n".join(f"Rule {number}: be brief, and never say the word number {numb
 
 @pytest.fixture
 def graph(graphs: Graphs, tiny_model: str) -> ServeGraph:
-    """Two ranks of SmolLM2 with small caches, whose texts routers may know; and one that publishes nothing."""
+    """Two ranks of SmolLM2 with small caches, and texts for routers; and a rank that publishes nothing."""
     seeing = {
         "engine": {"cache": {"num_blocks": NUM_BLOCKS}},
         "routing": {"misses": {"texts": True}},

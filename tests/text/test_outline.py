@@ -43,7 +43,7 @@ def test_equal_content_has_one_name_wherever_it_is_and_another_with_another_salt
     tokens = list(range(12))
     blocks = outline_of_tokens(tokens, 4, seed(None))
     assert blocks.ends == [4, 8, 12]
-    assert blocks.hashes[1:] == outline_of_tokens(tokens[4:] + [1], 4, seed(None)).hashes
+    assert blocks.hashes[1:] == outline_of_tokens([*tokens[4:], 1], 4, seed(None)).hashes
     assert set(blocks.hashes).isdisjoint(outline_of_tokens(tokens, 4, seed("s")).hashes)
 
 

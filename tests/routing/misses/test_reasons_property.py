@@ -1,4 +1,4 @@
-"""The reasons of random choices are those of a model that remembers everything, and they sum to all tokens."""
+"""Reasons of random choices are those of a model that remembers everything, and sum to all tokens."""
 
 from __future__ import annotations
 
