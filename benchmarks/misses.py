@@ -5,8 +5,9 @@ full: so everything is measured, forgetting too. The last line of stdout is one 
 
 Times are of this thread's CPU, whatever else the machine does.
 
-- `per_request_us`: mean microseconds of everything that a request costs: finding, adding the content of its
-  prompt, counting. `find_us`, `note_us`, `outcome_us` are the parts.
+- `per_request_us`, `per_request_p50_us`, `per_request_p99_us`: mean and percentiles of everything that a
+  request costs: finding, adding the content of its prompt, counting; `find_p50_us`, `note_p50_us` and
+  `outcome_p50_us` are the parts, and `choose_p50_us` is the choice itself, to compare.
 - `removed_us`: mean microseconds for each block that a rank drops.
 - `bytes_per_block`: of memory, for each block that is remembered.
 """
@@ -22,6 +23,7 @@ import time
 import tracemalloc
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from statistics import fmean, median, quantiles
 from typing import Literal
 
 import msgspec
@@ -46,16 +48,16 @@ PIECE_TOKENS = 24
 
 @dataclass
 class Times:
-    """Seconds of each part, and how often."""
+    """Seconds of each part, one for each request, and of all removals."""
 
-    find_s: float = 0.0
-    note_s: float = 0.0
-    outcome_s: float = 0.0
+    choose_s: list[float] = field(default_factory=list)
+    find_s: list[float] = field(default_factory=list)
+    note_s: list[float] = field(default_factory=list)
+    outcome_s: list[float] = field(default_factory=list)
+    all_s: list[float] = field(default_factory=list)
     removed_s: float = 0.0
-    requests: int = 0
     removed_blocks: int = 0
     tokens: int = 0
-    longest_s: list[float] = field(default_factory=list)
 
 
 def prompts(num_requests: int, mean_tokens: int, rng: random.Random) -> Iterator[tuple[list[int], Outline]]:
@@ -105,7 +107,9 @@ def measure(num_requests: int, mean_tokens: int, capacity: int, num_ranks: int, 
         now[0] += 0.05
         digests = chain(token_ids, BLOCK_SIZE)
         prompt = Prompt(str(number), wire_hashes(digests), len(token_ids), BLOCK_SIZE)
+        asked = time.thread_time()
         decision = core.choose(prompt, now[0])
+        chosen = time.thread_time()
         core.reservations.acknowledge(decision.rank, [prompt.request_id])
         answering = Outcome(
             prompt.request_id, decision.rank, "answering", cached_tokens=decision.cached_tokens
@@ -117,11 +121,11 @@ def measure(num_requests: int, mean_tokens: int, capacity: int, num_ranks: int, 
         noted = time.thread_time()
         book.record_outcome(answering)
         ended = time.thread_time()
-        times.find_s += found - started
-        times.note_s += noted - found
-        times.outcome_s += ended - noted
-        times.longest_s.append(ended - started)
-        times.requests += 1
+        times.choose_s.append(chosen - asked)
+        times.find_s.append(found - started)
+        times.note_s.append(noted - found)
+        times.outcome_s.append(ended - noted)
+        times.all_s.append(ended - started)
         times.tokens += len(token_ids)
         request = SimulatedRequest(now[0], len(token_ids), 1, range(len(digests)))
         ranks[decision.rank].arrive(number, request, digests, now[0])
@@ -160,6 +164,11 @@ def bytes_per_block(mean_tokens: int, seed: int) -> float:
     return size / num_blocks
 
 
+def micros(seconds: float) -> float:
+    """Microseconds, to two places."""
+    return round(seconds * 1e6, 2)
+
+
 def main() -> int:
     """Parse, measure, print; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.misses", description=__doc__)
@@ -170,12 +179,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     times = measure(options.requests, options.tokens, options.capacity, options.ranks, options.seed)
-    parts = {"find_us": times.find_s, "note_us": times.note_s, "outcome_us": times.outcome_s}
-    figures = {name: round(seconds / times.requests * 1e6, 2) for name, seconds in parts.items()}
-    figures["per_request_us"] = round(sum(parts.values()) / times.requests * 1e6, 2)
-    figures["per_request_p99_us"] = round(sorted(times.longest_s)[int(0.99 * times.requests)] * 1e6, 2)
+    parts = {"find": times.find_s, "note": times.note_s, "outcome": times.outcome_s, "choose": times.choose_s}
+    figures = {
+        "per_request_us": micros(fmean(times.all_s)),
+        "per_request_p50_us": micros(median(times.all_s)),
+    }
+    figures |= {f"{name}_p50_us": micros(median(each)) for name, each in parts.items()}
+    figures["per_request_p99_us"] = micros(quantiles(times.all_s, n=100)[-1])
     figures["removed_us"] = round(times.removed_s / max(1, times.removed_blocks) * 1e6, 3)
-    figures["mean_prompt_tokens"] = round(times.tokens / times.requests)
+    figures["mean_prompt_tokens"] = round(times.tokens / len(times.all_s))
     figures["bytes_per_block"] = round(bytes_per_block(options.tokens, options.seed))
     print(json.dumps({"benchmark": "misses", **vars(options), **figures}))
     return 0

@@ -64,8 +64,13 @@ class PrefixIndex:
 
     def goes_on(self, block_hash: int) -> bool:
         """Whether a rank that holds this block also holds one that comes after it."""
-        ranks = ranks_in(self._ranks_of.get(block_hash, 0)).tolist()
-        return any(self._blocks_of[rank].goes_on(block_hash) for rank in ranks)
+        ranks = self._ranks_of.get(block_hash, 0)
+        while ranks:
+            rank = ranks.bit_length() - 1
+            if self._blocks_of[rank].goes_on(block_hash):
+                return True
+            ranks ^= 1 << rank
+        return False
 
     def store(self, rank: int, block_hashes: Sequence[int], parent: int | None = None) -> None:
         """Record that `rank` now holds a chain of blocks, or one more copy of some of them.

@@ -38,10 +38,8 @@ def add_content(findings: Findings, outline: Outline | None, memory: PromptMemor
     if outline is not None:
         origin = _add_volatile(findings, outline, memory)
         parted_from = parted_from or origin
-    reasons = {each.reason for each in findings.misses}
-    change = None
-    if not reasons.isdisjoint(PLACED):
-        change = _change(findings, outline, parted_from)
+    has_place = any(each.reason in PLACED for each in findings.misses)
+    change = _change(findings, outline, parted_from) if has_place else None
     if findings.seen is not None and outline is not None:
         memory.add_content(findings.seen, outline, findings.block_size)
     return change
@@ -64,6 +62,8 @@ def _add_volatile(findings: Findings, outline: Outline, memory: PromptMemory) ->
                 parts.append(new.cut(at, start))
             parts.append(new.cut(start, end, "volatile"))
             at, origin = end, origin or prompt
+    if not parts:
+        return None
     if at < new.end:
         parts.append(new.cut(at, new.end))
     findings.misses[position : position + 1] = parts

@@ -35,7 +35,7 @@ PLACED: Final = ("diverged", "volatile")
 """Reasons that have a place in the prompt where something changed."""
 
 
-class Miss(msgspec.Struct, frozen=True, omit_defaults=True):
+class Miss(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Neighbouring tokens that are missed for one reason.
 
     Attributes:
@@ -69,7 +69,7 @@ class Miss(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-class Change(msgspec.Struct, frozen=True, omit_defaults=True):
+class Change(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Where a prompt parts from an earlier one.
 
     Attributes:

@@ -143,6 +143,8 @@ class PromptMemory:
             other.
         """
         found = list(map(self._contents.get, pieces[first:]))
+        if not any(found):
+            return
         end = first
         for place, prompt in enumerate(found, first):
             if prompt is not None and place >= end:
@@ -178,7 +180,10 @@ def num_equal(one: Sequence[object], other: Sequence[object]) -> int:
 def _common_end(prompt: SeenPrompt, blocks: Sequence[int], at: int) -> int:
     """Up to where `blocks` are the prompt's, which has the block `at`."""
     added, start = prompt.blocks, prompt.start
-    places = range(at, min(prompt.end, len(blocks)))
+    end = min(prompt.end, len(blocks))
+    if added[end - 1 - start] == blocks[end - 1]:  # a hash names all blocks before it
+        return end
+    places = range(at, end)
     return at + bisect_left(places, True, key=lambda each: added[each - start] != blocks[each])
 
 

@@ -24,13 +24,15 @@ class Row:
     Attributes:
         tokens: how many.
         requests: of how many requests.
-        last: the last request's first miss there.
+        last_request: the number of the last of them.
+        rank: the last one's.
         change: what changed, in the last request that has a place.
     """
 
     tokens: int = 0
     requests: int = 0
-    last: Miss | None = None
+    last_request: int = 0
+    rank: int | None = None
     change: Change | None = None
 
 
@@ -53,7 +55,6 @@ class MissTally:
         """Count one request's prompt and its misses."""
         self.requests += 1
         self.prompt_tokens += num_tokens
-        counted: set[Place] = set()
         for miss in misses:
             self.tokens[miss.reason] += miss.num_tokens
             place = (tenant, miss.reason, _where(miss, change))
@@ -61,10 +62,10 @@ class MissTally:
             if row is None:
                 row = self._rows[place] = Row()
             row.tokens += miss.num_tokens
-            if place not in counted:
-                counted.add(place)
+            if row.last_request != self.requests:
+                row.last_request = self.requests
                 row.requests += 1
-                row.last = miss
+                row.rank = miss.rank
                 if miss.reason in PLACED and change is not None:
                     row.change = change
         if len(self._rows) > 2 * MAX_ROWS:
@@ -103,5 +104,4 @@ def _where(miss: Miss, change: Change | None) -> Any:
 
 def _shown(row: Row) -> Json:
     place: Json = msgspec.to_builtins(row.change) if row.change is not None else {}
-    rank = row.last.rank if row.last is not None else None
-    return {"place": place or None, "rank": rank}
+    return {"place": place or None, "rank": row.rank}
