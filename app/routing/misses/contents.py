@@ -12,7 +12,7 @@ from bisect import bisect_right
 import numpy as np
 
 from app.routing.misses.finder import Findings
-from app.routing.misses.miss import PLACED, Change, Miss
+from app.routing.misses.miss import Change, Miss
 from app.routing.misses.prompt_memory import PromptMemory, SeenPrompt, num_equal
 from app.text.outline import Outline
 
@@ -34,24 +34,21 @@ def add_content(findings: Findings, outline: Outline | None, memory: PromptMemor
     Returns:
         Where the prompt parts from an earlier one, if it does.
     """
-    parted_from = findings.parted_from
-    if outline is not None:
-        origin = _add_volatile(findings, outline, memory)
-        parted_from = parted_from or origin
-    has_place = any(each.reason in PLACED for each in findings.misses)
-    change = _change(findings, outline, parted_from) if has_place else None
+    origin = change = None
+    if outline is not None and findings.new is not None:
+        origin = _add_volatile(findings, findings.new, outline, memory)
+    if origin is not None or findings.has_parted:
+        change = _change(findings, outline, findings.parted_from or origin)
     if findings.seen is not None and outline is not None:
         memory.add_content(findings.seen, outline, findings.block_size)
     return change
 
 
-def _add_volatile(findings: Findings, outline: Outline, memory: PromptMemory) -> SeenPrompt | None:
-    """Returns the prompt that had the first volatile block, if there is one."""
-    size = findings.block_size
-    position = next((i for i, each in enumerate(findings.misses) if each.reason == "new"), None)
-    if position is None:
-        return None
-    new = findings.misses[position]
+def _add_volatile(
+    findings: Findings, position: int, outline: Outline, memory: PromptMemory
+) -> SeenPrompt | None:
+    """Of the new miss at this position; returns the prompt that had the first volatile block, if one did."""
+    size, new = findings.block_size, findings.misses[position]
     parts: list[Miss] = []
     at, origin = new.start, None
     for first, after, prompt in memory.known_content(outline.hashes, bisect_right(outline.ends, at)):

@@ -34,6 +34,8 @@ class Findings:
         block_size: tokens of a block.
         misses: in the prompt's order, to its end.
         unseen: the first block that was never seen; the number of blocks that may be cached if all were.
+        new: which of `misses` is `new`; None if none is.
+        has_parted: whether one is `diverged`.
         parted_from: a prompt with the same blocks before that one which went on otherwise, if one is known.
         seen: the prompt as it is remembered now; None if it has no new block.
     """
@@ -41,6 +43,8 @@ class Findings:
     block_size: int
     misses: list[Miss]
     unseen: int
+    new: int | None
+    has_parted: bool
     parted_from: SeenPrompt | None
     seen: SeenPrompt | None
 
@@ -77,19 +81,22 @@ class MissFinder:
         else:
             runs.add("unknown", depth, end)
         unseen, last = self._known(blocks, at)
-        parted_from = None
+        new = parted_from = None
+        went_on = False
         if decision.trust == "exact":
             known = min(unseen, end)
             self._add_seen(runs, blocks, at, known, decision.rank, now)
             if known < end:
                 went_on, parted_from = self._way_on(blocks, unseen, last)
                 runs.add("diverged", unseen, unseen + went_on)
-                runs.add("new", unseen + went_on, end)
+                if unseen + went_on < end:
+                    new = len(runs.misses)
+                    runs.add("new", unseen + went_on, end)
         runs.misses.append(Miss("tail", end * size, prompt.num_tokens - end * size))
         if at == end < len(blocks) and self._index.holders(blocks[end]):
             at += 1  # the block of the last token, which is held but computed again
         seen = self._remember((prompt.request_id, prompt.choice_seq), blocks, at, unseen, decision.rank, now)
-        return Findings(size, runs.misses, min(unseen, end), parted_from, seen)
+        return Findings(size, runs.misses, min(unseen, end), new, went_on, parted_from, seen)
 
     def learn(self, choice: Choice, blocks: Sequence[int], rank: int, now: float) -> SeenPrompt | None:
         """Remember a prompt that another router has chosen for."""
