@@ -124,9 +124,8 @@ class Router:
 
     async def choose(self, request: ChooseRequest, *, nth: int = 0) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
-        prompt = self._prompt(request)
         try:
-            decision = self._decide(self._core.choose, request)
+            prompt, decision = self._decide(self._core.choose, request)
         except RequestError as error:
             return Unroutable(error)
         self._decisions.record(request.request_id, decision)
@@ -160,21 +159,23 @@ class Router:
     async def explain(self, request: ChooseRequest, *, nth: int = 0) -> Json | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
         try:
-            decision = self._decide(self._core.consider, request)
+            _, decision = self._decide(self._core.consider, request)
         except RequestError as error:
             return Unroutable(error)
         return {"router": self._replica_id, **explanation(decision, self._dp_size)}
 
-    def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
-        """What the core's `choose` or `consider` says of the request, as things are now."""
+    def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> tuple[Prompt, Decision]:
+        """The request's prompt, and what the core's `choose` or `consider` says of it, as things are now."""
         if request.model not in ("", self._model):
             raise NoRankError(f"the request is for the model {request.model}; {self._model} is served now")
-        return decide(
-            self._prompt(request),
+        prompt = self._prompt(request)
+        decision = decide(
+            prompt,
             time.monotonic(),
             exclude=self._tracker.ranks_of({each.replica_id: each.rank for each in request.exclude}),
             pinned_rank=request.pinned_rank,
         )
+        return prompt, decision
 
     def _prompt(self, request: ChooseRequest) -> Prompt:
         """The request's prompt. Raises `PromptTooLongError` when it fits no rank."""

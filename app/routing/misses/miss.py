@@ -44,7 +44,7 @@ class Miss(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         num_tokens: how many, at least 1.
         rank: which one evicted, lost, holds or computes them.
         ago_s: evicted, lost: seconds from that to the choice, of the first block.
-        age_s: evicted, lost: seconds from its computing to that, where a prompt with it is remembered.
+        age_s: evicted, lost: seconds to that since the block was first seen, where that is remembered.
         waiting_tokens, num_requests: elsewhere: how busy that rank was; None if it could take no requests.
     """
 
