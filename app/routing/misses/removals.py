@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 Cause = Literal["evicted", "lost"]
@@ -54,9 +55,11 @@ class Removals:
         return self._last.get(block_hash)
 
     def add(self, rank: int, block_hashes: Collection[int], cause: Cause) -> None:
-        """`rank` doesn't hold these blocks any more."""
+        """`rank` doesn't hold these blocks any more; of more than the capacity the first ones count."""
         if not block_hashes:
             return
+        if len(block_hashes) > self._capacity:
+            block_hashes = list(islice(block_hashes, self._capacity))
         removal = Removal(cause, rank, self._clock(), block_hashes)
         self._last.update(dict.fromkeys(block_hashes, removal))
         self._removals.append(removal)

@@ -169,6 +169,15 @@ def test_memory_stays_within_its_capacity() -> None:
     assert desk.misses([199, *range(60)], pinned=0)[0].reason == "evicted"
 
 
+def test_a_rank_that_loses_more_than_can_be_remembered_leaves_the_first_blocks() -> None:
+    desk = Desk(capacity=10)
+    tokens = list(range(80))
+    desk.serve(tokens, 1)
+    desk.core.drop(1)
+    found = desk.misses(tokens, pinned=0)
+    assert [(each.reason, each.num_tokens) for each in found] == [("lost", 40), ("unknown", 36), ("tail", 4)]
+
+
 def test_another_routers_prompts_are_known_too() -> None:
     desk = Desk()
     prompt = new_prompt("theirs", TOKENS, BLOCK)
