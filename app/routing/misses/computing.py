@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from app.routing.misses.prompt_memory import num_equal
 
@@ -19,8 +20,7 @@ Choice = tuple[str, int]
 """A request's id and the number of the choice for it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Computing:
+class Computing(msgspec.Struct, frozen=True, eq=False):
     """One request's prompt on its rank.
 
     Attributes:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+
+import msgspec
 
 from app.events.following.sync_status import CREDITED
 from app.routing.decisions.decision import Decision, Prompt
@@ -26,8 +27,7 @@ from app.routing.misses.removals import Removal, Removals
 from app.routing.rank_view import ROWS
 
 
-@dataclass(slots=True, eq=False)
-class Findings:
+class Findings(msgspec.Struct, eq=False):
     """What was found of one choice.
 
     Attributes:
@@ -85,7 +85,8 @@ class MissFinder:
         went_on = False
         if decision.trust == "exact":
             known = min(unseen, end)
-            self._add_seen(runs, blocks, at, known, decision.rank, now)
+            if at < known:
+                self._add_seen(runs, blocks, at, known, decision.rank, now)
             if known < end:
                 went_on, parted_from = self._way_on(blocks, unseen, last)
                 runs.add("diverged", unseen, unseen + went_on)
@@ -127,7 +128,7 @@ class MissFinder:
     ) -> int:
         """The blocks from `depth` on that some other rank holds; returns the first that none does."""
         views, rank = decision.views, decision.rank
-        most = _most_held(decision) // runs.block_size
+        most = views.tiers[0][1] // runs.block_size if views.tiers else 0
         if most > depth:
             positions = views.tiers[0][0]
             position = _first(positions)
@@ -151,7 +152,7 @@ class MissFinder:
 
     def _add_seen(self, runs: _Runs, blocks: Sequence[int], at: int, end: int, rank: int, now: float) -> None:
         """Blocks from `at` to before `end`, which were seen, but which no rank holds that could give them."""
-        if at < end and (found := self._computing.find(blocks, at, now)) is not None:
+        if (found := self._computing.find(blocks, at, now)) is not None:
             computing_rank, computed = found
             runs.add("computing", at, min(computed, end), rank=computing_rank)
             at = min(computed, end)
@@ -217,9 +218,3 @@ def _first(positions: Positions) -> int:
     if isinstance(positions, slice):
         return 0  # there is no other slice than all of them
     return positions if isinstance(positions, int) else positions.item(0)
-
-
-def _most_held(decision: Decision) -> int:
-    """Prompt tokens that the rank with the most of them holds."""
-    tiers = decision.views.tiers
-    return tiers[0][1] if tiers else 0

@@ -19,8 +19,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from app.text.outline import Outline
 
@@ -30,8 +31,7 @@ MAX_KEYS: Final = 16
 """Pieces of one prompt that become keys."""
 
 
-@dataclass(slots=True, eq=False)
-class SeenPrompt:
+class SeenPrompt(msgspec.Struct, eq=False):
     """A prompt, from the first block on that was new.
 
     Attributes:
