@@ -25,6 +25,7 @@ WORKER_SALT_CHARS = 128
 _INT64 = Struct(">q")
 _SALT_PREFIX = b"sglang-cache-salt-v1\0"
 _TENANT_PREFIX = b"kvbeacon-tenant-salt-v1\0"
+_LABEL_PREFIX = b"kvbeacon-tenant-label-v1\0"
 
 
 def seed(cache_salt: str | None) -> bytes:
@@ -51,6 +52,14 @@ def tenant_salt(tenant: str, cache_salt: str | None, num_chars: int = 2 * MAX_SA
     return hashlib.shake_256(scope).hexdigest(num_chars // 2)
 
 
+def tenant_label(tenant: str) -> str:
+    """What a tenant is called in tables: 8 hexadecimal digits, of which its name can't be told.
+
+    sha256(prefix ‖ name)
+    """
+    return hashlib.sha256(_LABEL_PREFIX + tenant.encode()).hexdigest()[:8]
+
+
 def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT) -> list[bytes]:
     """Digests of the full blocks of `token_ids`; a last partial block has none.
 
@@ -60,7 +69,7 @@ def chain(token_ids: Sequence[int], block_size: int, parent_digest: bytes = ROOT
     Raises:
         OverflowError: a token id is negative or does not fit 32 bits.
     """
-    data = _uint32_le(token_ids)
+    data = token_bytes(token_ids)
     width = 4 * block_size
     digests = []
     for start in range(0, len(data) - width + 1, width):
@@ -82,7 +91,8 @@ def wire_hashes(digests: Iterable[bytes]) -> list[int]:
     return [unpack_from(digest)[0] for digest in digests]
 
 
-def _uint32_le(token_ids: Sequence[int]) -> bytes:
+def token_bytes(token_ids: Sequence[int]) -> bytes:
+    """Token ids as uint32 little-endian. Raises `OverflowError` as `chain` does."""
     packed = array.array("I", token_ids)
     if sys.byteorder == "big":
         packed.byteswap()

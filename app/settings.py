@@ -254,6 +254,22 @@ class RankResources(Settings):
         return value
 
 
+class MissesConfig(Settings):
+    """Why tokens weren't cached: what each router remembers to tell it."""
+
+    remembered_blocks: PositiveInt = Field(
+        262_144,
+        description="Blocks of prompts, blocks that ranks dropped, and pieces of content that each router "
+        "remembers, so many of each: some 0.5 kB for the three together.",
+    )
+    texts: bool = Field(
+        False,
+        description="Whether routers get the prompts' texts, keep them in memory, and show the words that "
+        "changed at `/router/misses` and in receipts, to everyone who can read these. Without, they get "
+        "hashes, and a place is exact to the block.",
+    )
+
+
 class RoutingConfig(Settings):
     """How requests find their rank."""
 
@@ -280,6 +296,7 @@ class RoutingConfig(Settings):
         description="Requests whose decisions each router keeps for `/router/decisions`: some 50 bytes for "
         "each of them and each rank.",
     )
+    misses: MissesConfig = MissesConfig()
 
     @field_validator("policy", mode="before")
     @classmethod

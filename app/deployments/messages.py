@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import RequestError
 from app.generation import TokenChunk
+from app.routing.misses.miss import Change, Miss
 from app.routing.tracking.description import RankDescription
+from app.text.outline import Outline
 
 Json = dict[str, Any]
 
@@ -146,3 +148,36 @@ class PeerReservation:
     replica_id: str
     uncached_tokens: int
     choice_seq: int
+
+
+@dataclass(frozen=True)
+class PromptNote:
+    """What an ingress tells the routers of a prompt once one of them has chosen its rank.
+
+    Attributes:
+        request_id, choice_seq: name the choice.
+        rank: the chosen one.
+        tenant: the tenant's label, if there are tenants.
+        outline: the prompt's content; None for what can't have one.
+        block_hashes: of its full blocks, for the routers that haven't chosen; none where there is one router.
+    """
+
+    request_id: str
+    choice_seq: int
+    rank: int
+    tenant: str | None
+    outline: Outline | None
+    block_hashes: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class FoundMisses:
+    """The answer of the router that has chosen: why the rest of the prompt isn't cached, as it expects.
+
+    Attributes:
+        misses: in the prompt's order, up to its end.
+        change: where the prompt parts from an earlier one, if it does.
+    """
+
+    misses: Sequence[Miss]
+    change: Change | None

@@ -16,8 +16,10 @@ from app.deployments.background import detached_task
 from app.deployments.messages import (
     Assignment,
     ChooseRequest,
+    FoundMisses,
     Json,
     PeerReservation,
+    PromptNote,
     RankReplica,
     Unroutable,
 )
@@ -69,6 +71,8 @@ class RouterMethods(Protocol):
     async def stats(self) -> Json: ...
     async def decisions(self, request_id: str) -> list[Json]: ...
     async def audit(self) -> Json: ...
+    async def misses(self) -> Json: ...
+    async def note_prompts(self, notes: Sequence[PromptNote]) -> list[FoundMisses | None]: ...
 
 
 RemoteMethod = Callable[Concatenate[RouterMethods, Parameters], Awaitable[Result]]
@@ -163,6 +167,17 @@ class RouterClient:
     async def audit(self) -> list[Json]:
         """Every router's index beside every rank's cache. Raises as `_answers_of_all`."""
         return await self._answers_of_all(AUDIT_TIMEOUT_S, RouterMethods.audit)
+
+    async def misses(self) -> list[Json]:
+        """Every router's table of misses. Raises as `_answers_of_all`."""
+        return await self._answers_of_all(ROUTER_TIMEOUT_S, RouterMethods.misses)
+
+    async def note_prompts(self, notes: Sequence[PromptNote]) -> list[FoundMisses | None]:
+        """Tell all routers of prompts; for each, the misses, where the router that has chosen answers."""
+        with suppress(NoRouterError):
+            answers = await self._answers_of_all(ROUTER_TIMEOUT_S, RouterMethods.note_prompts, notes)
+            return [next(filter(None, of_note), None) for of_note in zip(*answers, strict=True)]
+        return [None] * len(notes)
 
     async def release(self, request_id: str) -> None:
         """End the request's reservation, whichever router made it."""

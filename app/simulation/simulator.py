@@ -9,6 +9,8 @@ from functools import partial
 
 from app.hashing import chain, wire_hashes
 from app.routing.decisions.decision import Prompt
+from app.routing.decisions.decision_log import Outcome as Arrival
+from app.routing.misses.miss_book import MissBook
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig
 from app.simulation.feed import Feed
@@ -18,6 +20,9 @@ from app.simulation.ranks.rank import TOKENS_PER_BLOCK, OnFirstToken, Rank
 from app.simulation.results.outcome import Outcome
 from app.simulation.routers import Routers
 from app.simulation.traces.request import SimulatedRequest
+
+REMEMBERED_BLOCKS = 2**20
+"""Of prompts and of what ranks evicted, for the reasons of misses."""
 
 
 def simulate(
@@ -52,8 +57,10 @@ class _Simulator:
         self.outcome = Outcome(num_ranks=config.ranks)
         self._block_size = config.rank.block_size
         self._clock = Clock()
-        self._ranks = _new_ranks(config, self.outcome.record_first_token)
+        self._ranks = _new_ranks(config, self._record_first_token)
         self._routers = Routers(config, policy, self._clock)
+        self._misses = MissBook(self._routers.index, REMEMBERED_BLOCKS, 1, lambda: self._clock.now)
+        self.outcome.missed_tokens = self._misses.tally.tokens
         self._feed = Feed(config.feed, self._clock, self._ranks, self._routers, config.seed)
         self._wakes = array("d", [float("inf")] * config.ranks)
         """The next moment at which each rank is to be woken."""
@@ -68,6 +75,7 @@ class _Simulator:
         started = time.perf_counter()
         decision = self._routers.choose(prompt)
         self.outcome.choose_s += time.perf_counter() - started
+        self._misses.find(prompt, decision)
         self.outcome.add(request, decision.rank, decision.predicted_ttft_s)
         self._ranks[decision.rank].arrive(position, request, digests, self._clock.now)
         self._feed.record_arrival(decision.rank, prompt.request_id)
@@ -76,6 +84,14 @@ class _Simulator:
     def finish(self) -> None:
         """Let time go on until everything is done."""
         self._clock.run()
+
+    def _record_first_token(self, position: int, moment: float, cached_tokens: int) -> None:
+        self.outcome.record_first_token(position, moment, cached_tokens)
+        arrival = Arrival(
+            str(position), self.outcome.ranks[position], "answering", cached_tokens=cached_tokens
+        )
+        self._misses.record_outcome(arrival)
+        self._misses.note((arrival.request_id, arrival.choice_seq), None, None)
 
     def _follow(self, rank: int) -> None:
         """Send what the rank's cache has to say, and come back when something changes."""

@@ -12,10 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tokenizers
 
 from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
 from app.text.chat_template import ChatTemplate
+from app.text.message_spans import message_spans
+from app.text.outline import Span
 from app.text.text_stream import TextStream
 from app.text.token_spelling import TokenSpelling, byte_fallback_bytes, byte_level_bytes
 
@@ -47,6 +51,8 @@ class Tokenizer:
         self._added_texts = {token_id: token.content for token_id, token in added.items()}
         # The library shows the parts of a decoder only in its pickled form, which is JSON.
         is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
+        self._sizes: dict[int, int] = {}
+        """Bytes of the tokens that `token_sizes` was asked for."""
         self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
         self.eos_token_ids = tuple(eos_token_ids)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
@@ -107,6 +113,18 @@ class Tokenizer:
                 "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
             )
         return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    def message_spans(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[Span]:
+        """Where each message's content is in `text`, which `render_chat` made of them."""
+        return message_spans(self.render_chat, messages, text)
+
+    def token_sizes(self, token_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Bytes of text that each token stands for, special ones too."""
+        sizes = self._sizes
+        for token_id in set(token_ids).difference(sizes):
+            text = self._added_texts.get(token_id)
+            sizes[token_id] = len(self.spell(token_id).data if text is None else text.encode())
+        return np.fromiter(map(sizes.__getitem__, token_ids), np.int64, len(token_ids))
 
     def text_stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
         """A new answer's text, cut before the first of the `stop` strings. Special tokens have no text, so

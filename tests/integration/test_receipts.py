@@ -210,12 +210,12 @@ def test_what_the_chosen_rank_missed_is_counted(tiny_graph: ServeGraph) -> None:
             answer = await streams.http.post("/v1/completions", json=body)
             assert answer.headers["x-dp-rank"] == "1"
             (after,) = (await streams.http.get("/router/stats")).json()
-            missed = [stats["missed_cached_tokens"]["sum"] for stats in (before, after)]
+            missed = [stats["regret_tokens"]["sum"] for stats in (before, after)]
             assert missed[1] - missed[0] == NUM_HITS
             attempt = (await streams.http.get(f"/router/decisions/{answer.json()['id']}")).json()["attempts"][
                 0
             ]
-            assert attempt["missed_cached_tokens"] == NUM_HITS
+            assert attempt["regret_tokens"] == NUM_HITS
             assert f"rank 0 holds {NUM_HITS} but has" in attempt["why"]
 
     async def waits(streams: Streams) -> bool:

@@ -47,6 +47,18 @@ def test_a_rank_is_a_queue_and_credits_what_it_holds() -> None:
     assert figures.imbalance == pytest.approx(110 / 80)
 
 
+def test_every_missed_token_has_a_reason() -> None:
+    again = [*TRACE, request(9.0, *range(10)), request(9.1, *range(30, 50)), request(30.0, *range(5))]
+    outcome = simulate(cluster(1), again, "round_robin")
+    assert list(outcome.cached_tokens) == [0, 0, 50, 90, 0, 0]
+    # The block of the last token is the tail; the fifth evicts everything.
+    assert {reason: tokens for reason, tokens in outcome.missed_tokens.items() if tokens} == {
+        "new": 90 + 40 + 190,
+        "evicted": 40,
+        "tail": 6 * 10,
+    }
+
+
 def test_the_policy_sees_queues_and_caches_as_they_are() -> None:
     # Waits of 0.8 s and 0.4 s when the third comes: 10 tokens at the longer queue beat 60 at the shorter one.
     assert list(simulate(cluster(2), TRACE, "predicted_ttft").ranks) == [0, 1, 0]
@@ -188,6 +200,8 @@ def test_every_request_gets_one_first_token_no_sooner_than_it_can(
         assert outcome.ttfts_s[position] >= computed_s - 1e-9
     figures = outcome.figures()
     assert 1 <= figures.imbalance <= ranks + 1e-9
+    assert outcome.missed_tokens.total() == sum(outcome.prompt_tokens) - sum(outcome.cached_tokens)
+    assert sum(figures.missed_shares.values()) == pytest.approx(1)
     if rank.decode is None:
         bound = lower_bound(config, trace)
         assert figures.hit_rate <= bound.hit_rate + 1e-9

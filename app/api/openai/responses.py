@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,11 +16,17 @@ STREAM_END = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request."""
+    """Token counts of one request.
+
+    Attributes:
+        prompt_tokens, cached_tokens, completion_tokens: its own.
+        missed_tokens: by name, more members of `prompt_tokens_details`; numbers, as OpenAI's are.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    missed_tokens: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> Json:
         """OpenAI's usage object."""
@@ -28,7 +34,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens, **self.missed_tokens},
         }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -13,6 +14,9 @@ from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.errors import RequestError
 from app.generation import TokenChunk
 from app.text.text_stream import TextStream
+
+MissedTokens = Callable[[], Mapping[str, int]]
+"""Says, at an answer's end, how many tokens were missed for which reason, by the names that usage has."""
 
 
 class SampleText:
@@ -56,7 +60,9 @@ class UsageCounter:
         self.usage = Usage(chunk.num_prompt_tokens, chunk.num_cached_tokens, self._num_tokens)
 
 
-async def whole_answer(shape: AnswerShape, stream: RankStream, *texts: TextStream) -> Json:
+async def whole_answer(
+    shape: AnswerShape, stream: RankStream, *texts: TextStream, missed: MissedTokens = dict
+) -> Json:
     """The answer in one piece, with a text per sample.
 
     Raises:
@@ -70,11 +76,16 @@ async def whole_answer(shape: AnswerShape, stream: RankStream, *texts: TextStrea
             counter.take(chunk)
     finally:
         stream.cancel()
-    return shape.whole([sample.choice for sample in samples], counter.usage)
+    usage = replace(counter.usage, missed_tokens=missed())
+    return shape.whole([sample.choice for sample in samples], usage)
 
 
 async def stream_answer(
-    shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool
+    shape: AnswerShape,
+    stream: RankStream,
+    *texts: TextStream,
+    with_usage: bool,
+    missed: MissedTokens = dict,
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
     samples = [SampleText(shape, text) for text in texts]
@@ -90,7 +101,7 @@ async def stream_answer(
                 yield sse(shape.chunk(piece, ended, is_first=is_first, index=index, logprobs=logprobs))
                 begun.add(index)
         if with_usage:
-            yield sse(shape.usage_chunk(counter.usage))
+            yield sse(shape.usage_chunk(replace(counter.usage, missed_tokens=missed())))
         yield STREAM_END
     except RequestError as error:
         yield sse(error_json(error))
@@ -104,10 +115,13 @@ class AnswerEvents(StreamingResponse):
     Args:
         events: what is sent, made of `stream`.
         stream: the request's.
+        headers: more of them.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], stream: RankStream) -> None:
-        headers = {"x-dp-rank": str(stream.rank)}
+    def __init__(
+        self, events: AsyncIterator[bytes], stream: RankStream, headers: Mapping[str, str] | None = None
+    ) -> None:
+        headers = {"x-dp-rank": str(stream.rank), **(headers or {})}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._stream = stream
 

@@ -7,6 +7,7 @@ carries `x-request-id`, the client's own or a new one: Ray Serve sees to it.
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -27,8 +28,12 @@ from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_an
 from app.deployments.ingress.dispatch.dispatcher import Dispatcher
 from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.ingress.dispatch.rank_search import SearchLimits
+from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.ingress.health import health_answer
+from app.deployments.ingress.misses.cache_report import CacheReport
+from app.deployments.ingress.misses.misses_answer import misses_answer, wanted_rows
+from app.deployments.ingress.misses.prompt_notes import PromptNotes
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
@@ -137,6 +142,13 @@ class Ingress:
             # Workers take tenants' salts in bodies, where they may be no longer than others.
             tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
         )
+        self._notes = PromptNotes(
+            self._routers,
+            self._tokenizer,
+            block_size=config.engine.cache.block_size,
+            num_routers=config.routing.num_routers,
+            with_texts=config.routing.misses.texts,
+        )
         self._dispatcher = Dispatcher(
             self._choosing_routers(config),
             self._ranks,
@@ -187,11 +199,11 @@ class Ingress:
             is_incremental=body.incremental_streaming_output,
         )
         texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
-        stream = await self._dispatch(prepared, self._dispatcher.start)
+        stream, report = await self._start(prepared)
         if body.stream:
-            return AnswerEvents(stream_native(shape, stream, *texts), stream)
+            return AnswerEvents(stream_native(shape, stream, *texts), stream, report.header())
         answer = await whole_native(shape, stream, *texts)
-        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **report.header()})
 
     @api.get("/v1/loads")
     async def loads(self, request: Request) -> Json:
@@ -264,6 +276,12 @@ class Ingress:
         """How good every router's decisions have been since its start."""
         return await self._routers.stats()
 
+    @api.get("/router/misses")
+    async def router_misses(self, request: Request) -> Json:
+        """Why tokens weren't cached, and where most of them were. Query: `limit`, rows at most."""
+        limit = wanted_rows(request.query_params.get("limit"))
+        return misses_answer(await self._routers.misses(), limit)
+
     @api.get("/router/audit")
     async def router_audit(self) -> Response:
         """Every router's index beside every rank's cache; 503 when some rank couldn't be compared."""
@@ -294,12 +312,21 @@ class Ingress:
             spell=None if params.logprobs is None else self._tokenizer.spell,
         )
         texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
-        stream = await self._dispatch(prepared, self._dispatcher.start)
+        stream, report = await self._start(prepared)
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return AnswerEvents(stream_answer(shape, stream, *texts, with_usage=with_usage), stream)
-        answer = await whole_answer(shape, stream, *texts)
-        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})
+            events = stream_answer(shape, stream, *texts, with_usage=with_usage, missed=report.details)
+            return AnswerEvents(events, stream, report.header())
+        answer = await whole_answer(shape, stream, *texts, missed=report.details)
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **report.header()})
+
+    async def _start(self, prepared: PreparedRequest[PromptBody]) -> tuple[RankStream, CacheReport]:
+        """The request's output, and what its client is told of its cached tokens."""
+        notes = self._notes.of(prepared)
+        start = partial(self._dispatcher.start, on_choice=notes.on_choice)
+        stream = await self._dispatch(prepared, start)
+        notes.report.begin(stream)
+        return stream, notes.report
 
     def _token_name(self, token_id: int) -> str:
         return self._tokenizer.spell(token_id).name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -27,6 +27,19 @@ Body_co = TypeVar("Body_co", bound=PromptBody, covariant=True)
 
 
 @dataclass(frozen=True)
+class PromptSource:
+    """What a prompt's tokens were made of.
+
+    Attributes:
+        text: what was tokenized; None if the client sent tokens.
+        messages: of a chat, as its template got them.
+    """
+
+    text: str | None = None
+    messages: Sequence[Mapping[str, str]] = ()
+
+
+@dataclass(frozen=True)
 class PreparedRequest(Generic[Body_co]):
     """A request that has been read and checked.
 
@@ -35,12 +48,16 @@ class PreparedRequest(Generic[Body_co]):
         generate: what a rank has to do.
         pinned: the only rank that the client allows, if it named one.
         session_id: the session that the client named, if it did; the header's before the body's.
+        source: what the prompt's tokens were made of.
+        tenant: the tenant's label, if there are tenants.
     """
 
     body: Body_co
     generate: GenerateRequest
     pinned: PinnedRank | None
     session_id: str | None
+    source: PromptSource
+    tenant: str | None
 
 
 class RequestReader:
@@ -78,7 +95,7 @@ class RequestReader:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, token_ids = await self._prepare(await self._read_body(request), parse)
+        body, token_ids, source = await self._prepare(await self._read_body(request), parse)
         self._check_prompt(body, token_ids)
         generate = GenerateRequest(
             uuid.uuid4().hex,
@@ -89,7 +106,8 @@ class RequestReader:
             priority=body.priority,
         )
         pinned = pinned_rank(request.headers, body.rank_fields)
-        return PreparedRequest(body, generate, pinned, session_id or body.session_id)
+        label = None if tenant is None else hashing.tenant_label(tenant)
+        return PreparedRequest(body, generate, pinned, session_id or body.session_id, source, label)
 
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
@@ -108,24 +126,26 @@ class RequestReader:
                 raise RequestTooLargeError(f"the body is larger than {limit} bytes")
         return bytes(body)
 
-    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, list[int]]:
-        """The body and its prompt's token ids; a long body is worked on in a thread, off the event loop."""
+    async def _prepare(
+        self, raw: bytes, parse: Callable[[bytes], Body]
+    ) -> tuple[Body, list[int], PromptSource]:
+        """The body, its prompt's tokens and what these are of; a long body is worked on in a thread."""
 
-        def prepare() -> tuple[Body, list[int]]:
+        def prepare() -> tuple[Body, list[int], PromptSource]:
             body = parse(raw)
-            return body, self._token_ids(body)
+            return body, *self._tokens(body)
 
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 
-    def _token_ids(self, body: PromptBody) -> list[int]:
+    def _tokens(self, body: PromptBody) -> tuple[list[int], PromptSource]:
         if isinstance(body, ChatRequest):
-            return self._tokenizer.encode(
-                self._tokenizer.render_chat([each.flat() for each in body.messages])
-            )
+            messages = [each.flat() for each in body.messages]
+            text = self._tokenizer.render_chat(messages)
+            return self._tokenizer.encode(text), PromptSource(text, messages)
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
-            return self._tokenizer.encode(body.prompt, add_special_tokens=True)
-        return body.prompt
+            return self._tokenizer.encode(body.prompt, add_special_tokens=True), PromptSource(body.prompt)
+        return body.prompt, PromptSource()
 
     def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
         if body.model is not None:

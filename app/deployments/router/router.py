@@ -18,8 +18,10 @@ from app.deployments.logs import log_with_ray
 from app.deployments.messages import (
     Assignment,
     ChooseRequest,
+    FoundMisses,
     Json,
     PeerReservation,
+    PromptNote,
     RankReplica,
     Unroutable,
 )
@@ -30,10 +32,12 @@ from app.deployments.starting import says_why
 from app.errors import KvbeaconError, NoRankError, PromptTooLongError, RequestError
 from app.events.curve import KeyPair, load_router_keys
 from app.events.endpoints import KvEvents
+from app.models.store import served_name
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.decisions.decision_log import DecisionLog, Outcome
 from app.routing.decisions.explanation import explanation, record_json
+from app.routing.misses.miss_book import MissBook
 from app.routing.tracking.audit import Auditor
 from app.routing.tracking.standing import Standing
 from app.routing.tracking.tracker import Tracker
@@ -86,7 +90,11 @@ class Router:
         )
         self._dp_size = config.expected_dp_size
         self._model = config.model.path
+        self._served_name = served_name(config.model)
         self._decisions = DecisionLog(routing.remembered_decisions)
+        self._misses = MissBook(
+            self._core.index, routing.misses.remembered_blocks, routing.remembered_decisions
+        )
         self._auditor = Auditor(self._tracker, self._core.index, rank_client.snapshot)
         self._peers = PeerRouters(routing.num_routers)
         self._num_unknown_peer_reservations = 0
@@ -117,10 +125,12 @@ class Router:
     async def choose(self, request: ChooseRequest, *, nth: int = 0) -> Assignment | Unroutable:
         """The rank for a request, its work reserved there until the rank itself reports it."""
         try:
-            decision = self._decide(self._core.choose, request)
+            prompt, decision = self._decide(self._core.choose, request)
         except RequestError as error:
             return Unroutable(error)
         self._decisions.record(request.request_id, decision)
+        # After the loop has passed the answer on, and before it comes to another choice.
+        asyncio.get_running_loop().call_later(0, self._misses.find, prompt, decision)
         replica_id = self._tracker.replica_id(decision.rank)
         self._peers.add(
             PeerReservation(
@@ -149,21 +159,23 @@ class Router:
     async def explain(self, request: ChooseRequest, *, nth: int = 0) -> Json | Unroutable:
         """What `choose` would do now, and why; nothing is reserved or remembered."""
         try:
-            decision = self._decide(self._core.consider, request)
+            _, decision = self._decide(self._core.consider, request)
         except RequestError as error:
             return Unroutable(error)
         return {"router": self._replica_id, **explanation(decision, self._dp_size)}
 
-    def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> Decision:
-        """What the core's `choose` or `consider` says of the request, as things are now."""
+    def _decide(self, decide: Callable[..., Decision], request: ChooseRequest) -> tuple[Prompt, Decision]:
+        """The request's prompt, and what the core's `choose` or `consider` says of it, as things are now."""
         if request.model not in ("", self._model):
             raise NoRankError(f"the request is for the model {request.model}; {self._model} is served now")
-        return decide(
-            self._prompt(request),
+        prompt = self._prompt(request)
+        decision = decide(
+            prompt,
             time.monotonic(),
             exclude=self._tracker.ranks_of({each.replica_id: each.rank for each in request.exclude}),
             pinned_rank=request.pinned_rank,
         )
+        return prompt, decision
 
     def _prompt(self, request: ChooseRequest) -> Prompt:
         """The request's prompt. Raises `PromptTooLongError` when it fits no rank."""
@@ -186,11 +198,32 @@ class Router:
         """What became of requests, of other routers' too."""
         for outcome in outcomes:
             self._decisions.record_outcome(outcome)
+            self._misses.record_outcome(outcome)
+
+    async def note_prompts(self, notes: Sequence[PromptNote]) -> list[FoundMisses | None]:
+        """What prompts hold; in the same order, the misses of those that this router has chosen for."""
+        return [self._note(note) for note in notes]
+
+    def _note(self, note: PromptNote) -> FoundMisses | None:
+        choice = (note.request_id, note.choice_seq)
+        case = self._misses.note(choice, note.tenant, note.outline)
+        if case is not None:
+            return FoundMisses(case.findings.misses, case.change)
+        self._misses.learn(choice, note.block_hashes, note.rank, note.outline, self._block_size)
+        return None
+
+    async def misses(self) -> Json:
+        """How many tokens were missed for each reason, and where most; see `MissBook.table`."""
+        return {"router": self._replica_id, **self._misses.table(self._served_name)}
 
     async def decisions(self, request_id: str) -> list[Json]:
         """The receipts of what this router decided for a request; none when it doesn't know it."""
         return [
-            {"router": self._replica_id, **record_json(record, self._dp_size)}
+            {
+                "router": self._replica_id,
+                **record_json(record, self._dp_size),
+                "missed": self._misses.receipt((request_id, record.decision.choice_seq)),
+            }
             for record in self._decisions.of(request_id)
         ]
 
@@ -205,6 +238,7 @@ class Router:
         return {
             "router": self._replica_id,
             **decisions,
+            "missed_tokens": dict(self._misses.tally.tokens),
             "heard_from_routers": from_peers,
             "ranks": asdict(self._tracker.counters),
         }

@@ -87,7 +87,7 @@ class Decision(msgspec.Struct, frozen=True, eq=False):
         return tuple(map(CandidateCost, self.candidates, self.costs.tolist()))
 
     @property
-    def missed_tokens(self) -> int:
+    def regret_tokens(self) -> int:
         """Prompt tokens that some rank that could have been chosen holds beyond those of the chosen one.
 
         What is known to be held counts: a partial cache may hold more.

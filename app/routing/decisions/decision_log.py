@@ -34,6 +34,7 @@ class Outcome:
             `LostResult`, or the code of the error that the rank ended it with ("failed" if that has none).
         ttft_s: seconds from the call to the rank until its first token; None before it.
         choice_seq: the number of the choice that sent it there.
+        cached_tokens: tokens that the rank had cached; None before its first token.
     """
 
     request_id: str
@@ -41,6 +42,7 @@ class Outcome:
     result: str
     ttft_s: float | None = None
     choice_seq: int = 0
+    cached_tokens: int | None = None
 
 
 @dataclass(slots=True)
@@ -66,9 +68,9 @@ class RoutingStats:
 
     Attributes:
         decisions: by policy's name and by the trust in the chosen rank's cache.
-        missed_tokens: prompt tokens that the rank with the most of them in its cache held and the chosen one
+        regret_tokens: prompt tokens that the rank with the most of them in its cache held and the chosen one
             didn't, over all decisions: what it cost in cache hits to weigh load too.
-        missed_decisions: decisions that missed some.
+        regret_decisions: decisions that missed some.
         resumed: decisions for requests that another rank had begun to answer.
         ttft_errors: first tokens whose time is known.
         ttft_error_sum_s: sum of actual minus predicted time to first token: positive when too optimistic.
@@ -76,8 +78,8 @@ class RoutingStats:
     """
 
     decisions: Counter[tuple[str, Trust]] = field(default_factory=Counter)
-    missed_tokens: int = 0
-    missed_decisions: int = 0
+    regret_tokens: int = 0
+    regret_decisions: int = 0
     resumed: int = 0
     ttft_errors: int = 0
     ttft_error_sum_s: float = 0.0
@@ -92,7 +94,7 @@ class RoutingStats:
         return {
             "decisions": by_policy,
             "resumed": self.resumed,
-            "missed_cached_tokens": {"sum": self.missed_tokens, "count": self.missed_decisions},
+            "regret_tokens": {"sum": self.regret_tokens, "count": self.regret_decisions},
             "ttft_prediction_error_s": {
                 "mean": self.ttft_error_sum_s / count if count else None,
                 "mean_absolute": self.ttft_error_abs_sum_s / count if count else None,
@@ -122,10 +124,10 @@ class DecisionLog:
         stats = self.stats
         stats.decisions[decision.policy, decision.trust] += 1
         stats.resumed += decision.num_output_tokens > 0
-        missed = decision.missed_tokens
+        missed = decision.regret_tokens
         if missed:
-            stats.missed_tokens += missed
-            stats.missed_decisions += 1
+            stats.regret_tokens += missed
+            stats.regret_decisions += 1
 
     def record_outcome(self, outcome: Outcome) -> None:
         """Keep what became of a request, if its decision is known here."""

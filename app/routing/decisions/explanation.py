@@ -31,7 +31,7 @@ def explanation(decision: Decision, dp_size: int) -> Receipt:
         "winner": decision.rank,
         "why": reasons(decision, len(ranks)),
         "cached_tokens": decision.cached_tokens,
-        "missed_cached_tokens": decision.missed_tokens,
+        "regret_tokens": decision.regret_tokens,
         "predicted_ttft_s": decision.predicted_ttft_s,
         "pinned_rank": decision.pinned_rank,
         "failed_ranks": sorted(decision.exclude),

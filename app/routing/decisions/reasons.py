@@ -29,7 +29,7 @@ def _deferral(decision: Decision) -> str:
 
 def _by_cache(decision: Decision) -> str:
     held = f"it holds {decision.cached_tokens} of the prompt's {decision.num_tokens} tokens"
-    if not decision.missed_tokens:
+    if not decision.regret_tokens:
         return held
     best = max(decision.candidates, key=lambda view: view.cached_tokens)
     other = f"rank {best.rank} holds {best.cached_tokens}"

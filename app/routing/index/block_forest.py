@@ -79,6 +79,10 @@ class BlockForest:
                 removed.append(block_hash)
         return removed
 
+    def goes_on(self, block_hash: int) -> bool:
+        """Whether a block is held that comes after this one, which is held."""
+        return block_hash not in self._leaves
+
     def check_integrity(self) -> None:
         """Raise AssertionError when a count is off."""
         children = dict.fromkeys(self.parents, 0)

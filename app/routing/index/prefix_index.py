@@ -17,19 +17,27 @@ different parents can make its own matches too long, no other rank's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Literal
 
 from app.routing.index.block_forest import BlockForest
 from app.routing.rank_sets import ranks_in
+
+OnRemoved = Callable[[int, Collection[int], Literal["evicted", "lost"]], None]
+"""Takes a rank and blocks that it holds no more: it removed them, or all of its blocks were cleared."""
 
 
 class PrefixIndex:
     """The blocks of every rank, matched against prompts.
 
     Memory is bounded by what the ranks hold: a hash that no rank holds is deleted. Ranks are integers >= 0.
+
+    Attributes:
+        on_removed: called whenever a rank holds blocks no more, after that; must not change the collection.
     """
 
     def __init__(self) -> None:
+        self.on_removed: OnRemoved = lambda rank, block_hashes, cause: None
         self._ranks_of: dict[int, int] = {}
         self._blocks_of: dict[int, BlockForest] = {}
         self._broken_ranks = 0
@@ -49,6 +57,20 @@ class PrefixIndex:
         """The hashes that `rank` holds, as a new set."""
         blocks = self._blocks_of.get(rank)
         return set(blocks.parents) if blocks else set()
+
+    def holders(self, block_hash: int) -> int:
+        """Bit set of the ranks that hold this block, with or without the blocks before it."""
+        return self._ranks_of.get(block_hash, 0)
+
+    def goes_on(self, block_hash: int) -> bool:
+        """Whether a rank that holds this block also holds one that comes after it."""
+        ranks = self._ranks_of.get(block_hash, 0)
+        while ranks:
+            rank = ranks.bit_length() - 1
+            if self._blocks_of[rank].goes_on(block_hash):
+                return True
+            ranks ^= 1 << rank
+        return False
 
     def store(self, rank: int, block_hashes: Sequence[int], parent: int | None = None) -> None:
         """Record that `rank` now holds a chain of blocks, or one more copy of some of them.
@@ -76,7 +98,9 @@ class PrefixIndex:
         blocks = self._blocks_of.get(rank)
         if blocks is not None:
             bit = 1 << rank
-            self._drop_holder(bit, blocks.remove(block_hashes))
+            removed = blocks.remove(block_hashes)
+            self._drop_holder(bit, removed)
+            self.on_removed(rank, removed, "evicted")
             if blocks.absent_parents or self._broken_ranks:
                 self._update_broken(bit, blocks)
 
@@ -86,6 +110,7 @@ class PrefixIndex:
         if blocks is not None:
             self._drop_holder(1 << rank, blocks.parents)
             self._broken_ranks &= ~(1 << rank)
+            self.on_removed(rank, list(blocks.parents), "lost")
 
     def match(self, block_hashes: Sequence[int]) -> list[tuple[int, int]]:
         """How much of a prompt each rank holds.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from app.routing.misses.miss import Reason
 from app.simulation.traces.request import SimulatedRequest
 
 
@@ -22,6 +25,7 @@ class Figures:
         requests_per_s: requests that the simulator handled per second of real time.
         choose_us: microseconds of real time that one decision took, on average.
         prediction_error_s: predicted less actual time to first token, without its sign, on average.
+        missed_shares: of the prompt tokens that weren't cached, the share of each reason.
     """
 
     hit_rate: float
@@ -33,6 +37,7 @@ class Figures:
     requests_per_s: float
     choose_us: float
     prediction_error_s: float
+    missed_shares: Mapping[str, float]
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Outcome:
         predicted_ttfts_s: seconds to its first token, as predicted for that rank.
         ttfts_s: seconds to its first token; nan until it came.
         cached_tokens: prompt tokens that its rank needn't compute.
+        missed_tokens: prompt tokens that it had to compute, by reason.
         choose_s, wall_s: seconds of real time, for all decisions and for everything.
     """
 
@@ -56,6 +62,7 @@ class Outcome:
     predicted_ttfts_s: array[float] = field(default_factory=lambda: array("d"))
     ttfts_s: array[float] = field(default_factory=lambda: array("d"))
     cached_tokens: array[int] = field(default_factory=lambda: array("q"))
+    missed_tokens: Counter[Reason] = field(default_factory=Counter)
     choose_s: float = 0.0
     wall_s: float = 0.0
 
@@ -91,4 +98,8 @@ class Outcome:
             requests_per_s=len(ttfts) / self.wall_s,
             choose_us=self.choose_s / len(ttfts) * 1e6,
             prediction_error_s=float(np.abs(np.asarray(self.predicted_ttfts_s) - ttfts).mean()),
+            missed_shares={
+                reason: tokens / max(1, self.missed_tokens.total())
+                for reason, tokens in self.missed_tokens.items()
+            },
         )

@@ -78,7 +78,7 @@ def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
         "prompt_blocks": 5,
         "winner": 1,
         "cached_tokens": 12,
-        "missed_cached_tokens": 0,
+        "regret_tokens": 0,
         "predicted_ttft_s": pytest.approx(0.008),
         "pinned_rank": None,
         "failed_ranks": [],
@@ -120,7 +120,7 @@ def test_a_partial_rank_is_credited_and_said_to_be_partial(router: Router) -> No
     router.core.index.store(1, HASHES[:3])
     set_routable(router.core, {0: "exact", 1: "partial", 2: "stale"})
     receipt = explanation(router.choose("a"), dp_size=4)
-    assert (receipt["winner"], receipt["cached_tokens"], receipt["missed_cached_tokens"]) == (1, 12, 0)
+    assert (receipt["winner"], receipt["cached_tokens"], receipt["regret_tokens"]) == (1, 12, 0)
     assert [row.get("trust") for row in receipt["ranks"]] == ["exact", "partial", "stale", None]
     assert receipt["why"].endswith(
         "ranks [2] are syncing or stale and are credited nothing; "
@@ -135,7 +135,7 @@ def test_what_a_partial_rank_is_known_to_hold_is_missed_as_an_exact_ones(router:
     router.core.index.store(1, HASHES[:1])
     router.report_waiting(0, 500)
     decision = router.choose("a")
-    assert (decision.rank, decision.trust, decision.missed_tokens) == (1, "exact", 12)
+    assert (decision.rank, decision.trust, decision.regret_tokens) == (1, "exact", 12)
 
 
 def test_a_pinned_requests_receipt_shows_the_ranks_that_it_could_not_have(router: Router) -> None:
@@ -147,7 +147,7 @@ def test_a_pinned_requests_receipt_shows_the_ranks_that_it_could_not_have(router
     assert receipt["ranks"][1]["why_not"] == "the client named rank 0"
     assert (receipt["ranks"][1]["cached_tokens"], receipt["ranks"][1]["cost"]) == (16, None)
     # The client wanted it so: nothing that the policy missed.
-    assert decision.missed_tokens == router.log.stats.missed_tokens == 0
+    assert decision.regret_tokens == router.log.stats.regret_tokens == 0
 
 
 def test_what_the_chosen_rank_did_not_hold_is_missed(router: Router) -> None:
@@ -155,11 +155,11 @@ def test_what_the_chosen_rank_did_not_hold_is_missed(router: Router) -> None:
     router.core.index.store(1, HASHES[:1])
     router.report_waiting(0, 500)
     decision = router.choose("a")
-    assert (decision.rank, decision.missed_tokens) == (1, 12)
+    assert (decision.rank, decision.regret_tokens) == (1, 12)
     router.report_waiting(0, 0)
-    assert router.choose("b").missed_tokens == 0
+    assert router.choose("b").regret_tokens == 0
     stats = router.log.stats.as_json()
-    assert stats["missed_cached_tokens"] == {"sum": 12, "count": 1}
+    assert stats["regret_tokens"] == {"sum": 12, "count": 1}
     assert stats["decisions"] == {"predicted_ttft": {"exact": 2}}
     why = explanation(decision, dp_size=4)["why"]
     assert "it holds 4 of the prompt's 20 tokens, rank 0 holds 16 but has 500 waiting" in why

@@ -106,6 +106,7 @@ class Attempt:
         self._patience_s = patience_s
         self._on_end = on_end
         self._ttft_s: float | None = None
+        self._cached_tokens: int | None = None
         self._waiting: asyncio.Timeout | None = None
         self._move: _Move | None = None
         self._is_closed = False
@@ -134,6 +135,7 @@ class Attempt:
         if not self.has_token:
             self.has_token = True
             self._ttft_s = self.heard_at - self._called_at
+            self._cached_tokens = message.num_cached_tokens
             self._record_result("answering")
         return message
 
@@ -195,7 +197,9 @@ class Attempt:
         self._record_result(result)
 
     def _record_result(self, result: str) -> None:
-        self._record(Outcome(self.request_id, self.rank, result, self._ttft_s, self._choice_seq))
+        self._record(
+            Outcome(self.request_id, self.rank, result, self._ttft_s, self._choice_seq, self._cached_tokens)
+        )
 
 
 def _is_cancelled() -> bool:

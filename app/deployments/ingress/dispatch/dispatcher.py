@@ -7,7 +7,13 @@ from collections.abc import Callable
 from app.deployments.ingress.dispatch.live_attempts import LiveAttempts
 from app.deployments.ingress.dispatch.patient_routers import PatientRouters, Routers
 from app.deployments.ingress.dispatch.progress import Progress
-from app.deployments.ingress.dispatch.rank_search import Ranks, RankSearch, SearchLimits, SearchMeans
+from app.deployments.ingress.dispatch.rank_search import (
+    OnChoice,
+    Ranks,
+    RankSearch,
+    SearchLimits,
+    SearchMeans,
+)
 from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.messages import Json
 from app.generation import GenerateRequest
@@ -50,7 +56,11 @@ class Dispatcher:
         self._means = SearchMeans(self._routers, ranks, self.live, record_outcome, block_size, model, limits)
 
     async def start(
-        self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None
+        self,
+        request: GenerateRequest,
+        pinned_rank: int | None,
+        session_id: str | None,
+        on_choice: OnChoice = lambda choose, assignment, choice_seq: None,
     ) -> RankStream:
         """The stream of a request that has produced its first token.
 
@@ -58,12 +68,13 @@ class Dispatcher:
             request: what is wanted.
             pinned_rank: the only rank that the client allows.
             session_id: the session that the client named, if it did.
+            on_choice: learns of every choice of a rank, also of those that go on later.
 
         Raises:
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
         progress = Progress(request)
-        search = RankSearch(self._means, progress, request, pinned_rank, session_id)
+        search = RankSearch(self._means, progress, request, pinned_rank, session_id, on_choice)
         attempt, first = await search.next_rank()
         return RankStream(attempt, first, search, progress)
 

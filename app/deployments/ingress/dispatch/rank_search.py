@@ -41,6 +41,10 @@ class Ranks(Protocol):
         """Start a request on a rank."""
 
 
+OnChoice = Callable[[ChooseRequest, Assignment, int], object]
+"""Called with each choice of a rank, and its number, before the rank is; must not wait."""
+
+
 @dataclass(frozen=True, slots=True)
 class SearchLimits:
     """How much is tried for one request.
@@ -92,6 +96,7 @@ class RankSearch:
         request: what is wanted.
         pinned_rank: the only rank that the client allows.
         session_id: the session that the client named, if it did.
+        on_choice: learns of every choice.
     """
 
     def __init__(
@@ -101,12 +106,14 @@ class RankSearch:
         request: GenerateRequest,
         pinned_rank: int | None,
         session_id: str | None,
+        on_choice: OnChoice = lambda choose, assignment, choice_seq: None,
     ) -> None:
         self._means = means
         self._progress = progress
         self._request = request
         self._pinned_rank = pinned_rank
         self._session_id = session_id
+        self._on_choice = on_choice
         self._left: set[RankReplica] = set()
         """Not chosen as long as there are others."""
         self._lost: list[LostRankError] = []
@@ -203,6 +210,7 @@ class RankSearch:
         choose = self.choose_request()
         while True:
             assignment, choice_seq = await self._choose(choose)
+            self._on_choice(choose, assignment, choice_seq)
             try:
                 return await self._call(assignment, choice_seq)
             except (QueueFullError, LiveRequestIdError):

@@ -28,6 +28,8 @@ class RankStream:
 
     Attributes:
         rank: the rank that began.
+        num_prompt_tokens: of the request.
+        num_cached_tokens: of these, what that rank had cached.
 
     Raises (while iterating):
         RankDiedError: the rank was lost, and no other could go on.
@@ -36,6 +38,8 @@ class RankStream:
 
     def __init__(self, attempt: Attempt, first: TokenChunk, search: RankSearch, progress: Progress) -> None:
         self.rank = attempt.rank
+        self.num_prompt_tokens = first.num_prompt_tokens
+        self.num_cached_tokens = first.num_cached_tokens
         self._attempt = attempt
         self._first = first
         self._search = search
