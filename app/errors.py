@@ -36,10 +36,13 @@ KvbeaconError
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 MAX_SHOWN = 80
 """Characters of a client's value in a message to that client."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class KvbeaconError(Exception):
@@ -274,7 +277,20 @@ class NoRouterError(NoRankError):
 
 
 def shown(value: Any) -> str:
-    """A client's value for a message to that client: no longer than a line."""
-    given = value if isinstance(value, str) else repr(value)
-    cut = given if len(given) <= MAX_SHOWN else given[: MAX_SHOWN - 3] + "..."
-    return repr(cut) if isinstance(value, str) else cut
+    """A client's value for a message to that client: as JSON, no longer than a line."""
+    if isinstance(value, str):
+        return repr(_cut(value))
+    given = ""
+    try:
+        # Piece by piece: a value may have millions of entries.
+        for piece in _ENCODER.iterencode(value):
+            given += piece
+            if len(given) > MAX_SHOWN:
+                break
+    except (TypeError, ValueError):
+        given = repr(value)
+    return _cut(given)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

@@ -79,6 +79,16 @@ class ModelConfig(Settings):
     max_model_len: PositiveInt | None = Field(
         None, description="Longest prompt plus output in tokens. Default: the model's context."
     )
+    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
+        "auto",
+        description="How the chat template takes a message's content: as a string, or as a list of parts in "
+        "OpenAI's form. `auto` looks whether the template loops over it.",
+    )
+    special_tokens_in_messages: Literal["tokens", "text"] = Field(
+        "tokens",
+        description="What the text of a special token inside a chat's message is, such as `<|im_end|>`: that "
+        "token, or as `text` the tokens of its characters, so that no message can end its turn.",
+    )
 
 
 class CacheConfig(Settings):

@@ -7,6 +7,7 @@ tokenizer_config.json's), generation_config.json or config.json (end of sequence
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ class Tokenizer:
     Attributes:
         eos_token_ids: tokens that end an answer.
         vocab_size: token ids known here, special ones included; the model's own may be padded to more.
+        special_texts: the special tokens as they are written.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Tokenizer:
         # The library shows the parts of a decoder only in its pickled form, which is JSON.
         is_byte_level = backend.decoder is not None and b'"ByteLevel"' in backend.decoder.__getstate__()
         self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
+        self._bos_token_id = _added_first(backend)
+        self.special_texts = tuple(self._added_texts[token_id] for token_id in sorted(self._special_ids))
         self.eos_token_ids = tuple(eos_token_ids)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
 
@@ -69,12 +73,14 @@ class Tokenizer:
             chat_template=None if source is None else ChatTemplate(source, special_tokens),
         )
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = False, *, special_tokens_as_text: bool = False
+    ) -> list[int]:
         """Token ids of `text`; with `add_special_tokens` also the tokens that the tokenizer adds to a text.
 
-        A special token's text inside `text`, for example a client's "<|im_end|>", becomes that token: chat
-        templates rely on it, and transformers does the same. So a client can write turn marks, which
-        operators that serve untrusted text must know.
+        A beginning of the text (BOS) that the text has already isn't added again. A special token's text
+        inside `text`, for example a client's "<|im_end|>", becomes that token: chat templates rely on it, and
+        transformers does the same. With `special_tokens_as_text` it becomes the tokens of its characters.
 
         Raises:
             InvalidRequestError: `text` has a lone surrogate, which no UTF-8 can express.
@@ -87,8 +93,23 @@ class Tokenizer:
                 "only text that UTF-8 can express has tokens"
             ) from None
         # Unlike `encode`, this lets other threads run meanwhile: a long text takes seconds.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return encoding.ids
+        backend = self._text_only_backend if special_tokens_as_text else self._backend
+        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
+        is_doubled = add_special_tokens and token_ids[:2] == [self._bos_token_id] * 2
+        return token_ids[1:] if is_doubled else token_ids
+
+    def with_bos(self, token_ids: list[int]) -> list[int]:
+        """`token_ids` with the token by which texts begin, if the tokenizer has one and it isn't there."""
+        if self._bos_token_id is None or token_ids[:1] == [self._bos_token_id]:
+            return token_ids
+        return [self._bos_token_id, *token_ids]
+
+    @functools.cached_property
+    def _text_only_backend(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Ids outside the vocabulary have none; invalid UTF-8 becomes U+FFFD."""
@@ -102,20 +123,38 @@ class Tokenizer:
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
+        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's template. Raises `InvalidRequestError` if it has none."""
         if self._chat_template is None:
             raise InvalidRequestError(
                 "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
             )
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self._chat_template
 
-    def text_stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
-        """A new answer's text, cut before the first of the `stop` strings. Special tokens have no text, so
-        they never match, and neither does the text of the first `min_tokens` tokens.
+    def text_stream(
+        self,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        skip_special_tokens: bool = True,
+        *,
+        keep_stop: bool = False,
+    ) -> TextStream:
+        """A new answer's text, cut before the first of the `stop` strings, or with `keep_stop` after it.
+
+        The text of the first `min_tokens` tokens never matches. Special tokens have no text, or if they
+        aren't skipped their own, but for the end-of-sequence token that ends the answer without `keep_stop`.
 
         Raises:
             InvalidRequestError: a stop string is empty.
         """
-        return TextStream(self.decode, self._is_skipped, stop, min_tokens)
+        if skip_special_tokens:
+            return TextStream(self.decode, self._is_skipped, stop, min_tokens, keep_stop=keep_stop)
+        decode = functools.partial(self.decode, skip_special_tokens=False)
+        not_last = () if keep_stop else self.eos_token_ids
+        return TextStream(decode, self._is_unknown, stop, min_tokens, keep_stop=keep_stop, not_last=not_last)
 
     def spell(self, token_id: int) -> TokenSpelling:
         """The token by itself; an id outside the vocabulary has no bytes and no name."""
@@ -126,7 +165,16 @@ class Tokenizer:
         return TokenSpelling.of_text(self._token_bytes(self._backend.id_to_token(token_id) or ""))
 
     def _is_skipped(self, token_id: int) -> bool:
-        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
+        return token_id in self._special_ids or self._is_unknown(token_id)
+
+    def _is_unknown(self, token_id: int) -> bool:
+        return self._backend.id_to_token(token_id) is None
+
+
+def _added_first(backend: tokenizers.Tokenizer) -> int | None:
+    """The token that the tokenizer puts before every text; None if it doesn't."""
+    bare, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+    return whole[0] if whole[1 : len(bare) + 1] == bare else None
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:

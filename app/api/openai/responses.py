@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -12,6 +13,7 @@ from app.api.openai.logprobs import Json, Kind, Spell, joined
 from app.errors import RequestError
 
 STREAM_END = b"data: [DONE]\n\n"
+UsageInStream = Literal["none", "last chunk", "every chunk"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,15 @@ class Choice:
     text: str
     finish_reason: str | None
     logprobs: list[Json] | None = None
+    token_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class AnswerShape:
     """How one answer is written: the endpoint's kind, and what every part of it repeats.
 
-    `spell` shows tokens where the answer has logprobs; None if it has none.
+    `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids` is None unless
+    the answer has the tokens of prompt and output, which are where vLLM has them.
     """
 
     kind: Kind
@@ -53,6 +57,7 @@ class AnswerShape:
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
     spell: Spell | None = None
+    prompt_token_ids: Sequence[int] | None = None
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """The answer in one piece, its samples in order."""
@@ -61,31 +66,49 @@ class AnswerShape:
         for index, choice in enumerate(choices):
             message = {"message": {"role": "assistant", "content": choice.text}}
             content = message if is_chat else {"text": choice.text}
+            content |= self._tokens(choice.token_ids)
+            content |= {} if is_chat else self._prompt_tokens
             shown.append(self._choice(index, content, choice.finish_reason, choice.logprobs))
         name = "chat.completion" if is_chat else "text_completion"
-        return {**self._head(name), "choices": shown, "usage": usage.as_json()}
+        prompt = self._prompt_tokens if is_chat else {}
+        return {**self._head(name), **prompt, "choices": shown, "usage": usage.as_json()}
 
     def chunk(
         self,
         text: str,
-        finish_reason: str | None,
         *,
         is_first: bool,
         index: int = 0,
         logprobs: list[Json] | None = None,
+        token_ids: Sequence[int] = (),
     ) -> Json:
-        """One piece of a sample's text, or its end. A chat's first chunk of every sample has the role."""
-        content: Json = {"text": text}
-        name = "text_completion"
-        if self.kind == "chat":
-            delta = {"role": "assistant", "content": text} if is_first else {"content": text} if text else {}
-            content, name = {"delta": delta}, "chat.completion.chunk"
-        return {**self._head(name), "choices": [self._choice(index, content, finish_reason, logprobs)]}
+        """One piece of a sample's text. A chat's first chunk of every sample has the role."""
+        role = {"role": "assistant"} if is_first else {}
+        is_chat = self.kind == "chat"
+        content = {"delta": {**role, "content": text}} if is_chat else {"text": text}
+        content |= self._tokens(token_ids)
+        prompt = self._prompt_tokens if is_first else {}
+        choice = self._choice(index, content if is_chat else {**content, **prompt}, None, logprobs)
+        return {**self._chunk_head(), **(prompt if is_chat else {}), "choices": [choice]}
+
+    def end(self, finish_reason: str, index: int = 0) -> Json:
+        """A sample's last chunk, which has nothing but the reason of its end."""
+        content: Json = {"delta": {}} if self.kind == "chat" else {"text": ""}
+        return {**self._chunk_head(), "choices": [self._choice(index, content, finish_reason, None)]}
 
     def usage_chunk(self, usage: Usage) -> Json:
         """The chunk without choices that ends a stream whose client asked for usage."""
-        name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
-        return {**self._head(name), "choices": [], "usage": usage.as_json()}
+        return {**self._chunk_head(), "choices": [], "usage": usage.as_json()}
+
+    @property
+    def _prompt_tokens(self) -> Json:
+        return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
+
+    def _tokens(self, token_ids: Sequence[int]) -> Json:
+        return {} if self.prompt_token_ids is None else {"token_ids": list(token_ids)}
+
+    def _chunk_head(self) -> Json:
+        return self._head("chat.completion.chunk" if self.kind == "chat" else "text_completion")
 
     def _choice(
         self, index: int, content: Json, finish_reason: str | None, logprobs: list[Json] | None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import MappingProxyType
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
-from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, error_json, sse
+from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, UsageInStream, error_json, sse
 from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.errors import RequestError
 from app.generation import TokenChunk
@@ -21,7 +22,10 @@ class SampleText:
     def __init__(self, shape: AnswerShape, text: TextStream) -> None:
         self._text = text
         self._logprobs = None if shape.spell is None else AnswerLogprobs(shape.kind, shape.spell)
+        self._shape = shape
         self._parts: list[str] = []
+        self._token_ids: list[int] = []
+        self._has_begun = False
         self._shown_logprobs: list[Json] | None = None if shape.spell is None else []
         self._finish_reason: str | None = None
 
@@ -32,15 +36,32 @@ class SampleText:
             text += self._text.flush()
         logprobs = None if self._logprobs is None else self._logprobs.take(chunk)
         self._parts.append(text)
+        if self._shape.prompt_token_ids is not None:
+            self._token_ids += chunk.token_ids
         if self._shown_logprobs is not None:
             self._shown_logprobs += logprobs or []
         self._finish_reason = chunk.finish_reason
         return text, logprobs
 
+    def events(self, chunk: TokenChunk) -> Iterator[Json]:
+        """What a stream has after `chunk`: its text, and at the end an event of its own with the reason."""
+        text, logprobs = self.take(chunk)
+        has_tokens = self._shape.prompt_token_ids is not None and chunk.token_ids
+        # A chat that ends without a text has a message all the same.
+        has_ended_empty = (
+            chunk.finish_reason is not None and self._shape.kind == "chat" and not self._has_begun
+        )
+        if text or logprobs or has_tokens or has_ended_empty:
+            more: Json = {"index": chunk.index, "logprobs": logprobs, "token_ids": chunk.token_ids}
+            yield self._shape.chunk(text, is_first=not self._has_begun, **more)
+            self._has_begun = True
+        if chunk.finish_reason is not None:
+            yield self._shape.end(chunk.finish_reason, chunk.index)
+
     @property
     def choice(self) -> Choice:
         """The whole sample so far."""
-        return Choice("".join(self._parts), self._finish_reason, self._shown_logprobs)
+        return Choice("".join(self._parts), self._finish_reason, self._shown_logprobs, self._token_ids)
 
 
 class UsageCounter:
@@ -74,22 +95,18 @@ async def whole_answer(shape: AnswerShape, stream: RankStream, *texts: TextStrea
 
 
 async def stream_answer(
-    shape: AnswerShape, stream: RankStream, *texts: TextStream, with_usage: bool
+    shape: AnswerShape, stream: RankStream, *texts: TextStream, usage: UsageInStream
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
     samples = [SampleText(shape, text) for text in texts]
     counter = UsageCounter()
-    begun: set[int] = set()
     try:
         async for chunk in stream:
-            index, ended = chunk.index, chunk.finish_reason
             counter.take(chunk)
-            piece, logprobs = samples[index].take(chunk)
-            if piece or logprobs or ended is not None:
-                is_first = index not in begun
-                yield sse(shape.chunk(piece, ended, is_first=is_first, index=index, logprobs=logprobs))
-                begun.add(index)
-        if with_usage:
+            counts = {"usage": counter.usage.as_json()} if usage == "every chunk" else {}
+            for event in samples[chunk.index].events(chunk):
+                yield sse(event | counts)
+        if usage != "none":
             yield sse(shape.usage_chunk(counter.usage))
         yield STREAM_END
     except RequestError as error:
@@ -104,10 +121,16 @@ class AnswerEvents(StreamingResponse):
     Args:
         events: what is sent, made of `stream`.
         stream: the request's.
+        headers: what else the answer has.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], stream: RankStream) -> None:
-        headers = {"x-dp-rank": str(stream.rank)}
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        stream: RankStream,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        headers = {"x-dp-rank": str(stream.rank), **headers}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._stream = stream
 

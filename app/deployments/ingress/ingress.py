@@ -29,6 +29,7 @@ from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.ingress.dispatch.rank_search import SearchLimits
 from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.ingress.health import health_answer
+from app.deployments.ingress.ignored_fields import IgnoredFields
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
@@ -53,6 +54,8 @@ from app.generation import GenerateRequest
 from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name
+from app.text.chat_prompt import ChatPrompter
+from app.text.text_stream import TextStream
 from app.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("ray.serve")
@@ -129,9 +132,11 @@ class Ingress:
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
         self._tokenizer = Tokenizer.from_folder(model_dir)
         self._control = RankControl(self._ranks, self._directory, dp_size=config.expected_dp_size)
+        self._ignored = IgnoredFields()
         self._reader = RequestReader(
             config.ingress,
             self._tokenizer,
+            ChatPrompter(self._tokenizer, config.model),
             model_name=served_name(config.model),
             max_model_len=self._max_model_len,
             # Workers take tenants' salts in bodies, where they may be no longer than others.
@@ -186,12 +191,13 @@ class Ingress:
             name_of=self._token_name if body.return_text_in_logprobs else None,
             is_incremental=body.incremental_streaming_output,
         )
-        texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
+        texts = self._text_streams(prepared)
         stream = await self._dispatch(prepared, self._dispatcher.start)
+        headers = self._ignored.headers(prepared.ignored_fields)
         if body.stream:
-            return AnswerEvents(stream_native(shape, stream, *texts), stream)
+            return AnswerEvents(stream_native(shape, stream, *texts), stream, headers)
         answer = await whole_native(shape, stream, *texts)
-        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
 
     @api.get("/v1/loads")
     async def loads(self, request: Request) -> Json:
@@ -277,10 +283,11 @@ class Ingress:
         return decisions_answer(request_id, await self._routers.decisions(request_id))
 
     @api.post("/router/explain")
-    async def router_explain(self, request: Request) -> Json:
+    async def router_explain(self, request: Request) -> Response:
         """Which rank a request with this body, of any API, would go to now, and why."""
         prepared = await self._reader.read(request, parse_any)
-        return await self._dispatch(prepared, self._dispatcher.explain)
+        explanation = await self._dispatch(prepared, self._dispatcher.explain)
+        return JSONResponse(explanation, headers=self._ignored.headers(prepared.ignored_fields))
 
     async def _complete(
         self, request: Request, parse: Callable[[bytes], ChatRequest | TextRequest]
@@ -292,14 +299,22 @@ class Ingress:
             request_id=prepared.generate.request_id,
             model=served_name(self._config.model),
             spell=None if params.logprobs is None else self._tokenizer.spell,
+            prompt_token_ids=prepared.generate.prompt_token_ids if body.return_token_ids else None,
         )
-        texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
+        texts = self._text_streams(prepared)
         stream = await self._dispatch(prepared, self._dispatcher.start)
+        headers = self._ignored.headers(prepared.ignored_fields)
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return AnswerEvents(stream_answer(shape, stream, *texts, with_usage=with_usage), stream)
+            events = stream_answer(shape, stream, *texts, usage=body.usage_in_stream)
+            return AnswerEvents(events, stream, headers)
         answer = await whole_answer(shape, stream, *texts)
-        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank)})
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
+
+    def _text_streams(self, prepared: PreparedRequest[PromptBody]) -> list[TextStream]:
+        """The text of each sample."""
+        params, keep_stop = prepared.generate.params, prepared.body.keeps_stop
+        given = (params.stop, params.min_tokens, params.skip_special_tokens)
+        return [self._tokenizer.text_stream(*given, keep_stop=keep_stop) for _ in range(prepared.body.n)]
 
     def _token_name(self, token_id: int) -> str:
         return self._tokenizer.spell(token_id).name

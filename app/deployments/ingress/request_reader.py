@@ -17,6 +17,7 @@ from app.api.openai.requests import ChatRequest
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
 from app.generation import GenerateRequest
 from app.settings import IngressConfig
+from app.text.chat_prompt import ChatPrompter, Prompt
 from app.text.tokenizer import Tokenizer
 
 LONG_BODY = 20_000
@@ -35,12 +36,14 @@ class PreparedRequest(Generic[Body_co]):
         generate: what a rank has to do.
         pinned: the only rank that the client allows, if it named one.
         session_id: the session that the client named, if it did; the header's before the body's.
+        ignored_fields: fields of the body that change nothing here, and of which the client must be told.
     """
 
     body: Body_co
     generate: GenerateRequest
     pinned: PinnedRank | None
     session_id: str | None
+    ignored_fields: tuple[str, ...] = ()
 
 
 class RequestReader:
@@ -49,6 +52,7 @@ class RequestReader:
     Args:
         config: the largest body, and the header that names the tenant.
         tokenizer: the model's.
+        prompter: makes prompts of chats.
         model_name: what a request may name as its model.
         max_model_len: tokens of the context.
         tenant_salt_chars: characters of a tenant's salt.
@@ -58,6 +62,7 @@ class RequestReader:
         self,
         config: IngressConfig,
         tokenizer: Tokenizer,
+        prompter: ChatPrompter,
         *,
         model_name: str,
         max_model_len: int,
@@ -65,6 +70,7 @@ class RequestReader:
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
+        self._prompter = prompter
         self._model_name = model_name
         self._max_model_len = max_model_len
         self._tenant_salt_chars = tenant_salt_chars
@@ -78,18 +84,19 @@ class RequestReader:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, token_ids = await self._prepare(await self._read_body(request), parse)
-        self._check_prompt(body, token_ids)
+        body, prompt = await self._prepare(await self._read_body(request), parse)
+        self._check_prompt(body, prompt.token_ids)
         generate = GenerateRequest(
             uuid.uuid4().hex,
-            token_ids,
+            prompt.token_ids,
             body.engine_params(),
             cache_salt=self._cache_salt(tenant, body.cache_salt),
             n=body.n,
             priority=body.priority,
         )
         pinned = pinned_rank(request.headers, body.rank_fields)
-        return PreparedRequest(body, generate, pinned, session_id or body.session_id)
+        ignored = (*body.ignored_fields, *prompt.ignored_fields)
+        return PreparedRequest(body, generate, pinned, session_id or body.session_id, ignored)
 
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
@@ -108,24 +115,23 @@ class RequestReader:
                 raise RequestTooLargeError(f"the body is larger than {limit} bytes")
         return bytes(body)
 
-    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, list[int]]:
-        """The body and its prompt's token ids; a long body is worked on in a thread, off the event loop."""
+    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
+        """The body and its prompt; a long body is worked on in a thread, off the event loop."""
 
-        def prepare() -> tuple[Body, list[int]]:
+        def prepare() -> tuple[Body, Prompt]:
             body = parse(raw)
-            return body, self._token_ids(body)
+            return body, self._prompt(body)
 
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 
-    def _token_ids(self, body: PromptBody) -> list[int]:
+    def _prompt(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatRequest):
-            return self._tokenizer.encode(
-                self._tokenizer.render_chat([each.flat() for each in body.messages])
-            )
+            return self._prompter.prompt(body.chat())
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
-            return self._tokenizer.encode(body.prompt, add_special_tokens=True)
-        return body.prompt
+            add_special_tokens = body.add_special_tokens is not False
+            return Prompt(self._tokenizer.encode(body.prompt, add_special_tokens), ())
+        return Prompt(body.prompt, ())
 
     def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
         if body.model is not None:
