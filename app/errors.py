@@ -24,6 +24,7 @@ KvbeaconError
     ├── ModelNameError          404: the request names a model that isn't served here
     ├── UnknownDecisionError    404: no router remembers the request
     ├── RequestTooLargeError    413: the body is larger than this server reads
+    ├── UnsupportedEncodingError 415: the body is compressed in another way than gzip
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
@@ -203,6 +204,16 @@ class RequestTooLargeError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="request_too_large")
+
+
+class UnsupportedEncodingError(RequestError):
+    """The request's body is compressed in a way that this server doesn't read."""
+
+    status = 415
+
+    def __init__(self, encoding: str) -> None:
+        message = f"Content-Encoding = {shown(encoding)}: allowed are 'gzip' and none"
+        super().__init__(message, param="Content-Encoding", code="unsupported_encoding")
 
 
 class QueueFullError(RequestError):

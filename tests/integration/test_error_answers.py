@@ -83,7 +83,7 @@ def test_another_model(tiny_graph: ServeGraph) -> None:
     assert caught.value.code == "model_not_found"
     assert caught.value.param == "model"
     assert "'gpt-4o'" in caught.value.message
-    assert "'tiny'" in caught.value.message
+    assert "'tiny' or 'tiny-alias'" in caught.value.message
 
 
 def test_another_path(tiny_graph: ServeGraph) -> None:

@@ -29,6 +29,7 @@ from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.ingress.dispatch.rank_search import SearchLimits
 from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.ingress.health import health_answer
+from app.deployments.ingress.http_rules import HttpRules, replica_settings
 from app.deployments.ingress.ignored_fields import IgnoredFields
 from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
@@ -53,7 +54,8 @@ from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
 from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
 from app.models.context import context_length, resolve_max_model_len
-from app.models.store import resolve_model, served_name
+from app.models.store import resolve_model, served_name, served_names
+from app.settings import IngressConfig
 from app.text.chat_prompt import ChatPrompter
 from app.text.text_stream import TextStream
 from app.text.tokenizer import Tokenizer
@@ -69,6 +71,7 @@ OUTCOMES_INTERVAL_S = 0.2
 Dispatched = TypeVar("Dispatched")
 
 api = FastAPI(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
+api.add_middleware(HttpRules, settings=replica_settings)
 
 
 @api.exception_handler(RequestError)
@@ -137,7 +140,7 @@ class Ingress:
             config.ingress,
             self._tokenizer,
             ChatPrompter(self._tokenizer, config.model),
-            model_name=served_name(config.model),
+            model_names=served_names(config.model),
             max_model_len=self._max_model_len,
             # Workers take tenants' salts in bodies, where they may be no longer than others.
             tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
@@ -158,6 +161,11 @@ class Ingress:
             drain_timeout_s=config.engine.drain_timeout_s,
         )
 
+    @property
+    def http_settings(self) -> IngressConfig:
+        """The settings by which `HttpRules` goes."""
+        return self._config.ingress
+
     def _choosing_routers(self, config: AppConfig) -> Routers:
         if config.autoscaling is None:
             return self._routers
@@ -174,8 +182,7 @@ class Ingress:
         """A text's continuation."""
         return await self._complete(request, parse_text)
 
-    @api.post("/generate")
-    @api.put("/generate")
+    @api.api_route("/generate", methods=["POST", "PUT"])
     async def generate(self, request: Request) -> Response:
         """A prompt's continuation, in SGLang's shape."""
         prepared = await self._reader.read(request, parse_generate)
@@ -214,8 +221,7 @@ class Ingress:
         report, status = await self._control.probe()
         return JSONResponse(report, status_code=status)
 
-    @api.get("/flush_cache")
-    @api.post("/flush_cache")
+    @api.api_route("/flush_cache", methods=["GET", "POST"])
     async def flush_cache(self, request: Request) -> Response:
         """Every rank forgets its cached blocks; 503 when some rank couldn't."""
         if not self._config.ingress.allow_flush_cache:
@@ -227,13 +233,15 @@ class Ingress:
     @api.get("/v1/models")
     async def models(self) -> Json:
         """What can be named in a request's `model`."""
-        return {"object": "list", "data": [model_card(self._config, self._max_model_len)]}
+        names = served_names(self._config.model)
+        cards = [model_card(self._config, self._max_model_len, name) for name in names]
+        return {"object": "list", "data": cards}
 
     @api.get("/v1/models/{name:path}")
     async def model(self, name: str) -> Json:
-        """The one model, by its name."""
+        """The one model, by one of its names."""
         self._reader.check_model_name(name)
-        return model_card(self._config, self._max_model_len)
+        return model_card(self._config, self._max_model_len, name)
 
     @api.get("/health")
     async def health(self) -> Response:

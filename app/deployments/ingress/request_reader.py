@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,11 +14,13 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
-from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
+from app.deployments.ingress.request_body import read_body
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
 from app.generation import GenerateRequest
 from app.settings import IngressConfig
 from app.text.chat_prompt import ChatPrompter, Prompt
 from app.text.tokenizer import Tokenizer
+from app.validation import one_of
 
 LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
@@ -53,7 +55,7 @@ class RequestReader:
         config: the largest body, and the header that names the tenant.
         tokenizer: the model's.
         prompter: makes prompts of chats.
-        model_name: what a request may name as its model.
+        model_names: what a request may name as its model.
         max_model_len: tokens of the context.
         tenant_salt_chars: characters of a tenant's salt.
     """
@@ -64,14 +66,14 @@ class RequestReader:
         tokenizer: Tokenizer,
         prompter: ChatPrompter,
         *,
-        model_name: str,
+        model_names: Sequence[str],
         max_model_len: int,
         tenant_salt_chars: int = 2 * hashing.MAX_SALT_CHARS,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
         self._prompter = prompter
-        self._model_name = model_name
+        self._model_names = model_names
         self._max_model_len = max_model_len
         self._tenant_salt_chars = tenant_salt_chars
 
@@ -84,7 +86,7 @@ class RequestReader:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, prompt = await self._prepare(await self._read_body(request), parse)
+        body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
         self._check_prompt(body, prompt.token_ids)
         generate = GenerateRequest(
             uuid.uuid4().hex,
@@ -103,17 +105,8 @@ class RequestReader:
 
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""
-        if name != self._model_name:
-            raise ModelNameError(f"model = {shown(name)}; served here: {self._model_name!r}")
-
-    async def _read_body(self, request: Request) -> bytes:
-        limit = self._config.max_request_bytes
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise RequestTooLargeError(f"the body is larger than {limit} bytes")
-        return bytes(body)
+        if name not in self._model_names:
+            raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
     async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
         """The body and its prompt; a long body is worked on in a thread, off the event loop."""

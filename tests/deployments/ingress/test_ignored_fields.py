@@ -22,7 +22,6 @@ def test_names_are_letters_digits_dots_and_underscores_and_the_header_has_an_end
 def test_the_log_has_each_name_once_and_not_without_end(caplog: pytest.LogCaptureFixture) -> None:
     ignored = IgnoredFields()
     with caplog.at_level(logging.INFO, logger="ray.serve"):
-        logging.getLogger("ray.serve").propagate = True
         for _ in range(3):
             ignored.headers(("opts", "messages.opts"))
         assert [record.args for record in caplog.records] == [("opts",), ("messages.opts",)]

@@ -64,7 +64,7 @@ def reader(tokenizer: Tokenizer) -> RequestReader:
 def new_reader(tokenizer: Tokenizer, **settings: Any) -> RequestReader:
     config = IngressConfig(**settings)
     prompter = ChatPrompter(tokenizer, ModelConfig())
-    return RequestReader(config, tokenizer, prompter, model_name="mine", max_model_len=8192)
+    return RequestReader(config, tokenizer, prompter, model_names=("mine", "org/mine"), max_model_len=8192)
 
 
 async def read(
@@ -210,7 +210,7 @@ async def test_a_model_that_is_not_served_here_is_named(reader: RequestReader) -
     reader.check_model_name("mine")
     error = await refusal(reader, TEXT | {"model": "other"})
     assert isinstance(error, ModelNameError)
-    assert error.message == "model = 'other'; served here: 'mine'"
+    assert error.message == "model = 'other'; served here: 'mine' or 'org/mine'"
 
 
 async def test_a_prompt_has_at_least_one_token(reader: RequestReader) -> None:
