@@ -60,17 +60,13 @@ COMPLETION: Fields = {
     **_all(INFORMS, "user metadata safety_identifier prompt_cache_key prediction request_id rid"),
     # vLLM's for tokenizers of another kind and for beams, and SGLang's for its own scheduler.
     **_all(INFORMS, "spaces_between_special_tokens length_penalty early_stopping guided_decoding_backend"),
-    **_all(INFORMS, "separate_reasoning stream_reasoning log_metrics cache_prompt"),
-    "parallel_tool_calls": Meaning((True, False)),
+    **_all(INFORMS, "stream_reasoning log_metrics cache_prompt"),
     "best_of": Meaning((1,)),
     "echo": FLAG,
     "suffix": Meaning(("",)),
-    "tools": Meaning(([],)),
-    "tool_choice": Meaning(("none", "auto")),
     "functions": Meaning(([],)),
     "function_call": Meaning(("none", "auto")),
     "modalities": Meaning((["text"],)),
-    "include_reasoning": Meaning((True, False)),
     # How the server works on it, not what it answers.
     "store": _hint(False),
     "service_tier": _hint("auto", "default"),
@@ -108,6 +104,9 @@ TEXT: Fields = {
     **COMPLETION,
     "messages": Meaning(instead="send a prompt, or send them to /v1/chat/completions"),
     "top_logprobs": Meaning((0,)),
+    "tools": Meaning(([],)),
+    "tool_choice": Meaning(("none", "auto")),
+    **_all(Meaning((True, False)), "parallel_tool_calls include_reasoning separate_reasoning"),
     "max_completion_tokens": Meaning(instead="send max_tokens"),
     **_all(FLAG, "continue_final_message"),
     **_all(EMPTY, "chat_template_kwargs documents"),
@@ -126,6 +125,9 @@ MESSAGE: Fields = {
     **_all(Meaning(([],)), "images image_data files attachments"),
 }
 """Of a chat's messages, as clients send an answer back."""
+
+TOOL: Fields = {**_all(INFORMS, "cache_control id"), "custom": REFUSED}
+"""Of the tools that a chat offers."""
 
 TOOL_CALL: Fields = {**_all(INFORMS, "index cache_control"), "custom": REFUSED}
 """Of an assistant's tool calls."""

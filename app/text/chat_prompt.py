@@ -20,6 +20,8 @@ from app.text.tokenizer import Tokenizer
 _OWN_FIELDS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """What a template reads and a request has fields of its own for."""
 
+_THINK = "<think>"
+
 
 @dataclass(frozen=True)
 class ChatMessage:
@@ -68,10 +70,12 @@ class Prompt:
     Attributes:
         token_ids: the prompt.
         ignored_fields: fields of the request that the template doesn't read.
+        is_thinking: whether it ends in the mark that opens thoughts.
     """
 
     token_ids: list[int]
     ignored_fields: tuple[str, ...]
+    is_thinking: bool = False
 
 
 class ChatPrompter:
@@ -111,7 +115,8 @@ class ChatPrompter:
         _check_whole(chat.messages, messages, text)
         if chat.continue_final_message:
             text = _cut_at(mark, text, len(messages) - 1)
-        return Prompt(self._token_ids(hidden.pieces(text), chat.add_special_tokens), ignored)
+        token_ids = self._token_ids(hidden.pieces(text), chat.add_special_tokens)
+        return Prompt(token_ids, ignored, text.rstrip().endswith(_THINK))
 
     def _shown(self, template: ChatTemplate, message: ChatMessage) -> dict[str, Any]:
         """The message as the template takes it."""

@@ -126,6 +126,16 @@ class Tokenizer:
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     @property
+    def chat_template_source(self) -> str:
+        """The template's text; none if the model has none."""
+        return "" if self._chat_template is None else self._chat_template.source
+
+    def special_token_id(self, text: str) -> int | None:
+        """The special token that is written like this, if there is one."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self._special_ids else None
+
+    @property
     def chat_template(self) -> ChatTemplate:
         """The model's template. Raises `InvalidRequestError` if it has none."""
         if self._chat_template is None:

@@ -28,6 +28,7 @@ CHAT = {
         {"role": "user", "content": [{"type": "text", "text": "a"}]},
         {"role": "assistant", "content": "b", "tool_calls": [CALL]},
     ],
+    "tools": [{"type": "function", "function": {"name": "f"}}],
     "stream": True,
     "stream_options": {"include_usage": True},
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
@@ -38,6 +39,8 @@ LEVELS: list[tuple[dict[str, Any], list[str | int]]] = [
     (CHAT, ["messages", 0, "content", 0]),
     (CHAT, ["messages", 1, "tool_calls", 0]),
     (CHAT, ["messages", 1, "tool_calls", 0, "function"]),
+    (CHAT, ["tools", 0]),
+    (CHAT, ["tools", 0, "function"]),
     (CHAT, ["stream_options"]),
     (CHAT, ["response_format"]),
     (CHAT, ["response_format", "json_schema"]),
@@ -92,12 +95,13 @@ PARSERS: dict[str, tuple[Parse, dict[str, Any], list[str | int]]] = {
     "CHAT": (parse_chat, CHAT, []),
     "MESSAGE": (parse_chat, CHAT, ["messages", 0]),
     "PART": (parse_chat, CHAT, ["messages", 0, "content", 0]),
+    "TOOL": (parse_chat, CHAT, ["tools", 0]),
     "TOOL_CALL": (parse_chat, CHAT, ["messages", 1, "tool_calls", 0]),
     "STREAM_OPTIONS": (parse_chat, CHAT, ["stream_options"]),
     "RESPONSE_FORMAT": (parse_chat, CHAT, ["response_format"]),
-    "STRUCTURED_OUTPUTS": (parse_text, LEVELS[9][0], ["structured_outputs"]),
-    "NATIVE": (parse_generate, LEVELS[10][0], []),
-    "NATIVE_SAMPLING": (parse_generate, LEVELS[10][0], ["sampling_params"]),
+    "STRUCTURED_OUTPUTS": (parse_text, LEVELS[11][0], ["structured_outputs"]),
+    "NATIVE": (parse_generate, LEVELS[12][0], []),
+    "NATIVE_SAMPLING": (parse_generate, LEVELS[12][0], ["sampling_params"]),
 }
 
 

@@ -10,10 +10,12 @@ from app.api.fields import CHAT, TEXT, Fields
 from app.api.openai.completion import CompletionRequest
 from app.api.openai.logprobs import Kind
 from app.api.openai.messages import Message
+from app.api.openai.tools import ToolChoice, Tools, wish_of
 from app.api.request_model import Int, TokenIds, parse_body
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS
 from app.text.chat_prompt import Chat
+from app.text.output.formats import CallWish
 
 
 class ChatRequest(CompletionRequest):
@@ -25,6 +27,8 @@ class ChatRequest(CompletionRequest):
             unless the last message is to be continued.
         reasoning_effort, verbosity: for templates that read them.
         documents: what the template writes into the prompt, in its own form.
+        separate_reasoning: whether thoughts are split from the content, into `reasoning_content`.
+        include_reasoning: whether they are shown at all.
     """
 
     kind: ClassVar[Kind] = "chat"
@@ -40,6 +44,11 @@ class ChatRequest(CompletionRequest):
     reasoning_effort: str | None = None
     verbosity: str | None = None
     documents: list[dict[str, Any]] = Field(default_factory=list)
+    tools: Tools = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    separate_reasoning: bool = True
+    include_reasoning: bool = True
     logprobs: bool = False
     top_logprobs: Int = Field(0, ge=0, le=MAX_LOGPROBS)
 
@@ -69,8 +78,11 @@ class ChatRequest(CompletionRequest):
     def chat(self) -> Chat:
         """The conversation. Raises `InvalidRequestError` for a message that is none."""
         messages = enumerate(self.messages)
-        hints = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
-        required = {"documents": self.documents}
+        hints: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
+        required: dict[str, Any] = {"documents": self.documents}
+        tools = [tool.as_template_takes_it() for tool in self.tools]
+        # Tools that mustn't be called change little: a template that can't write them leaves them out.
+        (hints if self.tool_choice == "none" else required)["tools"] = tools or None
         return Chat(
             [message.as_template_takes_it(f"messages.{place}") for place, message in messages],
             add_generation_prompt=self.add_generation_prompt is not False,
@@ -80,6 +92,10 @@ class ChatRequest(CompletionRequest):
             hints={name: value for name, value in hints.items() if value is not None},
             required={name: value for name, value in required.items() if value},
         )
+
+    def wish(self) -> CallWish:
+        """The calls that it allows or wants. Raises `InvalidRequestError` for a tool that isn't there."""
+        return wish_of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     @property
     def max_output_tokens(self) -> int | None:

@@ -11,6 +11,7 @@ import msgspec
 
 from app.api.openai.logprobs import Json, Kind, Spell, joined
 from app.errors import RequestError
+from app.text.output.formats import PLAIN_OUTPUT, OutputFormat
 
 STREAM_END = b"data: [DONE]\n\n"
 UsageInStream = Literal["none", "last chunk", "every chunk"]
@@ -36,12 +37,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Choice:
-    """One sample's whole text; `logprobs` has an entry per token."""
+    """One sample's whole text; `logprobs` has an entry per token. `message`: a chat's, unless it is text."""
 
     text: str
     finish_reason: str | None
     logprobs: list[Json] | None = None
     token_ids: Sequence[int] = ()
+    message: Json | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class AnswerShape:
     """How one answer is written: the endpoint's kind, and what every part of it repeats.
 
     `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids` is None unless
-    the answer has the tokens of prompt and output, which are where vLLM has them.
+    the answer has the tokens of prompt and output, which are where vLLM has them. `output` finds calls and
+    thoughts in a chat's text; `shows_thoughts` says whether the client wants these.
     """
 
     kind: Kind
@@ -58,13 +61,16 @@ class AnswerShape:
     created: int = field(default_factory=lambda: int(time.time()))
     spell: Spell | None = None
     prompt_token_ids: Sequence[int] | None = None
+    output: OutputFormat = PLAIN_OUTPUT
+    shows_thoughts: bool = True
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """The answer in one piece, its samples in order."""
         is_chat = self.kind == "chat"
         shown = []
         for index, choice in enumerate(choices):
-            message = {"message": {"role": "assistant", "content": choice.text}}
+            said = {"content": choice.text} if choice.message is None else choice.message
+            message = {"message": {"role": "assistant", **said}}
             content = message if is_chat else {"text": choice.text}
             content |= self._tokens(choice.token_ids)
             content |= {} if is_chat else self._prompt_tokens
@@ -81,11 +87,13 @@ class AnswerShape:
         index: int = 0,
         logprobs: list[Json] | None = None,
         token_ids: Sequence[int] = (),
+        delta: Json | None = None,
     ) -> Json:
-        """One piece of a sample's text. A chat's first chunk of every sample has the role."""
+        """One piece of a sample's text, or of a chat's message. A sample's first one has a chat's role."""
         role = {"role": "assistant"} if is_first else {}
         is_chat = self.kind == "chat"
-        content = {"delta": {**role, "content": text}} if is_chat else {"text": text}
+        said = {"content": text} if delta is None else delta
+        content = {"delta": {**role, **said}} if is_chat else {"text": text}
         content |= self._tokens(token_ids)
         prompt = self._prompt_tokens if is_first else {}
         choice = self._choice(index, content if is_chat else {**content, **prompt}, None, logprobs)

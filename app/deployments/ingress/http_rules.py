@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from ray import serve
@@ -32,7 +33,8 @@ _SLASHES = re.compile("/{2,}")
 
 def replica_settings() -> IngressConfig:
     """Those of the ingress in whose process this is. The middleware is made before there are any."""
-    settings: IngressConfig = serve.get_replica_context().servable_object.http_settings
+    ingress: Any = serve.get_replica_context().servable_object
+    settings: IngressConfig = ingress.http_settings
     return settings
 
 

@@ -57,6 +57,7 @@ from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name, served_names
 from app.settings import IngressConfig
 from app.text.chat_prompt import ChatPrompter
+from app.text.output.formats import OutputFormats
 from app.text.text_stream import TextStream
 from app.text.tokenizer import Tokenizer
 
@@ -140,6 +141,8 @@ class Ingress:
             config.ingress,
             self._tokenizer,
             ChatPrompter(self._tokenizer, config.model),
+            # A worker by URL may have no grammars, or other ones.
+            OutputFormats(self._tokenizer, config.model, constrains=config.remote_ranks is None),
             model_names=served_names(config.model),
             max_model_len=self._max_model_len,
             # Workers take tenants' salts in bodies, where they may be no longer than others.
@@ -308,6 +311,8 @@ class Ingress:
             model=served_name(self._config.model),
             spell=None if params.logprobs is None else self._tokenizer.spell,
             prompt_token_ids=prepared.generate.prompt_token_ids if body.return_token_ids else None,
+            output=prepared.output,
+            shows_thoughts=not isinstance(body, ChatRequest) or body.include_reasoning,
         )
         texts = self._text_streams(prepared)
         stream = await self._dispatch(prepared, self._dispatcher.start)

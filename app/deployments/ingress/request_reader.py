@@ -16,9 +16,10 @@ from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
 from app.deployments.ingress.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
-from app.generation import GenerateRequest
+from app.generation import GenerateRequest, SamplingParams
 from app.settings import IngressConfig
 from app.text.chat_prompt import ChatPrompter, Prompt
+from app.text.output.formats import PLAIN_OUTPUT, OutputFormat, OutputFormats
 from app.text.tokenizer import Tokenizer
 from app.validation import one_of
 
@@ -39,6 +40,7 @@ class PreparedRequest(Generic[Body_co]):
         pinned: the only rank that the client allows, if it named one.
         session_id: the session that the client named, if it did; the header's before the body's.
         ignored_fields: fields of the body that change nothing here, and of which the client must be told.
+        output: how a chat's output is read.
     """
 
     body: Body_co
@@ -46,6 +48,7 @@ class PreparedRequest(Generic[Body_co]):
     pinned: PinnedRank | None
     session_id: str | None
     ignored_fields: tuple[str, ...] = ()
+    output: OutputFormat = PLAIN_OUTPUT
 
 
 class RequestReader:
@@ -55,6 +58,7 @@ class RequestReader:
         config: the largest body, and the header that names the tenant.
         tokenizer: the model's.
         prompter: makes prompts of chats.
+        outputs: says how chats' outputs are read.
         model_names: what a request may name as its model.
         max_model_len: tokens of the context.
         tenant_salt_chars: characters of a tenant's salt.
@@ -65,6 +69,7 @@ class RequestReader:
         config: IngressConfig,
         tokenizer: Tokenizer,
         prompter: ChatPrompter,
+        outputs: OutputFormats,
         *,
         model_names: Sequence[str],
         max_model_len: int,
@@ -73,6 +78,7 @@ class RequestReader:
         self._config = config
         self._tokenizer = tokenizer
         self._prompter = prompter
+        self._outputs = outputs
         self._model_names = model_names
         self._max_model_len = max_model_len
         self._tenant_salt_chars = tenant_salt_chars
@@ -88,17 +94,32 @@ class RequestReader:
         session_id = named_session(request.headers)
         body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
         self._check_prompt(body, prompt.token_ids)
+        params, output = self._output(body, prompt)
         generate = GenerateRequest(
             uuid.uuid4().hex,
             prompt.token_ids,
-            body.engine_params(),
+            params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
             n=body.n,
             priority=body.priority,
         )
         pinned = pinned_rank(request.headers, body.rank_fields)
         ignored = (*body.ignored_fields, *prompt.ignored_fields)
-        return PreparedRequest(body, generate, pinned, session_id or body.session_id, ignored)
+        return PreparedRequest(body, generate, pinned, session_id or body.session_id, ignored, output)
+
+    def _output(self, body: PromptBody, prompt: Prompt) -> tuple[SamplingParams, OutputFormat]:
+        """How the engine samples, and how its output is read."""
+        if not isinstance(body, ChatRequest):
+            return body.engine_params(), PLAIN_OUTPUT
+        wish = body.wish()
+        params = body.engine_params()
+        output = self._outputs.of(
+            wish,
+            is_thinking=prompt.is_thinking,
+            separates=body.separate_reasoning,
+            wanted=params.structured_output,
+        )
+        return self._outputs.constrained(params, wish, output), output
 
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)

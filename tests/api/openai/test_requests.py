@@ -8,6 +8,8 @@ import pytest
 
 from app.errors import InvalidRequestError
 from app.text.chat_prompt import ChatMessage
+from app.text.output.formats import CallWish
+from app.text.output.grammars import Tool
 from tests.support.completion_bodies import chat, refusal, text
 
 
@@ -113,6 +115,46 @@ def test_an_assistants_answer_comes_back_in_every_form_that_clients_send() -> No
         ChatMessage("assistant", (), {"reasoning_content": "Hm.", "tool_calls": [given]}),
         ChatMessage("assistant", ("a",)),
     ]
+
+
+WEATHER = {"name": "get_weather", "description": "Tells it.", "parameters": {"type": "object"}}
+TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "function": {"name": "get_time"}}]
+NAMED = {"type": "function", "function": {"name": "get_time"}}
+
+
+def test_which_calls_a_chat_wants() -> None:
+    weather, time = Tool("get_weather", {"type": "object"}), Tool("get_time")
+    assert chat().wish() == chat(tools=[]).wish() == chat(tool_choice="auto").wish() == CallWish()
+    assert chat(tools=TOOLS).wish() == CallWish((weather, time))
+    assert chat(tools=TOOLS, tool_choice="none").wish() == CallWish()
+    assert chat(tools=TOOLS, parallel_tool_calls=False).wish() == CallWish((weather, time), parallel=False)
+    assert chat(tools=TOOLS, tool_choice="required").wish() == CallWish((weather, time), required=True)
+    assert chat(tools=TOOLS, tool_choice=NAMED).wish() == CallWish((time,), required=True, parallel=False)
+
+
+def test_tools_reach_the_template_as_they_are() -> None:
+    assert chat(tools=TOOLS).chat().required["tools"] == TOOLS
+    assert chat(tools=TOOLS, tool_choice="none").chat().hints["tools"] == TOOLS
+    assert chat(tools=[]).chat().required == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools.0.function.name"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
+         "tool_choice.function.name"),
+        ({"tool_choice": NAMED}, "tool_choice.function.name"),
+    ],
+)  # fmt: skip
+def test_tools_that_are_none(fields: dict[str, Any], param: str) -> None:
+    error = refusal(lambda **given: chat(**given).wish(), **fields)
+    assert error.param == param
+    assert param in error.message
 
 
 def test_what_shapes_a_chats_prompt() -> None:

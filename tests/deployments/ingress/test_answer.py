@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.chat.chat_completion import ChoiceLogprobs
 from openai.types.completion_choice import Logprobs as TextLogprobs
 from starlette.types import Message
@@ -21,6 +22,7 @@ from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.messages import RankMessage, Refusal
 from app.errors import EngineFailedError, RankDiedError
 from app.generation import TokenChunk, TokenLogprobs
+from app.text.output.formats import OutputFormat
 from app.text.tokenizer import Tokenizer
 from tests.support.fake_deployments import begun
 
@@ -181,6 +183,61 @@ async def test_every_chunk_can_have_the_counts_so_far(tokenizer: Tokenizer) -> N
     )
     counts = [event["usage"]["completion_tokens"] for event in events[:-1]]
     assert counts == [*range(1, len(token_ids) + 1), len(token_ids), len(token_ids)]
+
+
+CALLS = (
+    "<think>Hm.</think>I look.\n"
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+)
+
+
+@pytest.mark.parametrize("shows_thoughts", [True, False])
+async def test_calls_and_thoughts_are_told_whole_and_streamed(
+    tokenizer: Tokenizer, shows_thoughts: bool
+) -> None:
+    output = OutputFormat("hermes", frozenset({"get_weather", "get_time"}), "possible")
+    shape = AnswerShape("chat", "1", "m", output=output, shows_thoughts=shows_thoughts)
+    token_ids = [*tokenizer.encode(CALLS), *tokenizer.eos_token_ids]
+    stream = (await begun(chunks(token_ids, "stop"))).stream
+    answer = await whole_answer(shape, stream, tokenizer.text_stream())
+    (choice,) = ChatCompletion.model_validate(answer).choices
+    assert choice.finish_reason == "tool_calls"
+    message = choice.message
+    assert message.content == "I look."
+    assert (message.model_dump().get("reasoning_content") == "Hm.") is shows_thoughts
+    given = answer["choices"][0]["message"]["tool_calls"]
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in given]
+    assert calls == [("get_weather", '{"city": "Paris"}'), ("get_time", "{}")]
+
+    stream = (await begun(chunks(token_ids, "stop"))).stream
+    lines = [each async for each in stream_answer(shape, stream, tokenizer.text_stream(), usage="none")]
+    events = data_of(lines)[:-1]
+    *pieces, end = [ChatCompletionChunk.model_validate(each).choices[0] for each in events]
+    assert (end.finish_reason, end.delta.model_dump(exclude_unset=True)) == ("tool_calls", {})
+    assert "".join(piece.delta.content or "" for piece in pieces) == "I look."
+    deltas = [event["choices"][0]["delta"] for event in events]
+    thoughts = "".join(delta.get("reasoning_content", "") for delta in deltas)
+    assert thoughts == ("Hm." if shows_thoughts else "")
+    streamed: dict[int, list[str]] = {}
+    for part in (part for delta in deltas for part in delta.get("tool_calls", [])):
+        if "id" in part:
+            streamed[part["index"]] = [part["id"], part["function"]["name"], ""]
+        streamed[part["index"]][2] += part["function"]["arguments"]
+    ids = [call["id"] for call in given]
+    assert list(streamed.values()) == [[call_id, *call] for call_id, call in zip(ids, calls, strict=True)]
+    assert len(set(ids)) == 2
+
+
+async def test_an_answer_of_calls_alone_has_no_content(tokenizer: Tokenizer) -> None:
+    output = OutputFormat("mistral", frozenset({"f"}))
+    shape = AnswerShape("chat", "1", "m", output=output)
+    token_ids = tokenizer.encode('[TOOL_CALLS][{"name": "f", "arguments": {}}]')
+    for reason, shown in (("stop", "tool_calls"), ("length", "length")):
+        stream = (await begun(chunks(token_ids, reason))).stream
+        (choice,) = (await whole_answer(shape, stream, tokenizer.text_stream()))["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, shown)
+        assert len(choice["message"]["tool_calls"][0]["id"]) == 9
 
 
 @pytest.mark.parametrize("kind", ["text", "chat"])

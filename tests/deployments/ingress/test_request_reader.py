@@ -27,6 +27,7 @@ from app.errors import (
 )
 from app.settings import IngressConfig, ModelConfig
 from app.text.chat_prompt import ChatPrompter
+from app.text.output.formats import OutputFormats
 from app.text.tokenizer import Tokenizer
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -64,7 +65,10 @@ def reader(tokenizer: Tokenizer) -> RequestReader:
 def new_reader(tokenizer: Tokenizer, **settings: Any) -> RequestReader:
     config = IngressConfig(**settings)
     prompter = ChatPrompter(tokenizer, ModelConfig())
-    return RequestReader(config, tokenizer, prompter, model_names=("mine", "org/mine"), max_model_len=8192)
+    outputs = OutputFormats(tokenizer, ModelConfig(), constrains=True)
+    return RequestReader(
+        config, tokenizer, prompter, outputs, model_names=("mine", "org/mine"), max_model_len=8192
+    )
 
 
 async def read(
