@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 from ray import serve
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.openai.responses import error_json
@@ -79,41 +80,33 @@ class HttpRules:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        if method == "HEAD":
-            await self._app({**scope, "method": "GET"}, receive, _Bodiless(send, method).send)
-        elif method == "OPTIONS":
-            await self._app(scope, receive, _Bodiless(send, method).send)
+        allowed = _methods_of(scope) if method == "OPTIONS" else ()
+        if allowed:
+            headers = [(b"allow", ", ".join(allowed).encode())]
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+        elif method == "HEAD":
+            await self._app({**scope, "method": "GET"}, receive, _bodiless(send))
         else:
             await self._app(scope, receive, send)
 
 
-class _Bodiless:
-    """Passes on an answer without its body. One to OPTIONS that no route has becomes a list of methods."""
+def _methods_of(scope: Scope) -> tuple[str, ...]:
+    """The methods that the application in `scope` has for its path; none where it has no such path."""
+    routes = [route for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE]
+    found = {method for route in routes for method in getattr(route, "methods", ())}
+    more = {"OPTIONS", *(("HEAD",) if "GET" in found else ())} if found else set()
+    return tuple(sorted(found | more))
 
-    def __init__(self, send: Send, method: str) -> None:
-        self._send = send
-        self._method = method
-        self._drops_body = method == "HEAD"
 
-    async def send(self, message: Message) -> None:
+def _bodiless(send: Send) -> Send:
+    async def send_without_body(message: Message) -> None:
         if message["type"] == "http.response.start":
-            if self._method == "OPTIONS" and message["status"] == 405:
-                self._drops_body = True
-                message = _methods_of(message)
-            await self._send(message)
-        elif not self._drops_body:
-            await self._send(message)
+            await send(message)
         elif not message.get("more_body", False):
-            await self._send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": b""})
 
-
-def _methods_of(refusal: Message) -> Message:
-    """A 405 as an answer to OPTIONS."""
-    allowed = {each.strip() for each in Headers(raw=refusal["headers"]).get("allow", "").split(",")}
-    allowed |= {"OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())
-    headers = MutableHeaders()
-    headers["allow"] = ", ".join(sorted(filter(None, allowed)))
-    return {"type": "http.response.start", "status": 204, "headers": headers.raw}
+    return send_without_body
 
 
 async def _refuse(name: bytes, send: Send) -> None:

@@ -185,7 +185,8 @@ class Ingress:
         """A text's continuation."""
         return await self._complete(request, parse_text)
 
-    @api.api_route("/generate", methods=["POST", "PUT"])
+    @api.post("/generate")
+    @api.put("/generate")
     async def generate(self, request: Request) -> Response:
         """A prompt's continuation, in SGLang's shape."""
         prepared = await self._reader.read(request, parse_generate)
@@ -224,7 +225,8 @@ class Ingress:
         report, status = await self._control.probe()
         return JSONResponse(report, status_code=status)
 
-    @api.api_route("/flush_cache", methods=["GET", "POST"])
+    @api.get("/flush_cache")
+    @api.post("/flush_cache")
     async def flush_cache(self, request: Request) -> Response:
         """Every rank forgets its cached blocks; 503 when some rank couldn't."""
         if not self._config.ingress.allow_flush_cache:

@@ -28,7 +28,8 @@ def application() -> FastAPI:
     async def chat(request: Request) -> Response:
         return Response(await request.body())
 
-    @app.api_route("/flush_cache", methods=["GET", "POST"])
+    @app.get("/flush_cache")
+    @app.post("/flush_cache")
     async def flush() -> StreamingResponse:
         return StreamingResponse(iter(["a", "b"]))
 
@@ -36,8 +37,9 @@ def application() -> FastAPI:
 
 
 async def ask(method: str, path: str, *, origins: Sequence[str] = (), **given: Any) -> httpx.Response:
-    rules = HttpRules(application(), lambda: IngressConfig(cors_origins=tuple(origins)))
-    transport = httpx.ASGITransport(rules)
+    app = application()
+    app.add_middleware(HttpRules, settings=lambda: IngressConfig(cors_origins=tuple(origins)))
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport) as client:
         return await client.request(method, f"http://kvbeacon{path}", **given)
 
