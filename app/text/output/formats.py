@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from app.errors import InvalidRequestError
 from app.generation import MAX_SOURCE_CHARS, SamplingParams, StructuredOutput
@@ -12,6 +12,7 @@ from app.settings import ModelConfig
 from app.text.output import hermes, llama, mistral, pythonic, reasoning
 from app.text.output.grammars import CallForm, ThoughtState, Tool, calls_grammar, thoughtful_grammar
 from app.text.output.parts import OutputParser, PlainParser
+from app.text.output.python_grammar import python_grammar
 from app.text.output.reasoning import ThoughtParser
 from app.text.tokenizer import Tokenizer
 
@@ -127,11 +128,7 @@ class OutputFormats:
         }
         if marks & {*self._tokenizer.special_texts}:
             params = replace(params, skip_special_tokens=False)
-        can_constrain = output.calls != "llama_pythonic"
-        if wish.required and not can_constrain:
-            message = "tool_choice: this model's calls are written as Python, which can't be required"
-            raise InvalidRequestError(message, param="tool_choice", code="unsupported_field")
-        if not wish.required and not (self._constrains and can_constrain):
+        if not wish.required and not self._constrains:
             return params
         answer = params.structured_output
         if answer is not None and answer.kind != "json_schema":
@@ -146,14 +143,11 @@ class OutputFormats:
         return replace(params, structured_output=StructuredOutput("grammar", grammar, "tools"))
 
     def _grammar(self, wish: CallWish, output: OutputFormat, answer: str | None) -> str:
-        return calls_grammar(
-            self._form(output.calls),
-            wish.tools,
-            required=wish.required,
-            parallel=wish.parallel,
-            thoughts=output.thoughts,
-            answer=answer,
-        )
+        how: dict[str, Any] = {"required": wish.required, "parallel": wish.parallel}
+        how |= {"thoughts": output.thoughts, "answer": answer}
+        if output.calls == "llama_pythonic":
+            return python_grammar(wish.tools, **how)
+        return calls_grammar(self._form(output.calls), wish.tools, **how)
 
     def _form(self, calls: CallFormat) -> CallForm:
         match calls:

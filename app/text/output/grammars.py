@@ -80,25 +80,40 @@ def calls_grammar(
     """
     free = not required and answer is None
     calls = _calls(form, parallel=parallel, free=free)
-    thought = {"none": "", "possible": "thought? WS ", "open": "thought WS "}[thoughts]
-    rules = [f"start: {thought}({calls})" if required else f"start: {thought}({calls} | {_answer(answer)})"]
-    if thoughts != "none":
-        rules.append(_thought(thoughts))
-    rules += _marks(form, free=free)
+    body = calls if required else f"{calls} | {answer_item(answer)}"
     options = [f"one_{place}" for place in range(len(tools))]
-    rules.append(f"one: {' | '.join(options)}")
+    rules = [*_marks(form, free=free), f"one: {' | '.join(options)}"]
     rules += [f"{option}: {_one(form, tool)}" for option, tool in zip(options, tools, strict=True)]
-    return "\n".join(rules) + _TERMINALS
+    return whole_grammar(body, rules, thoughts)
 
 
 def thoughtful_grammar(answer: str) -> str:
     """The grammar of JSON by the schema `answer`, after thoughts in which the output begins."""
-    return "\n".join([f"start: thought WS {_answer(answer)}", _thought("open")]) + _TERMINALS
+    return whole_grammar(answer_item(answer), [], "open")
 
 
-def _thought(state: ThoughtState) -> str:
-    opening = '"<think>" ' if state == "possible" else ""
-    return f'thought[lazy]: {opening}TEXT "</think>"'
+def whole_grammar(body: str, rules: Sequence[str], thoughts: ThoughtState) -> str:
+    """The grammar of an output that is `body`, a Lark expression over `rules`, after its thoughts."""
+    thought = {"none": "", "possible": "thought? WS ", "open": "thought WS "}[thoughts]
+    opening = '"<think>" ' if thoughts == "possible" else ""
+    marked = [] if thoughts == "none" else [f'thought[lazy]: {opening}TEXT "</think>"']
+    return "\n".join([f"start: {thought}({body})", *marked, "tail: TEXT", *rules]) + _TERMINALS
+
+
+def answer_item(schema: str | None) -> str:
+    """An answer without calls: JSON by this schema; None: any text."""
+    return "tail" if schema is None else json_item(schema)
+
+
+def json_item(schema: str) -> str:
+    """JSON by this schema, whose references are its own."""
+    return f"%json {json.dumps(json.loads(without_annotations(schema)))}"
+
+
+def arguments_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments; what can't be enforced is left out unless it is strict."""
+    schema: dict[str, Any] = {"type": "object", **(tool.parameters or {})}
+    return schema if tool.strict else schema | {"x-guidance": {"lenient": True}}
 
 
 def _calls(form: CallForm, *, parallel: bool, free: bool) -> str:
@@ -112,29 +127,14 @@ def _calls(form: CallForm, *, parallel: bool, free: bool) -> str:
 
 def _marks(form: CallForm, *, free: bool) -> list[str]:
     """What begins calls: after any text where the output is free, else at once."""
-    tail = ["tail: TEXT"]
+    before = "TEXT " if free and form.text_before else ""
     if form.is_token:
-        before = "TEXT " if free and form.text_before else ""
-        return [f"open: {before}{form.mark}", *tail]
-    if free:
-        before = "TEXT " if form.text_before else ""
-        return [f"open[lazy]: {before}{json.dumps(form.mark)}", *tail]
-    return [f"open: {json.dumps(form.mark)}", *tail]
-
-
-def _answer(schema: str | None) -> str:
-    return "tail" if schema is None else f"%json {_one_line(schema)}"
+        return [f"open: {before}{form.mark}"]
+    return [f"open{'[lazy]' if free else ''}: {before}{json.dumps(form.mark)}"]
 
 
 def _one(form: CallForm, tool: Tool) -> str:
     name = json.dumps(tool.name)[1:-1]
     before, after = form.before.replace("{name}", name), form.after
-    schema: dict[str, Any] = {"type": "object", **(tool.parameters or {})}
-    if not tool.strict:
-        schema["x-guidance"] = {"lenient": True}
-    arguments = f"%json {_one_line(json.dumps(schema))}"
+    arguments = json_item(json.dumps(arguments_schema(tool)))
     return " ".join(filter(None, [json.dumps(before), form.joint, arguments, after and json.dumps(after)]))
-
-
-def _one_line(schema: str) -> str:
-    return json.dumps(json.loads(without_annotations(schema)))

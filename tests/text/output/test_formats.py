@@ -244,12 +244,38 @@ def test_a_strict_tool_is_refused_where_its_schema_cant_be_enforced(
     assert caught.value.param == "tools"
 
 
-def test_what_cant_be_constrained_is_free_or_refused(new_formats: NewFormats) -> None:
+def test_what_cant_be_constrained_is_free(new_formats: NewFormats) -> None:
     assert grammar_of(new_formats(TEMPLATES["hermes"], constrains=False), CallWish((WEATHER,))) is None
-    pythonic = new_formats(TEMPLATES["llama_pythonic"])
-    assert grammar_of(pythonic, CallWish((WEATHER,))) is None
-    with pytest.raises(InvalidRequestError, match="tool_choice"):
-        grammar_of(pythonic, CallWish((WEATHER,), required=True))
+    required = grammar_of(
+        new_formats(TEMPLATES["hermes"], constrains=False), CallWish((TIME,), required=True)
+    )
+    assert required is not None
+
+
+def test_python_calls_are_kept_to_the_tools(
+    new_formats: NewFormats, allows: Callable[[StructuredOutput, str], bool]
+) -> None:
+    many = Tool(
+        "f",
+        {
+            "properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}, "c": {"$ref": "#/$defs/C"}},
+            "required": ["b"],
+            "$defs": {"C": {"enum": ["x", None]}},
+        },
+    )
+    formats = new_formats(TEMPLATES["llama_pythonic"])
+    free = grammar_of(formats, CallWish((many, TIME)))
+    for output in (
+        *("Hello [1]", "[1, 2]", "[get_time()]", "[f(b=true)]", '[f(a=1, b=false, c="x"), get_time()]'),
+        *("[f(b=true, c=null)]", "[get_time(), get_time()]"),
+    ):
+        assert allows(free, output), output
+    for output in ("[f()]", "[f(a=1)]", '[f(b="x")]', "[f(c=null, b=true)]", "[f(b=true", "[get_time()] and"):
+        assert not allows(free, output), output
+    required = grammar_of(formats, CallWish((TIME,), required=True, parallel=False))
+    assert allows(required, "[get_time()]")
+    for output in ("Hello", "[get_time(), get_time()]", "[f(b=true)]"):
+        assert not allows(required, output), output
 
 
 def test_marks_that_are_special_tokens_are_shown_to_the_parser(text: str) -> None:
