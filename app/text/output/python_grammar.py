@@ -1,7 +1,7 @@
 """The grammar of calls that are written as Python, `[weather(city="Paris"), time()]`; see `grammars`.
 
-Arguments come in the order of the schema's properties, those that aren't required may be missing. Values are
-JSON, whose true, false and null the parser reads too. A property whose name is none in Python can't be written.
+Arguments come in the order of the schema's properties; those that aren't required may be missing. Values are
+JSON, whose true, false and null the parser reads too. A property whose name Python can't write is left out.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from app.text.chat_template import ChatTemplate
 from app.text.grammar import GrammarCompiler
 from app.text.output.formats import CallWish, OutputFormats
 from app.text.output.grammars import Tool
+from app.text.output.parts import CallArguments, CallStart, Text
 from app.text.tokenizer import Tokenizer
 
 WEATHER = Tool(
@@ -60,23 +62,44 @@ def new_formats(text: str) -> NewFormats:
     return make
 
 
-@pytest.fixture(scope="module")
-def allows(text: str) -> Callable[[StructuredOutput, str], bool]:
-    """Whether a grammar lets a model write this, and end then."""
-    compiler, tokenizer = (
-        GrammarCompiler(text, [2]),
-        Tokenizer(tokenizers.Tokenizer.from_str(text), eos_token_ids=[2], chat_template=None),
-    )
+class Model:
+    """Writes what a grammar allows: a given text, or at random."""
 
-    def check(wanted: StructuredOutput, output: str) -> bool:
-        grammar = compiler.grammar(wanted)
-        for token_id in (*tokenizer.encode(output), 2):
+    def __init__(self, tokenizer_json: str) -> None:
+        self._compiler = GrammarCompiler(tokenizer_json, [2])
+        backend = tokenizers.Tokenizer.from_str(tokenizer_json)
+        self._tokenizer = Tokenizer(backend, eos_token_ids=[2], chat_template=None)
+
+    def can_write(self, wanted: StructuredOutput, output: str) -> bool:
+        """Whether `output` is allowed, and may end."""
+        grammar = self._compiler.grammar(wanted)
+        for token_id in (*self._tokenizer.encode(output), 2):
             if not grammar.allowed_tokens()[token_id]:
                 return False
             grammar.accept(token_id)
         return True
 
-    return check
+    def write(self, wanted: StructuredOutput, seed: int) -> str:
+        """Tokens at random until the end."""
+        grammar, chance, written = self._compiler.grammar(wanted), random.Random(seed), list[int]()
+        while not grammar.is_finished:
+            allowed = [token_id for token_id, each in enumerate(grammar.allowed_tokens()) if each]
+            token_id = chance.choice(allowed)
+            grammar.accept(token_id)
+            if token_id == 2:
+                break
+            written.append(token_id)
+        return self._tokenizer.decode(written, skip_special_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def model(text: str) -> Model:
+    return Model(text)
+
+
+@pytest.fixture(scope="module")
+def allows(model: Model) -> Callable[[StructuredOutput, str], bool]:
+    return model.can_write
 
 
 def grammar_of(formats: OutputFormats, wish: CallWish, *, is_thinking: bool = False, **params: Any) -> Any:
@@ -179,6 +202,31 @@ def test_mistral_calls_are_kept_to_the_tools(
     required = grammar_of(formats, CallWish((WEATHER,), required=True))
     assert allows(required, f"[TOOL_CALLS][{CALL}]")
     assert not allows(required, "Hello")
+
+
+CITY = {"enum": ["Paris", "London"]}
+BOUNDED = Tool(
+    "get_weather",
+    {"properties": {"city": CITY, "days": {"enum": [1, 2]}}, "required": ["city"]}
+    | {"additionalProperties": False},
+)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("name", ["hermes", "llama_json", "llama_pythonic", "mistral"])
+def test_what_a_model_writes_at_random_is_the_call_that_was_required(
+    new_formats: NewFormats, model: Model, name: str, seed: int
+) -> None:
+    formats, wish = new_formats(TEMPLATES[name]), CallWish((BOUNDED,), required=True, parallel=False)
+    output = formats.of(wish, is_thinking=False, separates=True)
+    parser = output.parser()
+    written = model.write(grammar_of(formats, wish), seed)
+    parts = [*parser.push(written), *parser.flush()]
+    assert [part for part in parts if isinstance(part, CallStart)] == [CallStart(0, "get_weather")]
+    assert [part for part in parts if isinstance(part, Text)] == []
+    arguments = json.loads("".join(part.text for part in parts if isinstance(part, CallArguments)))
+    assert arguments["city"] in CITY["enum"]
+    assert arguments.keys() <= {"city", "days"}
 
 
 def test_thoughts_come_before_calls_that_are_required(
