@@ -70,21 +70,16 @@ class RequestModel(Settings):
     unserved: ClassVar[Fields] = {}
     meaningful_nulls: ClassVar[Collection[str]] = ()
 
-    _ignored_fields: tuple[str, ...] = ()
-
-    @property
-    def ignored_fields(self) -> tuple[str, ...]:
-        """Paths of a body's fields that were ignored and must be told, places in lists left out."""
-        return self._ignored_fields
-
     @classmethod
     def unwrapped(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The object's fields, where it may come in another form than this model's."""
         return values
 
 
-class RankFields(RequestModel):
-    """The fields by which a request can name the only rank that it allows: SGLang's, and its older name."""
+class RequestBody(RequestModel):
+    """A whole body. It can name the only rank that it allows, by SGLang's field or its older name."""
+
+    _ignored_fields: tuple[str, ...] = ()
 
     routed_dp_rank: Int | None = None
     data_parallel_rank: Int | None = None
@@ -98,12 +93,17 @@ class RankFields(RequestModel):
         return self
 
     @property
+    def ignored_fields(self) -> tuple[str, ...]:
+        """Paths of the body's fields that were ignored and must be told, places in lists left out."""
+        return self._ignored_fields
+
+    @property
     def rank_fields(self) -> dict[str, int | None]:
         """The fields that can name a rank, the one that counts first."""
         return {"routed_dp_rank": self.routed_dp_rank, "data_parallel_rank": self.data_parallel_rank}
 
 
-Body = TypeVar("Body", bound=RequestModel)
+Body = TypeVar("Body", bound=RequestBody)
 
 
 def read_json(body: bytes) -> Any:
@@ -132,7 +132,8 @@ def parse_body(model: type[Body], body: bytes) -> Body:
         parsed = model.model_validate(values)
     except ValidationError as error:
         raise invalid(error, values) from None
-    parsed._ignored_fields = tuple(sieve.ignored)
+    if sieve.ignored:
+        parsed._ignored_fields = tuple(sieve.ignored)
     return parsed
 
 

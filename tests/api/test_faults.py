@@ -12,7 +12,7 @@ import pytest
 from app.api.bodies import PromptBody
 from app.api.native.request import GenerateBody, parse_generate
 from app.api.openai.requests import ChatRequest, TextRequest, parse_chat, parse_text
-from app.api.request_model import RequestModel, parse_body
+from app.api.request_model import RequestBody, parse_body
 from app.errors import InvalidRequestError
 from tests.support.completion_bodies import chat, refusal, text
 
@@ -50,7 +50,7 @@ VALUES += [
 ]
 
 
-PARSERS: dict[type[RequestModel], Callable[[bytes], PromptBody]] = {
+PARSERS: dict[type[RequestBody], Callable[[bytes], PromptBody]] = {
     ChatRequest: parse_chat,
     TextRequest: parse_text,
     GenerateBody: parse_generate,

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from app.api.fields import NATIVE, Fields
 from app.api.headers import MAX_NAME_CHARS, NAME
 from app.api.native.sampling import NativeSampling
-from app.api.request_model import Int, RankFields, TokenIds, parse_body
+from app.api.request_model import Int, RequestBody, TokenIds, parse_body
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS, SamplingParams
 from app.hashing import MAX_TENANT_SALT_CHARS
@@ -36,7 +36,7 @@ def _is_name(value: str) -> str:
     return value
 
 
-class GenerateBody(RankFields):
+class GenerateBody(RequestBody):
     """The body of POST /generate.
 
     A list of one prompt is taken too, and its answer is a list; longer ones are refused, as each prompt may

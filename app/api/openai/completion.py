@@ -15,7 +15,7 @@ from app.api.request_model import (
     UNLIMITED,
     Bias,
     Int,
-    RankFields,
+    RequestBody,
     RequestModel,
     StopString,
     TokenIdKey,
@@ -40,7 +40,7 @@ class StreamOptions(RequestModel):
     continuous_usage_stats: bool = False
 
 
-class CompletionRequest(RankFields, StructuredOutputFields):
+class CompletionRequest(RequestBody, StructuredOutputFields):
     """What chat and text completions have in common.
 
     Attributes:
