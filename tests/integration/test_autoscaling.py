@@ -46,6 +46,13 @@ def numbers(graph: ServeGraph) -> list[int]:
     return sorted(each["rank"] for each in ranks if each["trust"] != "syncing")
 
 
+def is_equal(graph: ServeGraph) -> bool:
+    """Whether an audit compared all ranks; none differs, also while one comes or goes."""
+    report = graph.http.get("/router/audit").json()
+    assert report["equal"] is not False, report
+    return bool(report["complete"])
+
+
 def wait_until_none_is_left(graph: ServeGraph) -> None:
     wait_until(lambda: graph.get("/router/ranks") == [], "no rank", STOP_S, interval_s=0.1)
 
@@ -88,21 +95,19 @@ async def test_up_and_down_again_and_again_under_load(larger_graph: ServeGraph) 
     """Long streams come in waves, and short requests all the time, also while there is no rank."""
     graph = larger_graph
     async with Streams(graph) as streams:
-        arriving = asyncio.create_task(streams.arrive_until_cancelled(every_s=0.5))
         waves: list[httpx.Response] = []
-        for _ in range(2):
-            wave = [
-                asyncio.create_task(
-                    streams.http.post("/v1/completions", json=WAVE | {"prompt": new_prompt()})
-                )
-                for _ in range(9)
-            ]
-            await until(lambda: numbers(graph) == [0, 1, 2], "three ranks", START_S)
-            waves += await asyncio.gather(*wave)
-            await until(lambda: numbers(graph) == [0], "one rank", STOP_S)
-            graph.wait_until_followed()
-            graph.audit()
-        arriving.cancel()
+        async with streams.arriving(every_s=0.5):
+            for _ in range(2):
+                wave = [
+                    asyncio.create_task(
+                        streams.http.post("/v1/completions", json=WAVE | {"prompt": new_prompt()})
+                    )
+                    for _ in range(9)
+                ]
+                await until(lambda: numbers(graph) == [0, 1, 2], "three ranks", START_S)
+                waves += await asyncio.gather(*wave)
+                await until(lambda: numbers(graph) == [0], "one rank", STOP_S)
+                await until(lambda: is_equal(graph), "an audit that no coming or going rank disturbs")
         answers = await asyncio.gather(*streams.sent)
         wait_until_none_is_left(graph)
         await streams.open(1, 0, max_tokens=100)

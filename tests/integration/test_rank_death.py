@@ -46,18 +46,16 @@ async def test_a_rank_that_is_killed_under_load_takes_nothing_with_it(new_tiny_g
         assert [stream.ended for stream in (*doomed, pinned)] == [None] * 3, "they ended by themselves"
         os.kill(before["internal_states"][1]["pid"], signal.SIGKILL)
 
-        arrivals = asyncio.create_task(streams.arrive_until_cancelled())
-        await until(lambda: have_ended(doomed), lambda: [vars(each) for each in doomed], ANSWERED_S)
-        assert [stream.ended for stream in doomed] == ["[DONE]"] * len(SEEDS)
-        for stream in doomed:
-            assert stream.usage is not None
-            assert stream.usage["completion_tokens"] == ANSWER["max_tokens"]
-            assert stream.usage["prompt_tokens_details"]["cached_tokens"] == 304, "as rank 1 had them"
-        await check_resumed(streams, doomed)
+        async with streams.arriving():
+            await until(lambda: have_ended(doomed), lambda: [vars(each) for each in doomed], ANSWERED_S)
+            assert [stream.ended for stream in doomed] == ["[DONE]"] * len(SEEDS)
+            for stream in doomed:
+                assert stream.usage is not None
+                assert stream.usage["completion_tokens"] == ANSWER["max_tokens"]
+                assert stream.usage["prompt_tokens_details"]["cached_tokens"] == 304, "as rank 1 had them"
+            await check_resumed(streams, doomed)
 
-        await until(lambda: is_back(streams, before), "rank 1 back", RETURN_S)
-        arrivals.cancel()
-        await asyncio.wait([arrivals])
+            await until(lambda: is_back(streams, before), "rank 1 back", RETURN_S)
         answers = await asyncio.gather(*streams.sent)
         assert [answer.status_code for answer in answers] == [200] * len(answers)
         assert {answer.headers["x-dp-rank"] for answer in answers[:12]} == {"0"}, "retried where ranks live"

@@ -28,15 +28,13 @@ async def test_requests_wait_for_the_next_router_which_soon_knows_every_block(ti
 
     async with Streams(graph) as streams:
         (survivor,) = await streams.open(1, rank=0)
-        arrivals = asyncio.create_task(streams.arrive_until_cancelled(ARRIVAL_S))
-        os.kill(router, signal.SIGKILL)
-        num_pieces = survivor.num_pieces
-        await until(lambda: is_back(streams, num_known), "a router that knows both ranks", RETURN_S)
-        assert set(num_known) == {2}, "a router that answers knows the ranks, if not their caches yet"
-        assert survivor.ended is None, "it ended before it was tested"
-        assert survivor.num_pieces > num_pieces + 100, "tokens need no router"
-        arrivals.cancel()
-        await asyncio.wait([arrivals])
+        async with streams.arriving(ARRIVAL_S):
+            os.kill(router, signal.SIGKILL)
+            num_pieces = survivor.num_pieces
+            await until(lambda: is_back(streams, num_known), "a router that knows both ranks", RETURN_S)
+            assert set(num_known) == {2}, "a router that answers knows the ranks, if not their caches yet"
+            assert survivor.ended is None, "it ended before it was tested"
+            assert survivor.num_pieces > num_pieces + 100, "tokens need no router"
         answers = await asyncio.gather(*streams.sent)
         assert len(answers) >= 5, "hardly any requests meanwhile"
         assert [answer.status_code for answer in answers] == [200] * len(answers)

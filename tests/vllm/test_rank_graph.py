@@ -131,6 +131,7 @@ def test_the_descriptor_is_ours(graph: ServeGraph, keys: Keys) -> None:
     assert info["kv_events"]["block_size"] == BLOCK_SIZE
 
 
+@pytest.mark.short
 def test_a_killed_engine_core_takes_its_replica_and_a_killed_replica_its_engine_core(
     graph: ServeGraph,
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-_CORE = "VLLM::EngineCore"
+_CORES = ("VLLM::EngineCore", "multiprocessing.spawn import spawn_main")
+"""What an engine core's command line has: vLLM gives it a title, which doesn't always succeed."""
 
 
 def is_alive(pid: int) -> bool:
@@ -20,7 +21,8 @@ def engine_cores(pid: int) -> list[int]:
         child = int(folder.name)
         if _parent_of(child) == pid:
             with suppress(OSError):
-                if _CORE in (folder / "cmdline").read_text():
+                command = (folder / "cmdline").read_text()
+                if any(each in command for each in _CORES):
                     found.append(child)
     return sorted(found)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
@@ -102,11 +104,33 @@ class Streams:
             request = self._request(rank, {"max_tokens": 4} | fields)
             self.sent.append(asyncio.create_task(self.http.send(request)))
 
-    async def arrive_until_cancelled(self, every_s: float = 0.1) -> None:
-        """Send a short request every `every_s` seconds."""
+    @asynccontextmanager
+    async def arriving(self, every_s: float = 0.1) -> AsyncIterator[None]:
+        """A short request every `every_s` seconds, until the block ends."""
+        sending = asyncio.create_task(self._send_forever(every_s))
+        try:
+            yield
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+
+    async def open_while_taken(self, **fields: Any) -> list[Stream]:
+        """Open a stream a second until one is answered with 404, and return those before it.
+
+        Each has a connection of its own: HAProxy keeps an open one with the ingress that it had.
+        """
+        opened: list[Stream] = []
         while True:
-            self.send()
-            await asyncio.sleep(every_s)
+            request = self._request(None, LONG | {"stream": True} | fields)
+            request.headers["Connection"] = "close"
+            response = await self.http.send(request, stream=True)
+            if response.status_code == 404:
+                await response.aclose()
+                return opened
+            assert response.status_code == 200, response.status_code
+            opened.append(Stream(response))
+            self._open.append(opened[-1])
+            await asyncio.sleep(1)
 
     async def disconnect(self) -> None:
         """Close every connection, answered or not."""
@@ -132,6 +156,11 @@ class Streams:
             return load | expected == load
 
         await until(is_reported, f"rank {rank} at {expected}")
+
+    async def _send_forever(self, every_s: float) -> None:
+        while True:
+            self.send()
+            await asyncio.sleep(every_s)
 
     def _request(self, rank: int | None, fields: Json) -> httpx.Request:
         self._num_prompts += 1
