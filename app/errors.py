@@ -24,6 +24,7 @@ KvbeaconError
     ├── ModelNameError          404: the request names a model that isn't served here
     ├── UnknownDecisionError    404: no router remembers the request
     ├── RequestTooLargeError    413: the body is larger than this server reads
+    ├── UnsupportedEncodingError 415: the body is compressed in another way than gzip
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
@@ -36,10 +37,13 @@ KvbeaconError
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 MAX_SHOWN = 80
 """Characters of a client's value in a message to that client."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 
 class KvbeaconError(Exception):
@@ -202,6 +206,16 @@ class RequestTooLargeError(RequestError):
         super().__init__(message, code="request_too_large")
 
 
+class UnsupportedEncodingError(RequestError):
+    """The request's body is compressed in a way that this server doesn't read."""
+
+    status = 415
+
+    def __init__(self, encoding: str) -> None:
+        message = f"Content-Encoding = {shown(encoding)}: allowed are 'gzip' and none"
+        super().__init__(message, param="Content-Encoding", code="unsupported_encoding")
+
+
 class QueueFullError(RequestError):
     """The rank's queue is full."""
 
@@ -274,7 +288,20 @@ class NoRouterError(NoRankError):
 
 
 def shown(value: Any) -> str:
-    """A client's value for a message to that client: no longer than a line."""
-    given = value if isinstance(value, str) else repr(value)
-    cut = given if len(given) <= MAX_SHOWN else given[: MAX_SHOWN - 3] + "..."
-    return repr(cut) if isinstance(value, str) else cut
+    """A client's value for a message to that client: as JSON, no longer than a line."""
+    if isinstance(value, str):
+        return repr(_cut(value))
+    given = ""
+    try:
+        # Piece by piece: a value may have millions of entries.
+        for piece in _ENCODER.iterencode(value):
+            given += piece
+            if len(given) > MAX_SHOWN:
+                break
+    except (TypeError, ValueError):
+        given = repr(value)
+    return _cut(given)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."

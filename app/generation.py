@@ -64,6 +64,7 @@ class SamplingParams:
         logit_bias: token id to what is added to its logit.
         logprobs: how many likeliest tokens' logprobs to give beside each output token's own; None is off.
         structured_output: the constraint that the output must satisfy.
+        skip_special_tokens: whether special tokens have no text, in which stop strings could be.
 
     Raises:
         InvalidRequestError: a value is out of range.
@@ -85,6 +86,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     structured_output: StructuredOutput | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")

@@ -49,6 +49,12 @@ _TAKEN_HEADERS = re.compile(
 """Headers that already have another meaning, in lower case and with hyphens."""
 
 
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+")
+"""What browsers send as Origin (RFC 6454, 6.2), of pages that come by HTTP."""
+
+ServedName = Annotated[str, Field(min_length=1)]
+
+
 class Settings(BaseModel):
     """Base of every settings model: immutable, unknown keys and infinite numbers refused."""
 
@@ -64,10 +70,10 @@ class ModelConfig(Settings):
         description="A local folder in the Hugging Face layout, a local .gguf file, a known model's name, or "
         "an id of the Hugging Face Hub (organisation/name).",
     )
-    served_name: str | None = Field(
+    served_name: ServedName | tuple[ServedName, ...] | None = Field(
         None,
-        min_length=1,
-        description="The name clients use. Default: the last part of `path`, without .gguf.",
+        description="The name that clients use, or a list of names; answers have the first. Default: the "
+        "last part of `path`, without .gguf. An id of the Hub may always be used too.",
     )
     cache_dir: Path | None = Field(
         None,
@@ -79,6 +85,31 @@ class ModelConfig(Settings):
     max_model_len: PositiveInt | None = Field(
         None, description="Longest prompt plus output in tokens. Default: the model's context."
     )
+    chat_template_content_format: Literal["auto", "string", "openai"] = Field(
+        "auto",
+        description="How the chat template takes a message's content: as a string, or as a list of parts in "
+        "OpenAI's form. `auto` looks whether the template loops over it.",
+    )
+    special_tokens_in_messages: Literal["tokens", "text"] = Field(
+        "tokens",
+        description="What the text of a special token inside a chat's message is, such as `<|im_end|>`: that "
+        "token, or as `text` the tokens of its characters, so that no message can end its turn.",
+    )
+    tool_call_format: Literal["auto", "none", "hermes", "llama_json", "llama_pythonic", "mistral"] = Field(
+        "auto", description="How the model writes calls of tools. `auto` looks how its chat template does."
+    )
+    reasoning_format: Literal["auto", "none", "think"] = Field(
+        "auto",
+        description="Whether outputs begin with thoughts, `<think>…</think>`. `auto` looks whether the chat "
+        "template knows them.",
+    )
+
+    @field_validator("served_name")
+    @classmethod
+    def _are_different_names(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        if isinstance(value, tuple) and (not value or len(set(value)) < len(value)):
+            raise ValueError("one name or more are needed, each once")
+        return value
 
 
 class CacheConfig(Settings):
@@ -334,12 +365,27 @@ class IngressConfig(Settings):
         "answered 400. Tenants share no cached blocks. null: there are no tenants.",
     )
 
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins of web pages whose scripts may read answers (`https://example.org`, with a port "
+        "if it isn't the usual one), or `*` for all. None: no other page's.",
+    )
     drain_timeout_s: float = Field(
         300.0, ge=0, description="Seconds that an ingress which is replaced may go on with its answers."
     )
     allow_flush_cache: bool = Field(
         False, description="Whether `/flush_cache` empties every rank's cache for any client, as in SGLang."
     )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [each for each in value if each != "*" and not _ORIGIN.fullmatch(each)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]!r}: * or http://host or https://host is needed, with a port or without"
+            )
+        return value
 
     @field_validator("tenant_header")
     @classmethod

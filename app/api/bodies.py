@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic_core import from_json
-
 from app.api.native.request import GenerateBody, parse_generate
 from app.api.openai.requests import ChatRequest, TextRequest, parse_chat, parse_text
+from app.api.request_model import read_json
 
 PromptBody = ChatRequest | TextRequest | GenerateBody
 
@@ -16,15 +15,8 @@ def parse_any(body: bytes) -> PromptBody:
     Raises:
         InvalidRequestError: as `parse_body` does.
     """
-    fields = _field_names(body)
-    if "messages" in fields:
+    fields = read_json(body)
+    names = frozenset(fields) if isinstance(fields, dict) else frozenset()
+    if "messages" in names:
         return parse_chat(body)
-    return parse_generate(body) if fields & {"text", "input_ids"} else parse_text(body)
-
-
-def _field_names(body: bytes) -> frozenset[str]:
-    try:
-        fields = from_json(body)
-    except ValueError:
-        return frozenset()
-    return frozenset(fields) if isinstance(fields, dict) else frozenset()
+    return parse_generate(body) if names & {"text", "input_ids"} else parse_text(body)

@@ -19,8 +19,7 @@ RANK_HEADER = "X-Data-Parallel-Rank"
 MAX_NAME_CHARS = 256
 
 # Visible ASCII: what every proxy passes on as it is. A comma may be two headers that a proxy made one.
-NAME_PATTERN = rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}"
-_NAME = re.compile(NAME_PATTERN)
+NAME = re.compile(rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}")
 _RANK = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -96,7 +95,7 @@ def _name_in(headers: Headers, header: str, *, code: str, required: bool) -> str
     values = headers.getlist(header)
     if not values and not required:
         return None
-    if len(values) == 1 and _NAME.fullmatch(values[0]):
+    if len(values) == 1 and NAME.fullmatch(values[0]):
         return values[0]
     given = f"{len(values)} headers" if len(values) != 1 else f"{len(values[0])} characters"
     allowed = f"one header of 1 to {MAX_NAME_CHARS} visible ASCII characters without commas"

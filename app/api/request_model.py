@@ -1,28 +1,54 @@
 """The base of every object of a request, and how a body becomes one or an error that names its fault.
 
-A field that an API defines and the engine doesn't have is accepted only with the value that asks for nothing
-(`echo: false`); any other value, and any unknown field, is an error that names it. Nothing is silently
-dropped.
+Before a body is validated, it is sifted: what asks for nothing is taken out, what can't be done is refused,
+and what no server knows is ignored and remembered, by the tables in `app.api.fields`. Nothing is dropped
+silently.
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
+from app.api.faults import invalid, not_json
+from app.api.fields import Fields, Meaning
 from app.errors import MAX_SHOWN, InvalidRequestError, shown
 from app.settings import Settings
 
+_BOM = b"\xef\xbb\xbf"
+_PLACES = re.compile(r"\.\d+(?=\.)")
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+def _whole(value: Any) -> Any:
+    """A whole float as the integer that it is: many clients' numbers are all floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _all_whole(value: Any) -> Any:
+    """The same for a list, which may be very long."""
+    has_floats = isinstance(value, list) and float in set(map(type, value))
+    return [_whole(each) for each in value] if has_floats else value
+
+
+def _is_token_id(value: str) -> str:
+    if not _TOKEN_ID.fullmatch(value):
+        raise PydanticCustomError("token_id", "a token id is needed as the name")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-TokenIdKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+TokenIds = Annotated[list[TokenId], BeforeValidator(_all_whole)]
+TokenIdKey = Annotated[str, AfterValidator(_is_token_id)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-
-_SECRET_FIELDS = ("cache_salt", "extra_key", "session_id")
-"""Salts, and what a client may log in with."""
 
 UNLIMITED = sys.maxsize
 """Output tokens of a request that names no limit: the engine cuts it to what context and cache allow."""
@@ -35,45 +61,28 @@ class RequestModel(Settings):
     """An object of a request. As with OpenAI, null is the same as leaving a field out.
 
     Attributes:
-        neutral_values: fields that the engine doesn't have, and the values that ask for nothing.
-        informative_fields: fields that never change an answer.
-        path: where a body has this object, ending in a dot; for errors.
+        unserved: fields that this object may have and that aren't used, with their meaning.
+        meaningful_nulls: fields whose null isn't the same as leaving them out.
     """
 
     model_config = ConfigDict(strict=True)
 
-    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    informative_fields: ClassVar[Collection[str]] = ()
-    path: ClassVar[str] = ""
+    unserved: ClassVar[Fields] = {}
+    meaningful_nulls: ClassVar[Collection[str]] = ()
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_what_is_not_built(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        absent = [name for name in cls.neutral_values if name not in cls.model_fields]
-        for name in absent:
-            neutral = cls.neutral_values[name]
-            if not _asks_for_nothing(values.get(name), neutral):
-                hint = f"leave it out, or send {neutral[0]!r}" if neutral else "leave it out"
-                message = f"{cls.path}{name} = {shown(values[name])} isn't supported; {hint}"
-                raise InvalidRequestError(message, param=cls.path + name, code="unsupported_field")
-        ignored = {*absent, *cls.informative_fields} - cls.model_fields.keys()
-        return {name: value for name, value in values.items() if name not in ignored}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_absent(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None}
+    def unwrapped(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The object's fields, where it may come in another form than this model's."""
+        return values
 
 
-class RankFields(RequestModel):
-    """The fields by which a request can name the only rank that it allows: SGLang's, and its older name."""
+class RequestBody(RequestModel):
+    """A whole body. It can name the only rank that it allows, by SGLang's field or its older name."""
 
-    routed_dp_rank: int | None = None
-    data_parallel_rank: int | None = None
+    _ignored_fields: tuple[str, ...] = ()
+
+    routed_dp_rank: Int | None = None
+    data_parallel_rank: Int | None = None
 
     @model_validator(mode="after")
     def _one_rank(self) -> Self:
@@ -84,12 +93,31 @@ class RankFields(RequestModel):
         return self
 
     @property
+    def ignored_fields(self) -> tuple[str, ...]:
+        """Paths of the body's fields that were ignored and must be told, places in lists left out."""
+        return self._ignored_fields
+
+    @property
     def rank_fields(self) -> dict[str, int | None]:
         """The fields that can name a rank, the one that counts first."""
         return {"routed_dp_rank": self.routed_dp_rank, "data_parallel_rank": self.data_parallel_rank}
 
 
-Body = TypeVar("Body", bound=RequestModel)
+Body = TypeVar("Body", bound=RequestBody)
+
+
+def read_json(body: bytes) -> Any:
+    """What the body says, with a byte order mark or without.
+
+    Raises:
+        InvalidRequestError: it isn't JSON.
+    """
+    if not body.removeprefix(_BOM).strip():
+        raise InvalidRequestError("the body is empty; a JSON object is needed", code="invalid_json")
+    try:
+        return from_json(body.removeprefix(_BOM), allow_inf_nan=False)
+    except ValueError as error:
+        raise not_json(error) from None
 
 
 def parse_body(model: type[Body], body: bytes) -> Body:
@@ -98,44 +126,68 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     Raises:
         InvalidRequestError: the body isn't JSON, or names the first field at fault with its value.
     """
+    sieve = _Sieve()
+    values = sieve.sifted(model, read_json(body))
     try:
-        return model.model_validate_json(body)
+        parsed = model.model_validate(values)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise invalid(error, values) from None
+    if sieve.ignored:
+        parsed._ignored_fields = tuple(sieve.ignored)
+    return parsed
 
 
-def _invalid(error: ValidationError) -> InvalidRequestError:
-    # Of a field of several types, the one that the value came nearest to has the fault that lies deepest.
-    details = error.errors(include_url=False)
-    first = max(details, key=lambda detail: _field(detail["loc"]).count("."))
-    field = _field(first["loc"])
-    match first["type"]:
-        case "json_invalid":
-            return InvalidRequestError(f"the body isn't JSON: {first['msg']}")
-        case "extra_forbidden":
-            return InvalidRequestError(
-                f"{field[:MAX_SHOWN]}: unknown field", param=field, code="unknown_field"
-            )
-        case "missing":
-            return InvalidRequestError(f"{field}: required", param=field, code="missing_field")
-    faults = [detail["msg"] for detail in details if _field(detail["loc"]) == field]
-    value = "" if _may_be_secret(field, first["input"]) else f" = {shown(first['input'])}"
-    message = f"{field or 'the body'}{value}: {', or '.join(faults)}"
-    return InvalidRequestError(message, param=field or None)
+class _Sieve:
+    """Takes out of a body what no model has, by the tables of its objects.
+
+    Attributes:
+        ignored: paths of fields that must be told, each once, in the body's order.
+    """
+
+    def __init__(self) -> None:
+        self.ignored: dict[str, None] = {}
+
+    def sifted(self, model: type[RequestModel], value: Any, path: str = "") -> Any:
+        """`value`, which is to become a `model`, with fields that it has; `path` ends in a dot.
+
+        Raises:
+            InvalidRequestError: a field asks for something that can't be done.
+        """
+        if isinstance(value, list):
+            return [self.sifted(model, each, f"{path}{place}.") for place, each in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        kept = {}
+        served = _served(model)
+        for name, inner in model.unwrapped(value).items():
+            if name not in served:
+                self._judge(model.unserved.get(name), f"{path}{name}", inner)
+            elif inner is not None or name in model.meaningful_nulls:
+                of = served[name]
+                kept[name] = inner if of is None else self.sifted(of, inner, f"{path}{name}.")
+        return kept
+
+    def _judge(self, meaning: Meaning | None, path: str, value: Any) -> None:
+        if value is None or (meaning and (meaning.others == "taken" or meaning.asks_for_nothing(value))):
+            return
+        if meaning is None or meaning.others == "ignored":
+            self.ignored[_PLACES.sub("", path)] = None
+            return
+        field = path if len(path) <= MAX_SHOWN else f"{path[: MAX_SHOWN - 3]}..."
+        neutral = f"leave it out, or send {shown(meaning.neutral[0])}" if meaning.neutral else "leave it out"
+        message = f"{field} = {shown(value)} isn't supported; {meaning.instead or neutral}"
+        raise InvalidRequestError(message, param=path, code="unsupported_field")
 
 
-def _asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """Whether `value` is null or neutral. 0 is not False here: `logprobs: 0` asks for the tokens' own."""
-    same = (each for each in neutral if isinstance(each, bool) == isinstance(value, bool))
-    return value is None or value in tuple(same)
+@functools.cache
+def _served(model: type[RequestModel]) -> dict[str, type[RequestModel] | None]:
+    """The names of `model`'s fields in a body; of an object, or a list of objects, with their model."""
+    fields = model.model_fields.items()
+    return {field.alias or name: next(_models_in(field.annotation), None) for name, field in fields}
 
 
-def _may_be_secret(field: str, value: Any) -> bool:
-    """Whether `value` could be secret, also one of the wrong form: answers may be logged on their way."""
-    return field in _SECRET_FIELDS and isinstance(value, str | list | dict) and len(value) > 0
-
-
-def _field(loc: tuple[int | str, ...]) -> str:
-    """The path to a field, without the names of a union's members that pydantic puts into it."""
-    parts = [str(part) for part in loc if part != "str"]
-    return ".".join(part for part in parts if part.isidentifier() or part.isdigit())
+def _models_in(annotation: Any) -> Iterator[type[RequestModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, RequestModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

@@ -67,8 +67,16 @@ def is_local(config: ModelConfig) -> bool:
 
 
 def served_name(config: ModelConfig) -> str:
-    """The name that clients use: the configured one, else the path's last part, without `.gguf`."""
-    return config.served_name or _as_path(config.path).absolute().name.removesuffix(_GGUF)
+    """The name that answers have: the first configured one, else the path's last part, without `.gguf`."""
+    return served_names(config)[0]
+
+
+def served_names(config: ModelConfig) -> tuple[str, ...]:
+    """The names that clients may use: the configured ones, else the path's last part; and a Hub's id."""
+    given = config.served_name or _as_path(config.path).absolute().name.removesuffix(_GGUF)
+    names = (given,) if isinstance(given, str) else given
+    is_hub_id = hub.is_hub_id(config.path) and not config.path.endswith(_GGUF) and not is_local(config)
+    return tuple(dict.fromkeys((*names, config.path))) if is_hub_id else names
 
 
 def _as_path(path: str) -> Path:

@@ -16,6 +16,7 @@ import llguidance
 from app.errors import InvalidRequestError, RequestFailedError
 from app.generation import StructuredOutput
 from app.text.deep_stack import call_on_deep_stack
+from app.text.json_schema import without_annotations
 from app.text.json_white_space import JsonWhiteSpace, WhiteSpaceTokens
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class GrammarCompiler:
 def _library_grammar(wanted: StructuredOutput) -> str:
     if wanted.kind != "json_schema":
         return llguidance.grammar_from(wanted.kind, wanted.source)
-    return llguidance.LLMatcher.grammar_from_json_schema(wanted.source)
+    return llguidance.LLMatcher.grammar_from_json_schema(without_annotations(wanted.source))
 
 
 def _spellings(tokenizer: llguidance.LLTokenizer | None) -> list[bytes]:

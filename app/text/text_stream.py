@@ -8,7 +8,7 @@ matcher text that may be the beginning of a stop string.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from app.errors import InvalidRequestError
 
@@ -94,15 +94,16 @@ class Detokenizer:
 class StopMatcher:
     """Finds the stop string that is complete first; of several that end at the same place, the longest.
 
-    The choice doesn't depend on how the text is cut into pieces.
+    The choice doesn't depend on how the text is cut into pieces. `keep`: the text has the stop string too.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], keep: bool = False) -> None:
         if not all(stop):
             raise InvalidRequestError(
                 "stop holds an empty string; give strings of 1 or more characters", param="stop"
             )
         self._stop = tuple(stop)
+        self._keep = keep
         self._held = ""
         self.matched: str | None = None
 
@@ -114,7 +115,8 @@ class StopMatcher:
         found = [(self._held.find(stop), stop) for stop in self._stop if stop in self._held]
         if found:
             start, self.matched = min(found, key=lambda match: (match[0] + len(match[1]), match[0]))
-            released, self._held = self._held[:start], ""
+            end = start + len(self.matched) if self._keep else start
+            released, self._held = self._held[:end], ""
             return released
         num_free = len(self._held) - self._num_suspect()
         released, self._held = self._held[:num_free], self._held[num_free:]
@@ -150,6 +152,9 @@ class TextStream:
         is_skipped: Callable[[int], bool],
         stop: Sequence[str] = (),
         min_tokens: int = 0,
+        *,
+        keep_stop: bool = False,
+        not_last: Collection[int] = (),
     ) -> None:
         """Start an answer.
 
@@ -158,13 +163,17 @@ class TextStream:
             is_skipped: whether a token id has no text of its own (special tokens).
             stop: strings; the first one found ends the text.
             min_tokens: stop strings aren't looked for in the text of this many first tokens.
+            keep_stop: whether the text has the stop string that ended it.
+            not_last: tokens that have no text where they are the answer's last.
 
         Raises:
             InvalidRequestError: a stop string is empty.
         """
         self._is_skipped = is_skipped
         self._detokenizer = Detokenizer(decode)
-        self._matcher = StopMatcher(stop)
+        self._matcher = StopMatcher(stop, keep_stop)
+        self._not_last = not_last
+        self._held: int | None = None
         self._min_tokens = min_tokens
         self._num_tokens = 0
 
@@ -174,6 +183,11 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The text that may be shown after this token: possibly none; none after a stop string."""
+        before, self._held = self._held, token_id if token_id in self._not_last else None
+        text = "" if before is None else self._push(before)
+        return text if self._held is not None else text + self._push(token_id)
+
+    def _push(self, token_id: int) -> str:
         self._num_tokens += 1
         if self.matched is not None or self._is_skipped(token_id):
             return ""

@@ -7,6 +7,7 @@ tokenizer_config.json's), generation_config.json or config.json (end of sequence
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,7 @@ import numpy.typing as npt
 import tokenizers
 
 from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
-from app.text.chat_template import ChatTemplate
-from app.text.message_spans import message_spans
-from app.text.outline import Span
+from app.text.template.chat_template import ChatTemplate
 from app.text.text_stream import TextStream
 from app.text.token_spelling import TokenSpelling, byte_fallback_bytes, byte_level_bytes
 
@@ -32,6 +31,7 @@ class Tokenizer:
     Attributes:
         eos_token_ids: tokens that end an answer.
         vocab_size: token ids known here, special ones included; the model's own may be padded to more.
+        special_texts: the special tokens as they are written.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class Tokenizer:
         self._sizes: dict[int, int] = {}
         """Bytes of the tokens that `token_sizes` was asked for."""
         self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
+        self._bos_token_id = _added_first(backend)
+        self.special_texts = tuple(self._added_texts[token_id] for token_id in sorted(self._special_ids))
         self.eos_token_ids = tuple(eos_token_ids)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
 
@@ -75,12 +77,14 @@ class Tokenizer:
             chat_template=None if source is None else ChatTemplate(source, special_tokens),
         )
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = False, *, special_tokens_as_text: bool = False
+    ) -> list[int]:
         """Token ids of `text`; with `add_special_tokens` also the tokens that the tokenizer adds to a text.
 
-        A special token's text inside `text`, for example a client's "<|im_end|>", becomes that token: chat
-        templates rely on it, and transformers does the same. So a client can write turn marks, which
-        operators that serve untrusted text must know.
+        A beginning of the text (BOS) that the text has already isn't added again. A special token's text
+        inside `text`, for example a client's "<|im_end|>", becomes that token: chat templates rely on it, and
+        transformers does the same. With `special_tokens_as_text` it becomes the tokens of its characters.
 
         Raises:
             InvalidRequestError: `text` has a lone surrogate, which no UTF-8 can express.
@@ -93,8 +97,23 @@ class Tokenizer:
                 "only text that UTF-8 can express has tokens"
             ) from None
         # Unlike `encode`, this lets other threads run meanwhile: a long text takes seconds.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return encoding.ids
+        backend = self._text_only_backend if special_tokens_as_text else self._backend
+        (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
+        is_doubled = add_special_tokens and token_ids[:2] == [self._bos_token_id] * 2
+        return token_ids[1:] if is_doubled else token_ids
+
+    def with_bos(self, token_ids: list[int]) -> list[int]:
+        """`token_ids` with the token by which texts begin, if the tokenizer has one and it isn't there."""
+        if self._bos_token_id is None or token_ids[:1] == [self._bos_token_id]:
+            return token_ids
+        return [self._bos_token_id, *token_ids]
+
+    @functools.cached_property
+    def _text_only_backend(self) -> tokenizers.Tokenizer:
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Ids outside the vocabulary have none; invalid UTF-8 becomes U+FFFD."""
@@ -108,15 +127,26 @@ class Tokenizer:
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
+        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+    @property
+    def chat_template_source(self) -> str:
+        """The template's text; none if the model has none."""
+        return "" if self._chat_template is None else self._chat_template.source
+
+    def special_token_id(self, text: str) -> int | None:
+        """The special token that is written like this, if there is one."""
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self._special_ids else None
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's template. Raises `InvalidRequestError` if it has none."""
         if self._chat_template is None:
             raise InvalidRequestError(
                 "this model has no chat template; send a prompt to /v1/completions instead", param="messages"
             )
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
-
-    def message_spans(self, messages: Sequence[Mapping[str, Any]], text: str) -> list[Span]:
-        """Where each message's content is in `text`, which `render_chat` made of them."""
-        return message_spans(self.render_chat, messages, text)
+        return self._chat_template
 
     def token_sizes(self, token_ids: Sequence[int]) -> npt.NDArray[np.int64]:
         """Bytes of text that each token stands for, special ones too."""
@@ -126,14 +156,27 @@ class Tokenizer:
             sizes[token_id] = len(self.spell(token_id).data if text is None else text.encode())
         return np.fromiter(map(sizes.__getitem__, token_ids), np.int64, len(token_ids))
 
-    def text_stream(self, stop: Sequence[str] = (), min_tokens: int = 0) -> TextStream:
-        """A new answer's text, cut before the first of the `stop` strings. Special tokens have no text, so
-        they never match, and neither does the text of the first `min_tokens` tokens.
+    def text_stream(
+        self,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        skip_special_tokens: bool = True,
+        *,
+        keep_stop: bool = False,
+    ) -> TextStream:
+        """A new answer's text, cut before the first of the `stop` strings, or with `keep_stop` after it.
+
+        The text of the first `min_tokens` tokens never matches. Special tokens have no text, or if they
+        aren't skipped their own, but for the end-of-sequence token that ends the answer without `keep_stop`.
 
         Raises:
             InvalidRequestError: a stop string is empty.
         """
-        return TextStream(self.decode, self._is_skipped, stop, min_tokens)
+        if skip_special_tokens:
+            return TextStream(self.decode, self._is_skipped, stop, min_tokens, keep_stop=keep_stop)
+        decode = functools.partial(self.decode, skip_special_tokens=False)
+        not_last = () if keep_stop else self.eos_token_ids
+        return TextStream(decode, self._is_unknown, stop, min_tokens, keep_stop=keep_stop, not_last=not_last)
 
     def spell(self, token_id: int) -> TokenSpelling:
         """The token by itself; an id outside the vocabulary has no bytes and no name."""
@@ -144,7 +187,16 @@ class Tokenizer:
         return TokenSpelling.of_text(self._token_bytes(self._backend.id_to_token(token_id) or ""))
 
     def _is_skipped(self, token_id: int) -> bool:
-        return token_id in self._special_ids or self._backend.id_to_token(token_id) is None
+        return token_id in self._special_ids or self._is_unknown(token_id)
+
+    def _is_unknown(self, token_id: int) -> bool:
+        return self._backend.id_to_token(token_id) is None
+
+
+def _added_first(backend: tokenizers.Tokenizer) -> int | None:
+    """The token that the tokenizer puts before every text; None if it doesn't."""
+    bare, whole = (backend.encode("a", add_special_tokens=added).ids for added in (False, True))
+    return whole[0] if whole[1 : len(bare) + 1] == bare else None
 
 
 def _read_backend(file: Path) -> tokenizers.Tokenizer:

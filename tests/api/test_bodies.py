@@ -27,7 +27,7 @@ def test_a_body_is_what_its_fields_say(body: bytes, kind: type[PromptBody]) -> N
     ("body", "message"),
     [
         (b'{"messages": [], "prompt": "a"}', "messages"),
-        (b'{"text": "a", "prompt": "a"}', "prompt: unknown field"),
+        (b'{"text": "a", "prompt": "a"}', "prompt = 'a' isn't supported; send text"),
         (b'["messages"]', "the body"),
         (b'{"messages": ', "isn't JSON"),
         (b"\xff", "isn't JSON"),

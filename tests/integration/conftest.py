@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,13 @@ import pytest
 from tests.support.graph.graphs import Graphs
 from tests.support.graph.serve_config import tiny_args
 from tests.support.graph.serve_graph import ServeGraph
+
+TOOLS_IN_TEMPLATE = (
+    "{% if tools %}Tools:{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "{% for message in messages %}{% for call in message.tool_calls %}<tool_call>"
+    "{{ call.function | tojson }}</tool_call>\n{% endfor %}{% endfor %}"
+)
+"""Before a template that knows no tools: these, in Hermes' form, and the calls so far."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,13 +43,15 @@ def graphs() -> Iterator[Graphs]:
 
 @pytest.fixture(scope="session")
 def tiny_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> str:
-    """A folder with a narrow random model and the default model's tokenizer.
+    """A folder with a narrow random model and the default model's tokenizer; its template can write tools.
 
     Its many layers make a step take some milliseconds: streams last, and an ingress can keep up with them.
     """
     folder = new_tiny_llama(vocab_size=49152, max_position_embeddings=8192, num_hidden_layers=16)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(smollm2_dir / name, folder)
+    template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    (folder / "chat_template.jinja").write_text(f"{TOOLS_IN_TEMPLATE}{template}")
     return str(folder)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from app.errors import ModelIntegrityError, ModelNotFoundError, UnsupportedModelError
 from app.models.known_models import KNOWN_MODELS, KnownModel
-from app.models.store import resolve_model, served_name
+from app.models.store import resolve_model, served_name, served_names
 from app.settings import ModelConfig
 from tests.support.deadlines import wait_until
 from tests.support.models.tiny_gguf import write_tiny_gguf
@@ -228,6 +228,31 @@ def test_a_missing_gguf_file_and_another_file(tmp_path: Path) -> None:
 )
 def test_served_name(config: ModelConfig, name: str) -> None:
     assert served_name(config) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (ModelConfig(), (REAL,)),
+        (ModelConfig(path="Qwen/Qwen3-0.6B"), ("Qwen3-0.6B", "Qwen/Qwen3-0.6B")),
+        (ModelConfig(path="Qwen/Qwen3-0.6B", served_name="q"), ("q", "Qwen/Qwen3-0.6B")),
+        (
+            ModelConfig(path="Qwen/Qwen3-0.6B", served_name=("q", "gpt-4o")),
+            ("q", "gpt-4o", "Qwen/Qwen3-0.6B"),
+        ),
+        (ModelConfig(path="/models/llama-3-8b", served_name=("a", "b")), ("a", "b")),
+        (ModelConfig(path="models/small.gguf"), ("small",)),
+    ],
+)
+def test_every_name_that_a_client_may_use(config: ModelConfig, names: tuple[str, ...]) -> None:
+    assert served_names(config) == names
+    assert served_name(config) == names[0]
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a"), ("",)])
+def test_names_are_there_each_once(names: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="served_name"):
+        ModelConfig(served_name=names)
 
 
 def test_served_name_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

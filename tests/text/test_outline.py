@@ -9,8 +9,8 @@ import pytest
 
 from app.errors import InvalidRequestError
 from app.hashing import seed
-from app.text.message_spans import message_spans
 from app.text.outline import Outline, Span, outline_of_text, outline_of_tokens
+from app.text.template.message_spans import message_spans
 
 LONG = "This line has more than thirty-two characters.\n"
 

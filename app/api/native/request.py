@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.api.headers import NAME_PATTERN
+from app.api.fields import NATIVE, Fields
+from app.api.headers import MAX_NAME_CHARS, NAME
 from app.api.native.sampling import NativeSampling
-from app.api.request_model import RankFields, TokenId, parse_body
+from app.api.request_model import Int, RequestBody, TokenIds, parse_body
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS, SamplingParams
 from app.hashing import MAX_TENANT_SALT_CHARS
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    # Other inputs than one text,
-    **dict.fromkeys(("input_embeds", "image_data", "video_data", "audio_data", "modalities"), ([],)),
-    **dict.fromkeys(("mm_hashes", "mm_content_hashes", "multi_item_delimiter_indices"), ([],)),
-    "use_audio_in_video": (False,),
-    "video_config": ({},),
-    "images_config": ({},),
-    "positional_embed_overrides": (),
-    "need_wait_for_mm_inputs": (False,),
-    # a prompt that the server completes,
-    "session_params": ({},),
-    # other weights and other sampling,
-    **dict.fromkeys(("lora_path", "lora_id", "custom_logit_processor"), ("",)),
-    "require_reasoning": (False,),
-    "max_thinking_tokens": (),
-    # more in the answer,
-    "token_ids_logprob": ([],),
-    "routed_experts_start_len": (0,),
-    **dict.fromkeys(("return_sampling_mask", "return_hidden_states", "return_routed_experts"), (False,)),
-    **dict.fromkeys(("return_flat_raw_top_logprobs", "return_flat_raw_top_logprobs_b64"), (False,)),
-    **dict.fromkeys(("return_indexer_topk", "return_entropy", "return_bytes"), (False,)),
-    "return_prompt_token_ids": (False,),
-    # a request that outlives its client, and prefill on another server.
-    "background": (False,),
-    **dict.fromkeys(("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key"), ()),
-    **dict.fromkeys(("decode_tp_size", "disagg_prefill_dp_rank"), ()),
-}
-"""Fields that the engine doesn't have, and the values that ask for nothing."""
-
-_INFORMATIVE = (
-    *("conversation_id", "custom_labels", "external_trace_header", "log_metrics", "no_logs", "received_time"),
-    # Hints of a router to another kind of cache, and to another scheduler.
-    *("kv_router_hint", "routing_key"),
-    # Of images, and there are none.
-    *("max_dynamic_patch", "min_dynamic_patch", "image_max_dynamic_patch", "video_max_dynamic_patch"),
-)
-"""Fields that never change an answer."""
 
 _PER_PROMPT = (
     *("rid", "sampling_params", "return_logprob", "logprob_start_len", "top_logprobs_num", "extra_key"),
@@ -66,7 +29,14 @@ Salt = Annotated[str, Field(max_length=MAX_TENANT_SALT_CHARS)]
 """As long as one that another kvbeacon made for a tenant: it reaches its workers as it is."""
 
 
-class GenerateBody(RankFields):
+def _is_name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        allowed = "1 to {most} visible ASCII characters without commas are allowed"
+        raise PydanticCustomError("name", allowed, {"most": MAX_NAME_CHARS})
+    return value
+
+
+class GenerateBody(RequestBody):
     """The body of POST /generate.
 
     A list of one prompt is taken too, and its answer is a list; longer ones are refused, as each prompt may
@@ -78,29 +48,28 @@ class GenerateBody(RankFields):
             started with its flag of this name; SGLang itself ignores the field in a request.
     """
 
-    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = _NEUTRAL
-    informative_fields: ClassVar[Collection[str]] = _INFORMATIVE
+    unserved: ClassVar[Fields] = NATIVE
 
     text: str | list[str] | None = None
-    input_ids: list[TokenId] | list[list[TokenId]] | None = None
+    input_ids: TokenIds | list[TokenIds] | None = None
     sampling_params: NativeSampling = NativeSampling()
     rid: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     model: str | None = None
     stream: bool = False
     incremental_streaming_output: bool = False
     return_logprob: bool = False
-    logprob_start_len: int = -1
-    top_logprobs_num: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    logprob_start_len: Int = -1
+    top_logprobs_num: Int = Field(0, ge=0, le=MAX_LOGPROBS)
     return_text_in_logprobs: bool = False
-    given_priority: int = Field(0, alias="priority", gt=-(2**31), lt=2**31)
-    session_id: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")] | None = Field(None, repr=False)
+    given_priority: Int = Field(0, alias="priority", gt=-(2**31), lt=2**31)
+    session_id: Annotated[str, AfterValidator(_is_name)] | None = Field(None, repr=False)
     given_cache_salt: Salt | None = Field(None, alias="cache_salt", repr=False)
     extra_key: Salt | None = Field(None, repr=False)
 
-    @model_validator(mode="before")
     @classmethod
-    def _unwrap_what_is_per_prompt(cls, values: Any) -> Any:
-        if not (isinstance(values, dict) and (_is_batch(values.get("text"), values.get("input_ids")))):
+    def unwrapped(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields without the lists around them that belong to a list of one prompt."""
+        if not _is_batch(values.get("text"), values.get("input_ids")):
             return values
         lists = {name: values[name] for name in _PER_PROMPT if isinstance(values.get(name), list)}
         return values | {name: value[0] for name, value in lists.items() if len(value) == 1}
@@ -177,6 +146,16 @@ class GenerateBody(RankFields):
     def cache_salt(self) -> str | None:
         """What keeps its cached blocks apart from others'; an empty one is none, as in SGLang."""
         return self.given_cache_salt or self.extra_key or None
+
+    @property
+    def keeps_stop(self) -> bool:
+        """Whether the text has the stop string that ended it."""
+        return self.sampling_params.no_stop_trim
+
+    @property
+    def add_special_tokens(self) -> bool:
+        """Whether the tokenizer adds its own to the prompt: as in SGLang always."""
+        return True
 
     def engine_params(self) -> SamplingParams:
         """How the engine should sample. Raises `InvalidRequestError` for fields that don't go together."""

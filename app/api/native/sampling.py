@@ -7,62 +7,59 @@ generation_config.json: an answer doesn't depend on a file of the model's folder
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from app.api.request_model import MAX_SAMPLES, UNLIMITED, Bias, RequestModel, StopString, TokenId, TokenIdKey
+from app.api.fields import NATIVE_SAMPLING, Fields
+from app.api.request_model import (
+    MAX_SAMPLES,
+    UNLIMITED,
+    Bias,
+    Int,
+    RequestModel,
+    StopString,
+    TokenIdKey,
+    TokenIds,
+)
 from app.errors import InvalidRequestError
 from app.generation import SamplingParams, StructuredOutput
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "beam_width": (1,),
-    "stop_regex": ("", []),
-    "structural_tag": (),
-    "skip_special_tokens": (True,),
-    "no_stop_trim": (False,),
-    "custom_params": ({},),
-    "thinking_budget": (),
-}
-"""Fields that the engine doesn't have, and the values that ask for nothing."""
-_INFORMATIVE = ("spaces_between_special_tokens", "stream_interval")
-"""Fields that never change an answer: special tokens aren't shown, and every step's token comes at once."""
+_PATH = "sampling_params."
+"""Where a body has this object, for errors."""
 
 
 class NativeSampling(RequestModel):
-    """How a native request's output is chosen and when it ends. Attributes: see `SamplingParams`."""
+    """How a native request's output is chosen and when it ends. Attributes: see `SamplingParams`.
 
-    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = _NEUTRAL
-    informative_fields: ClassVar[Collection[str]] = _INFORMATIVE
-    path: ClassVar[str] = "sampling_params."
+    Unlike everywhere else, `max_new_tokens: null` differs from nothing, as it does in SGLang: there is no
+    limit.
+    """
 
-    max_new_tokens: int = Field(128, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    n: int = Field(1, ge=1, le=MAX_SAMPLES)
+    unserved: ClassVar[Fields] = NATIVE_SAMPLING
+    meaningful_nulls: ClassVar[Collection[str]] = ("max_new_tokens",)
+
+    max_new_tokens: Annotated[Int, Field(ge=1)] | None = 128
+    min_new_tokens: Int = Field(0, ge=0)
+    n: Int = Field(1, ge=1, le=MAX_SAMPLES)
     temperature: float = Field(1.0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(-1, ge=-1, lt=2**31)
+    top_k: Int = Field(-1, ge=-1, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=1024)] = Field(default_factory=dict)
-    sampling_seed: int | None = None
+    sampling_seed: Int | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] = Field(default_factory=list)
+    stop_token_ids: Annotated[TokenIds, Field(max_length=256)] = Field(default_factory=list)
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    no_stop_trim: bool = False
     json_schema: str | dict[str, Any] | None = None
     regex: Annotated[str, Field(min_length=1)] | None = None
     ebnf: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_no_limit(cls, values: Any) -> Any:
-        """Unlike everywhere else, a null differs from nothing here, as it does in SGLang."""
-        if isinstance(values, dict) and values.get("max_new_tokens", 0) is None:
-            return {**values, "max_new_tokens": UNLIMITED}
-        return values
 
     def sampling_params(self, logprobs: int | None) -> SamplingParams:
         """How the engine should sample.
@@ -73,13 +70,14 @@ class NativeSampling(RequestModel):
         Raises:
             InvalidRequestError: fields that don't go together.
         """
-        if self.min_new_tokens > self.max_new_tokens:
-            field = f"{self.path}min_new_tokens"
-            allowed = f"0 to max_new_tokens, which is {self.max_new_tokens}"
+        max_tokens = UNLIMITED if self.max_new_tokens is None else self.max_new_tokens
+        if self.min_new_tokens > max_tokens:
+            field = f"{_PATH}min_new_tokens"
+            allowed = f"0 to max_new_tokens, which is {max_tokens}"
             raise InvalidRequestError(f"{field} = {self.min_new_tokens}; allowed: {allowed}", param=field)
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParams(
-            max_tokens=self.max_new_tokens,
+            max_tokens=max_tokens,
             temperature=self.temperature,
             top_k=max(self.top_k, 0),
             top_p=self.top_p,
@@ -95,6 +93,7 @@ class NativeSampling(RequestModel):
             logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()},
             logprobs=logprobs,
             structured_output=self._structured_output(),
+            skip_special_tokens=self.skip_special_tokens,
         )
 
     def _structured_output(self) -> StructuredOutput | None:
@@ -104,11 +103,11 @@ class NativeSampling(RequestModel):
         )
         wanted = []
         if schema is not None:
-            wanted.append(StructuredOutput("json_schema", schema, f"{self.path}json_schema"))
+            wanted.append(StructuredOutput("json_schema", schema, f"{_PATH}json_schema"))
         if self.regex is not None:
-            wanted.append(StructuredOutput("regex", self.regex, f"{self.path}regex"))
+            wanted.append(StructuredOutput("regex", self.regex, f"{_PATH}regex"))
         if self.ebnf is not None:
-            wanted.append(StructuredOutput("grammar", self.ebnf, f"{self.path}ebnf"))
+            wanted.append(StructuredOutput("grammar", self.ebnf, f"{_PATH}ebnf"))
         if len(wanted) > 1:
             first, second, *_ = (each.field for each in wanted)
             raise InvalidRequestError(f"{second}: {first} is given too; send one of them", param=second)

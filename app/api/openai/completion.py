@@ -2,90 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from app.api.fields import STREAM_OPTIONS, Fields
 from app.api.openai.logprobs import Kind
 from app.api.openai.response_format import StructuredOutputFields
+from app.api.openai.responses import UsageInStream
 from app.api.request_model import (
     MAX_SAMPLES,
     UNLIMITED,
     Bias,
-    RankFields,
+    Int,
+    RequestBody,
     RequestModel,
     StopString,
-    TokenId,
     TokenIdKey,
+    TokenIds,
 )
 from app.errors import InvalidRequestError
 from app.generation import SamplingParams
 from app.hashing import MAX_SALT_CHARS
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "modalities": (["text"],),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    # SGLang's, which its routers write out in every request.
-    "no_stop_trim": (False,),
-    "continue_final_message": (False,),
-    "skip_special_tokens": (True,),
-    "separate_reasoning": (True, False),
-    "stream_reasoning": (True, False),
-    "return_hidden_states": (False,),
-}
-"""Fields that the engine doesn't have, and the values that ask for nothing."""
-_INFORMATIVE = ("user", "metadata", "safety_identifier", "prompt_cache_key")
-"""Fields that never change an answer."""
-
 
 class StreamOptions(RequestModel):
-    """What a stream carries besides its chunks."""
+    """What a stream carries besides its chunks.
+
+    Attributes:
+        include_usage: a last chunk has the token counts.
+        continuous_usage_stats: every chunk has those so far.
+    """
+
+    unserved: ClassVar[Fields] = STREAM_OPTIONS
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
-class CompletionRequest(RankFields, StructuredOutputFields):
+class CompletionRequest(RequestBody, StructuredOutputFields):
     """What chat and text completions have in common.
 
     Attributes:
         kind: the endpoint's.
         prompt_field: the field that holds the prompt, for errors.
+        add_special_tokens: whether the tokenizer adds its own to the prompt; None: to a text, not to a chat.
+        include_stop_str_in_output, no_stop_trim: vLLM's and SGLang's name for the same.
+        return_token_ids: whether the answer has the tokens of prompt and output too, as in vLLM.
     """
 
     kind: ClassVar[Kind]
     prompt_field: ClassVar[str]
-    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = _NEUTRAL
-    informative_fields: ClassVar[Collection[str]] = _INFORMATIVE
-
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1, le=MAX_SAMPLES)
-    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    n: Int = Field(1, ge=1, le=MAX_SAMPLES)
+    priority: Int = Field(0, ge=-(2**31), lt=2**31)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, lt=2**31)
-    seed: int | None = None
+    top_k: Int = Field(0, ge=-1, lt=2**31)
+    seed: Int | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] = Field(default_factory=list)
+    stop_token_ids: Annotated[TokenIds, Field(max_length=256)] = Field(default_factory=list)
     ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: Int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Annotated[dict[TokenIdKey, Bias], Field(max_length=1024)] = Field(default_factory=dict)
+    add_special_tokens: bool | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    no_stop_trim: bool = False
+    return_token_ids: bool = False
     cache_salt: Annotated[str, Field(min_length=1, max_length=MAX_SALT_CHARS)] | None = Field(
         None, repr=False
     )
@@ -106,6 +96,19 @@ class CompletionRequest(RankFields, StructuredOutputFields):
     def max_output_tokens(self) -> int | None:
         """Output tokens at most; None: as many as the context allows."""
         raise NotImplementedError
+
+    @property
+    def usage_in_stream(self) -> UsageInStream:
+        """Which chunks of a stream have token counts."""
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return "none"
+        return "every chunk" if options.continuous_usage_stats else "last chunk"
+
+    @property
+    def keeps_stop(self) -> bool:
+        """Whether the text has the stop string that ended it."""
+        return self.include_stop_str_in_output or self.no_stop_trim
 
     @property
     def session_id(self) -> str | None:
@@ -140,4 +143,5 @@ class CompletionRequest(RankFields, StructuredOutputFields):
             logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()},
             logprobs=self.num_logprobs,
             structured_output=self.structured_output(),
+            skip_special_tokens=self.skip_special_tokens,
         )

@@ -2,52 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from app.api.fields import CHAT, TEXT, Fields
 from app.api.openai.completion import CompletionRequest
 from app.api.openai.logprobs import Kind
-from app.api.request_model import RequestModel, TokenId, parse_body
+from app.api.openai.messages import Message
+from app.api.openai.tools import ToolChoice, Tools, wish_of
+from app.api.request_model import Int, TokenIds, parse_body
 from app.errors import InvalidRequestError
 from app.generation import MAX_LOGPROBS
-
-
-class TextPart(RequestModel):
-    """One part of a message whose content is a list."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(RequestModel):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def flat(self) -> dict[str, str]:
-        """The message as chat templates take it, its parts joined. `developer` is OpenAI's new `system`."""
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        role = "system" if self.role == "developer" else self.role
-        name = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": content, **name}
+from app.text.chat_prompt import Chat
+from app.text.output.formats import CallWish
 
 
 class ChatRequest(CompletionRequest):
-    """The body of POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions.
+
+    Attributes:
+        chat_template_kwargs: variables of the model's chat template.
+        add_generation_prompt: whether the prompt ends in the beginning of the model's message; by default
+            unless the last message is to be continued.
+        reasoning_effort, verbosity: for templates that read them.
+        documents: what the template writes into the prompt, in its own form.
+        separate_reasoning: whether thoughts are split from the content, into `reasoning_content`.
+        include_reasoning: whether they are shown at all.
+    """
 
     kind: ClassVar[Kind] = "chat"
     prompt_field: ClassVar[str] = "messages"
+    unserved: ClassVar[Fields] = CHAT
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    documents: list[dict[str, Any]] = Field(default_factory=list)
+    tools: Tools = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    separate_reasoning: bool = True
+    include_reasoning: bool = True
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: Int = Field(0, ge=0, le=MAX_LOGPROBS)
 
     @model_validator(mode="after")
     def _alternatives_need_logprobs(self) -> Self:
@@ -58,11 +61,41 @@ class ChatRequest(CompletionRequest):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if None not in (self.max_tokens, self.max_completion_tokens):
+        old, new = self.max_tokens, self.max_completion_tokens
+        if None not in (old, new) and old != new:
             raise InvalidRequestError(
                 "max_tokens: the old name of max_completion_tokens; send one of them", param="max_tokens"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_end_of_the_prompt(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            message = "add_generation_prompt: continue_final_message is true too; send one of them"
+            raise InvalidRequestError(message, param="add_generation_prompt")
+        return self
+
+    def chat(self) -> Chat:
+        """The conversation. Raises `InvalidRequestError` for a message that is none."""
+        messages = enumerate(self.messages)
+        hints: dict[str, Any] = {"reasoning_effort": self.reasoning_effort, "verbosity": self.verbosity}
+        required: dict[str, Any] = {"documents": self.documents}
+        tools = [tool.as_template_takes_it() for tool in self.tools]
+        # Tools that mustn't be called change little: a template that can't write them leaves them out.
+        (hints if self.tool_choice == "none" else required)["tools"] = tools or None
+        return Chat(
+            [message.as_template_takes_it(f"messages.{place}") for place, message in messages],
+            add_generation_prompt=self.add_generation_prompt is not False,
+            continue_final_message=self.continue_final_message,
+            add_special_tokens=bool(self.add_special_tokens),
+            variables=self.chat_template_kwargs,
+            hints={name: value for name, value in hints.items() if value is not None},
+            required={name: value for name, value in required.items() if value},
+        )
+
+    def wish(self) -> CallWish:
+        """The calls that it allows or wants. Raises `InvalidRequestError` for a tool that isn't there."""
+        return wish_of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -79,10 +112,11 @@ class TextRequest(CompletionRequest):
 
     kind: ClassVar[Kind] = "text"
     prompt_field: ClassVar[str] = "prompt"
+    unserved: ClassVar[Fields] = TEXT
 
-    prompt: str | Annotated[list[TokenId], Field(min_length=1)]
-    max_tokens: int = Field(16, ge=1)
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    prompt: str | Annotated[TokenIds, Field(min_length=1)]
+    max_tokens: Int = Field(16, ge=1)
+    logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from app.api.fields import RESPONSE_FORMAT, STRUCTURED_OUTPUTS, Fields
 from app.api.request_model import RequestModel
 from app.errors import InvalidRequestError
 from app.generation import StructuredOutput
@@ -28,21 +29,35 @@ class NamedSchema(RequestModel):
 
 
 class ResponseFormat(RequestModel):
-    """OpenAI's `response_format`."""
+    """OpenAI's `response_format`.
+
+    Attributes:
+        plain_schema: the schema itself, as llama.cpp and others take it, with either type of JSON.
+    """
+
+    unserved: ClassVar[Fields] = RESPONSE_FORMAT
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    plain_schema: dict[str, Any] | None = Field(None, alias="schema")
 
     @model_validator(mode="after")
     def _schema_fits_type(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
+        is_plain = self.plain_schema is not None
+        wants_named = self.type == "json_schema" and not is_plain
+        if wants_named != (self.json_schema is not None):
             message = "response_format.json_schema: goes with type 'json_schema', which needs it"
             raise InvalidRequestError(message, param="response_format.json_schema")
+        if is_plain and self.type == "text":
+            message = "response_format.schema: goes with type 'json_object' or 'json_schema'"
+            raise InvalidRequestError(message, param="response_format.schema")
         return self
 
 
 class StructuredOutputs(RequestModel):
     """vLLM's `structured_outputs`."""
+
+    unserved: ClassVar[Fields] = STRUCTURED_OUTPUTS
 
     json_schema: JsonSchema | None = Field(None, alias="json")
     regex: Regex | None = None
@@ -77,6 +92,9 @@ class StructuredOutputFields(RequestModel):
         wanted = self.response_format
         if wanted is None or wanted.type == "text":
             return []
+        if wanted.plain_schema is not None:
+            schema = json.dumps(wanted.plain_schema)
+            return [StructuredOutput("json_schema", schema, "response_format.schema")]
         if wanted.json_schema is None:
             return [StructuredOutput("json_schema", ANY_OBJECT, "response_format")]
         schema = json.dumps(wanted.json_schema.json_schema)

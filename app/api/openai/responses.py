@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
 from app.api.openai.logprobs import Json, Kind, Spell, joined
 from app.errors import RequestError
+from app.text.output.formats import PLAIN_OUTPUT, OutputFormat
 
 STREAM_END = b"data: [DONE]\n\n"
+UsageInStream = Literal["none", "last chunk", "every chunk"]
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,22 @@ class Usage:
 
 @dataclass(frozen=True)
 class Choice:
-    """One sample's whole text; `logprobs` has an entry per token."""
+    """One sample's whole text; `logprobs` has an entry per token. `message`: a chat's, unless it is text."""
 
     text: str
     finish_reason: str | None
     logprobs: list[Json] | None = None
+    token_ids: Sequence[int] = ()
+    message: Json | None = None
 
 
 @dataclass(frozen=True)
 class AnswerShape:
     """How one answer is written: the endpoint's kind, and what every part of it repeats.
 
-    `spell` shows tokens where the answer has logprobs; None if it has none.
+    `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids` is None unless
+    the answer has the tokens of prompt and output, which are where vLLM has them. `output` finds calls and
+    thoughts in a chat's text; `shows_thoughts` says whether the client wants these.
     """
 
     kind: Kind
@@ -59,39 +66,63 @@ class AnswerShape:
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
     spell: Spell | None = None
+    prompt_token_ids: Sequence[int] | None = None
+    output: OutputFormat = PLAIN_OUTPUT
+    shows_thoughts: bool = True
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """The answer in one piece, its samples in order."""
         is_chat = self.kind == "chat"
         shown = []
         for index, choice in enumerate(choices):
-            message = {"message": {"role": "assistant", "content": choice.text}}
+            said = {"content": choice.text} if choice.message is None else choice.message
+            message = {"message": {"role": "assistant", **said}}
             content = message if is_chat else {"text": choice.text}
+            content |= self._tokens(choice.token_ids)
+            content |= {} if is_chat else self._prompt_tokens
             shown.append(self._choice(index, content, choice.finish_reason, choice.logprobs))
         name = "chat.completion" if is_chat else "text_completion"
-        return {**self._head(name), "choices": shown, "usage": usage.as_json()}
+        prompt = self._prompt_tokens if is_chat else {}
+        return {**self._head(name), **prompt, "choices": shown, "usage": usage.as_json()}
 
     def chunk(
         self,
         text: str,
-        finish_reason: str | None,
         *,
         is_first: bool,
         index: int = 0,
         logprobs: list[Json] | None = None,
+        token_ids: Sequence[int] = (),
+        delta: Json | None = None,
     ) -> Json:
-        """One piece of a sample's text, or its end. A chat's first chunk of every sample has the role."""
-        content: Json = {"text": text}
-        name = "text_completion"
-        if self.kind == "chat":
-            delta = {"role": "assistant", "content": text} if is_first else {"content": text} if text else {}
-            content, name = {"delta": delta}, "chat.completion.chunk"
-        return {**self._head(name), "choices": [self._choice(index, content, finish_reason, logprobs)]}
+        """One piece of a sample's text, or of a chat's message. A sample's first one has a chat's role."""
+        role = {"role": "assistant"} if is_first else {}
+        is_chat = self.kind == "chat"
+        said = {"content": text} if delta is None else delta
+        content = {"delta": {**role, **said}} if is_chat else {"text": text}
+        content |= self._tokens(token_ids)
+        prompt = self._prompt_tokens if is_first else {}
+        choice = self._choice(index, content if is_chat else {**content, **prompt}, None, logprobs)
+        return {**self._chunk_head(), **(prompt if is_chat else {}), "choices": [choice]}
+
+    def end(self, finish_reason: str, index: int = 0) -> Json:
+        """A sample's last chunk, which has nothing but the reason of its end."""
+        content: Json = {"delta": {}} if self.kind == "chat" else {"text": ""}
+        return {**self._chunk_head(), "choices": [self._choice(index, content, finish_reason, None)]}
 
     def usage_chunk(self, usage: Usage) -> Json:
         """The chunk without choices that ends a stream whose client asked for usage."""
-        name = "chat.completion.chunk" if self.kind == "chat" else "text_completion"
-        return {**self._head(name), "choices": [], "usage": usage.as_json()}
+        return {**self._chunk_head(), "choices": [], "usage": usage.as_json()}
+
+    @property
+    def _prompt_tokens(self) -> Json:
+        return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
+
+    def _tokens(self, token_ids: Sequence[int]) -> Json:
+        return {} if self.prompt_token_ids is None else {"token_ids": list(token_ids)}
+
+    def _chunk_head(self) -> Json:
+        return self._head("chat.completion.chunk" if self.kind == "chat" else "text_completion")
 
     def _choice(
         self, index: int, content: Json, finish_reason: str | None, logprobs: list[Json] | None

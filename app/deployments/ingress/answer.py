@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
-from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, error_json, sse
+from app.api.openai.message_parts import MessageParts
+from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, UsageInStream, error_json, sse
 from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.errors import RequestError
 from app.generation import TokenChunk
@@ -17,34 +19,72 @@ from app.text.text_stream import TextStream
 
 MissedTokens = Callable[[], Mapping[str, int]]
 """Says, at an answer's end, how many tokens were missed for which reason, by the names that usage has."""
+MISTRAL_ID_CHARS = 9
+"""Of a call's id: the templates of Mistral's models refuse any other."""
 
 
 class SampleText:
-    """Turns one sample's token chunks into text and logprobs."""
+    """Turns one sample's token chunks into text, calls, thoughts and logprobs."""
 
-    def __init__(self, shape: AnswerShape, text: TextStream) -> None:
+    def __init__(self, shape: AnswerShape, text: TextStream, index: int = 0) -> None:
+        self._shape = shape
         self._text = text
+        self._parser = shape.output.parser()
+        self._message = MessageParts(
+            f"{shape.request_id}-{index}",
+            id_chars=MISTRAL_ID_CHARS if shape.output.calls == "mistral" else None,
+            shows_thoughts=shape.shows_thoughts,
+        )
         self._logprobs = None if shape.spell is None else AnswerLogprobs(shape.kind, shape.spell)
         self._parts: list[str] = []
+        self._token_ids: list[int] = []
+        self._has_begun = False
         self._shown_logprobs: list[Json] | None = None if shape.spell is None else []
         self._finish_reason: str | None = None
 
-    def take(self, chunk: TokenChunk) -> tuple[str, list[Json] | None]:
-        """The text that is safe to send after `chunk`, at the end all of it, and an entry per token."""
+    def take(self, chunk: TokenChunk) -> tuple[list[Json], list[Json] | None]:
+        """The deltas that are safe to send after `chunk`, at the end all of them, and an entry per token."""
         text = "".join(map(self._text.push, chunk.token_ids))
         if chunk.finish_reason is not None:
             text += self._text.flush()
+        parts = self._parser.push(text)
+        if chunk.finish_reason is not None:
+            parts += self._parser.flush()
+        deltas = self._message.take(parts)
         logprobs = None if self._logprobs is None else self._logprobs.take(chunk)
         self._parts.append(text)
+        if self._shape.prompt_token_ids is not None:
+            self._token_ids += chunk.token_ids
         if self._shown_logprobs is not None:
             self._shown_logprobs += logprobs or []
-        self._finish_reason = chunk.finish_reason
-        return text, logprobs
+        is_call = self._message.has_calls and chunk.finish_reason == "stop"
+        self._finish_reason = "tool_calls" if is_call else chunk.finish_reason
+        return deltas, logprobs
+
+    def events(self, chunk: TokenChunk) -> Iterator[Json]:
+        """What a stream has after `chunk`: what is new, and at the end an event with the reason alone."""
+        deltas, logprobs = self.take(chunk)
+        has_tokens = self._shape.prompt_token_ids is not None and chunk.token_ids
+        # A chat that ends without a text has a message all the same.
+        is_empty = chunk.finish_reason is not None and self._shape.kind == "chat" and not self._has_begun
+        if not deltas and (logprobs or has_tokens or is_empty):
+            deltas = [{"content": ""}]
+        more: Json = {"logprobs": logprobs, "token_ids": chunk.token_ids}
+        for delta in deltas:
+            text = delta.get("content", "")
+            is_first = not self._has_begun
+            yield self._shape.chunk(text, is_first=is_first, index=chunk.index, delta=delta, **more)
+            self._has_begun, more = True, {}
+        if self._finish_reason is not None:
+            yield self._shape.end(self._finish_reason, chunk.index)
 
     @property
     def choice(self) -> Choice:
         """The whole sample so far."""
-        return Choice("".join(self._parts), self._finish_reason, self._shown_logprobs)
+        message = self._message.whole()
+        return Choice(
+            "".join(self._parts), self._finish_reason, self._shown_logprobs, self._token_ids, message
+        )
 
 
 class UsageCounter:
@@ -68,7 +108,7 @@ async def whole_answer(
     Raises:
         RequestError: the rank died or its engine failed before the end.
     """
-    samples = [SampleText(shape, text) for text in texts]
+    samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
     counter = UsageCounter()
     try:
         async for chunk in stream:
@@ -84,23 +124,19 @@ async def stream_answer(
     shape: AnswerShape,
     stream: RankStream,
     *texts: TextStream,
-    with_usage: bool,
+    usage: UsageInStream,
     missed: MissedTokens = dict,
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
-    samples = [SampleText(shape, text) for text in texts]
+    samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
     counter = UsageCounter()
-    begun: set[int] = set()
     try:
         async for chunk in stream:
-            index, ended = chunk.index, chunk.finish_reason
             counter.take(chunk)
-            piece, logprobs = samples[index].take(chunk)
-            if piece or logprobs or ended is not None:
-                is_first = index not in begun
-                yield sse(shape.chunk(piece, ended, is_first=is_first, index=index, logprobs=logprobs))
-                begun.add(index)
-        if with_usage:
+            counts = {"usage": counter.usage.as_json()} if usage == "every chunk" else {}
+            for event in samples[chunk.index].events(chunk):
+                yield sse(event | counts)
+        if usage != "none":
             yield sse(shape.usage_chunk(replace(counter.usage, missed_tokens=missed())))
         yield STREAM_END
     except RequestError as error:
@@ -115,13 +151,16 @@ class AnswerEvents(StreamingResponse):
     Args:
         events: what is sent, made of `stream`.
         stream: the request's.
-        headers: more of them.
+        headers: what else the answer has.
     """
 
     def __init__(
-        self, events: AsyncIterator[bytes], stream: RankStream, headers: Mapping[str, str] | None = None
+        self,
+        events: AsyncIterator[bytes],
+        stream: RankStream,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        headers = {"x-dp-rank": str(stream.rank), **(headers or {})}
+        headers = {"x-dp-rank": str(stream.rank), **headers}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._stream = stream
 

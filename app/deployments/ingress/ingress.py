@@ -31,6 +31,8 @@ from app.deployments.ingress.dispatch.rank_search import SearchLimits
 from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.ingress.dispatch.starting_routers import StartingRouters
 from app.deployments.ingress.health import health_answer
+from app.deployments.ingress.http_rules import HttpRules, replica_settings
+from app.deployments.ingress.ignored_fields import IgnoredFields
 from app.deployments.ingress.misses.cache_report import CacheReport
 from app.deployments.ingress.misses.misses_answer import misses_answer, wanted_rows
 from app.deployments.ingress.misses.prompt_notes import PromptNotes
@@ -57,7 +59,11 @@ from app.events.endpoints import KvEvents
 from app.generation import GenerateRequest
 from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
 from app.models.context import context_length, resolve_max_model_len
-from app.models.store import resolve_model, served_name
+from app.models.store import resolve_model, served_name, served_names
+from app.settings import IngressConfig
+from app.text.chat_prompt import ChatPrompter
+from app.text.output.formats import OutputFormats
+from app.text.text_stream import TextStream
 from app.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("ray.serve")
@@ -71,6 +77,7 @@ OUTCOMES_INTERVAL_S = 0.2
 Dispatched = TypeVar("Dispatched")
 
 api = FastAPI(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
+api.add_middleware(HttpRules, settings=replica_settings)
 
 
 @api.exception_handler(RequestError)
@@ -134,10 +141,14 @@ class Ingress:
         self._max_model_len = resolve_max_model_len(config.model.max_model_len, context_length(model_dir))
         self._tokenizer = Tokenizer.from_folder(model_dir)
         self._control = RankControl(self._ranks, self._directory, dp_size=config.expected_dp_size)
+        self._ignored = IgnoredFields()
         self._reader = RequestReader(
             config.ingress,
             self._tokenizer,
-            model_name=served_name(config.model),
+            ChatPrompter(self._tokenizer, config.model),
+            # A worker by URL may have no grammars, or other ones.
+            OutputFormats(self._tokenizer, config.model, constrains=config.remote_ranks is None),
+            model_names=served_names(config.model),
             max_model_len=self._max_model_len,
             # Workers take tenants' salts in bodies, where they may be no longer than others.
             tenant_salt_chars=WORKER_SALT_CHARS if config.remote_ranks else 2 * MAX_SALT_CHARS,
@@ -164,6 +175,11 @@ class Ingress:
             model=config.model.path,
             drain_timeout_s=config.engine.drain_timeout_s,
         )
+
+    @property
+    def http_settings(self) -> IngressConfig:
+        """The settings by which `HttpRules` goes."""
+        return self._config.ingress
 
     def _choosing_routers(self, config: AppConfig) -> Routers:
         if config.autoscaling is None:
@@ -198,12 +214,13 @@ class Ingress:
             name_of=self._token_name if body.return_text_in_logprobs else None,
             is_incremental=body.incremental_streaming_output,
         )
-        texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
+        texts = self._text_streams(prepared)
         stream, report = await self._start(prepared)
+        headers = self._ignored.headers(prepared.ignored_fields) | report.header()
         if body.stream:
-            return AnswerEvents(stream_native(shape, stream, *texts), stream, report.header())
+            return AnswerEvents(stream_native(shape, stream, *texts), stream, headers)
         answer = await whole_native(shape, stream, *texts)
-        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **report.header()})
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
 
     @api.get("/v1/loads")
     async def loads(self, request: Request) -> Json:
@@ -233,13 +250,15 @@ class Ingress:
     @api.get("/v1/models")
     async def models(self) -> Json:
         """What can be named in a request's `model`."""
-        return {"object": "list", "data": [model_card(self._config, self._max_model_len)]}
+        names = served_names(self._config.model)
+        cards = [model_card(self._config, self._max_model_len, name) for name in names]
+        return {"object": "list", "data": cards}
 
     @api.get("/v1/models/{name:path}")
     async def model(self, name: str) -> Json:
-        """The one model, by its name."""
+        """The one model, by one of its names."""
         self._reader.check_model_name(name)
-        return model_card(self._config, self._max_model_len)
+        return model_card(self._config, self._max_model_len, name)
 
     @api.get("/health")
     async def health(self) -> Response:
@@ -295,10 +314,11 @@ class Ingress:
         return decisions_answer(request_id, await self._routers.decisions(request_id))
 
     @api.post("/router/explain")
-    async def router_explain(self, request: Request) -> Json:
+    async def router_explain(self, request: Request) -> Response:
         """Which rank a request with this body, of any API, would go to now, and why."""
         prepared = await self._reader.read(request, parse_any)
-        return await self._dispatch(prepared, self._dispatcher.explain)
+        explanation = await self._dispatch(prepared, self._dispatcher.explain)
+        return JSONResponse(explanation, headers=self._ignored.headers(prepared.ignored_fields))
 
     async def _complete(
         self, request: Request, parse: Callable[[bytes], ChatRequest | TextRequest]
@@ -310,15 +330,20 @@ class Ingress:
             request_id=prepared.generate.request_id,
             model=served_name(self._config.model),
             spell=None if params.logprobs is None else self._tokenizer.spell,
+            prompt_token_ids=prepared.generate.prompt_token_ids if body.return_token_ids else None,
+            output=prepared.output,
+            shows_thoughts=not isinstance(body, ChatRequest) or body.include_reasoning,
         )
-        texts = [self._tokenizer.text_stream(params.stop, params.min_tokens) for _ in range(body.n)]
+        texts = self._text_streams(prepared)
         stream, report = await self._start(prepared)
+        headers = self._ignored.headers(prepared.ignored_fields) | report.header()
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            events = stream_answer(shape, stream, *texts, with_usage=with_usage, missed=report.details)
-            return AnswerEvents(events, stream, report.header())
+            events = stream_answer(shape, stream, *texts, usage=body.usage_in_stream, missed=report.details)
+            return AnswerEvents(events, stream, headers)
         answer = await whole_answer(shape, stream, *texts, missed=report.details)
-        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **report.header()})
+        # Again: what came while the answer was computed is in this header too.
+        headers |= report.header()
+        return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
 
     async def _start(self, prepared: PreparedRequest[PromptBody]) -> tuple[RankStream, CacheReport]:
         """The request's output, and what its client is told of its cached tokens."""
@@ -327,6 +352,12 @@ class Ingress:
         stream = await self._dispatch(prepared, start)
         notes.report.begin(stream)
         return stream, notes.report
+
+    def _text_streams(self, prepared: PreparedRequest[PromptBody]) -> list[TextStream]:
+        """The text of each sample."""
+        params, keep_stop = prepared.generate.params, prepared.body.keeps_stop
+        given = (params.stop, params.min_tokens, params.skip_special_tokens)
+        return [self._tokenizer.text_stream(*given, keep_stop=keep_stop) for _ in range(prepared.body.n)]
 
     def _token_name(self, token_id: int) -> str:
         return self._tokenizer.spell(token_id).name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,29 +14,20 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
-from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestTooLargeError, shown
-from app.generation import GenerateRequest
+from app.deployments.ingress.request_body import read_body
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
+from app.generation import GenerateRequest, SamplingParams
 from app.settings import IngressConfig
+from app.text.chat_prompt import TOKENS_ONLY, ChatPrompter, Prompt, PromptSource
+from app.text.output.formats import PLAIN_OUTPUT, OutputFormat, OutputFormats
 from app.text.tokenizer import Tokenizer
+from app.validation import one_of
 
 LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
 
 Body = TypeVar("Body", bound=PromptBody)
 Body_co = TypeVar("Body_co", bound=PromptBody, covariant=True)
-
-
-@dataclass(frozen=True)
-class PromptSource:
-    """What a prompt's tokens were made of.
-
-    Attributes:
-        text: what was tokenized; None if the client sent tokens.
-        messages: of a chat, as its template got them.
-    """
-
-    text: str | None = None
-    messages: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -50,14 +41,18 @@ class PreparedRequest(Generic[Body_co]):
         session_id: the session that the client named, if it did; the header's before the body's.
         source: what the prompt's tokens were made of.
         tenant: the tenant's label, if there are tenants.
+        ignored_fields: fields of the body that change nothing here, and of which the client must be told.
+        output: how a chat's output is read.
     """
 
     body: Body_co
     generate: GenerateRequest
     pinned: PinnedRank | None
     session_id: str | None
-    source: PromptSource
-    tenant: str | None
+    source: PromptSource = TOKENS_ONLY
+    tenant: str | None = None
+    ignored_fields: tuple[str, ...] = ()
+    output: OutputFormat = PLAIN_OUTPUT
 
 
 class RequestReader:
@@ -66,7 +61,9 @@ class RequestReader:
     Args:
         config: the largest body, and the header that names the tenant.
         tokenizer: the model's.
-        model_name: what a request may name as its model.
+        prompter: makes prompts of chats.
+        outputs: says how chats' outputs are read.
+        model_names: what a request may name as its model.
         max_model_len: tokens of the context.
         tenant_salt_chars: characters of a tenant's salt.
     """
@@ -75,14 +72,18 @@ class RequestReader:
         self,
         config: IngressConfig,
         tokenizer: Tokenizer,
+        prompter: ChatPrompter,
+        outputs: OutputFormats,
         *,
-        model_name: str,
+        model_names: Sequence[str],
         max_model_len: int,
         tenant_salt_chars: int = 2 * hashing.MAX_SALT_CHARS,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._model_name = model_name
+        self._prompter = prompter
+        self._outputs = outputs
+        self._model_names = model_names
         self._max_model_len = max_model_len
         self._tenant_salt_chars = tenant_salt_chars
 
@@ -95,57 +96,69 @@ class RequestReader:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, token_ids, source = await self._prepare(await self._read_body(request), parse)
-        self._check_prompt(body, token_ids)
+        body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
+        self._check_prompt(body, prompt.token_ids)
+        params, output = self._output(body, prompt)
         generate = GenerateRequest(
             uuid.uuid4().hex,
-            token_ids,
-            body.engine_params(),
+            prompt.token_ids,
+            params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
             n=body.n,
             priority=body.priority,
         )
         pinned = pinned_rank(request.headers, body.rank_fields)
-        label = None if tenant is None else hashing.tenant_label(tenant)
-        return PreparedRequest(body, generate, pinned, session_id or body.session_id, source, label)
+        return PreparedRequest(
+            body,
+            generate,
+            pinned,
+            session_id or body.session_id,
+            source=prompt.source,
+            tenant=None if tenant is None else hashing.tenant_label(tenant),
+            ignored_fields=(*body.ignored_fields, *prompt.ignored_fields),
+            output=output,
+        )
+
+    def _output(self, body: PromptBody, prompt: Prompt) -> tuple[SamplingParams, OutputFormat]:
+        """How the engine samples, and how its output is read."""
+        if not isinstance(body, ChatRequest):
+            return body.engine_params(), PLAIN_OUTPUT
+        wish = body.wish()
+        params = body.engine_params()
+        output = self._outputs.of(
+            wish,
+            is_thinking=prompt.is_thinking,
+            separates=body.separate_reasoning,
+            wanted=params.structured_output,
+        )
+        return self._outputs.constrained(params, wish, output), output
 
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
 
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""
-        if name != self._model_name:
-            raise ModelNameError(f"model = {shown(name)}; served here: {self._model_name!r}")
+        if name not in self._model_names:
+            raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def _read_body(self, request: Request) -> bytes:
-        limit = self._config.max_request_bytes
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > limit:
-                raise RequestTooLargeError(f"the body is larger than {limit} bytes")
-        return bytes(body)
+    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
+        """The body and its prompt; a long body is worked on in a thread, off the event loop."""
 
-    async def _prepare(
-        self, raw: bytes, parse: Callable[[bytes], Body]
-    ) -> tuple[Body, list[int], PromptSource]:
-        """The body, its prompt's tokens and what these are of; a long body is worked on in a thread."""
-
-        def prepare() -> tuple[Body, list[int], PromptSource]:
+        def prepare() -> tuple[Body, Prompt]:
             body = parse(raw)
-            return body, *self._tokens(body)
+            return body, self._prompt(body)
 
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 
-    def _tokens(self, body: PromptBody) -> tuple[list[int], PromptSource]:
+    def _prompt(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatRequest):
-            messages = [each.flat() for each in body.messages]
-            text = self._tokenizer.render_chat(messages)
-            return self._tokenizer.encode(text), PromptSource(text, messages)
+            return self._prompter.prompt(body.chat())
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
-            return self._tokenizer.encode(body.prompt, add_special_tokens=True), PromptSource(body.prompt)
-        return body.prompt, PromptSource()
+            add_special_tokens = body.add_special_tokens is not False
+            token_ids = self._tokenizer.encode(body.prompt, add_special_tokens)
+            return Prompt(token_ids, source=PromptSource(body.prompt))
+        return Prompt(body.prompt)
 
     def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
         if body.model is not None:

@@ -60,10 +60,10 @@ def model_info(config: AppConfig, max_model_len: int) -> Json:
     }
 
 
-def model_card(config: AppConfig, max_model_len: int) -> Json:
-    """The model in OpenAI's shape."""
+def model_card(config: AppConfig, max_model_len: int, name: str) -> Json:
+    """The model in OpenAI's shape, by one of its names."""
     return {
-        "id": served_name(config.model),
+        "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "kvbeacon",

@@ -7,7 +7,7 @@ from app.engine.interface import RankEngine
 from app.engine.remote.engine import RemoteEngine
 from app.engine.remote.worker import Expected, RemoteRank
 from app.models.context import context_length, resolve_max_model_len
-from app.models.store import resolve_model, served_name
+from app.models.store import resolve_model, served_names
 
 
 def load(config: AppConfig, dp_rank: int) -> RankEngine:
@@ -23,7 +23,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
     scheduler = config.engine.scheduler
     expected = Expected(
         dp_size=worker.dp_size,
-        model_names=frozenset((config.model.path, served_name(config.model))),
+        model_names=frozenset((config.model.path, *served_names(config.model))),
         has_tenants=config.ingress.tenant_header is not None,
         max_model_len=resolve_max_model_len(config.model.max_model_len, context_length(model_dir)),
     )

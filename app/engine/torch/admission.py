@@ -83,7 +83,7 @@ class Admission:
             return None
         if self._new_text_stream is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find strings with", param="stop")
-        return self._new_text_stream(params.stop, params.min_tokens)
+        return self._new_text_stream(params.stop, params.min_tokens, params.skip_special_tokens)
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
         wanted = params.structured_output

@@ -24,8 +24,9 @@ class TextStream(Protocol):
         """Take one token; the text that is now safe to emit."""
 
 
-NewTextStream = Callable[[Sequence[str], int], TextStream]
-"""From stop strings and the number of tokens in whose text they aren't looked for."""
+NewTextStream = Callable[[Sequence[str], int, bool], TextStream]
+"""From stop strings, the number of tokens in whose text they aren't looked for, and whether special tokens
+have no text."""
 
 
 class Grammar(Protocol):

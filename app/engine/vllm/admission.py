@@ -16,7 +16,7 @@ from app.engine.vllm.sampling import check_resumable, check_sampling, vllm_field
 from app.errors import InvalidRequestError
 from app.generation import GenerateRequest
 
-NewTextStream = Callable[[Sequence[str], int], TextStream]
+NewTextStream = Callable[[Sequence[str], int, bool], TextStream]
 """From stop strings and the number of tokens in whose text they aren't looked for."""
 
 
@@ -86,7 +86,11 @@ class Admission:
     ) -> VllmSample:
         params, prompt = request.params, request.prompt_token_ids
         longest = min(params.max_tokens, self._limits.max_output_tokens(len(prompt)))
-        text_stream = self._new_text_stream(params.stop, params.min_tokens) if params.stop else None
+        text_stream = (
+            self._new_text_stream(params.stop, params.min_tokens, params.skip_special_tokens)
+            if params.stop
+            else None
+        )
         self._replay(request, index, earlier, longest, text_stream)
         fields = vllm_fields(
             params,

@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import InvalidRequestError
 from app.generation import SamplingParams, StructuredOutput
-from tests.support.completion_bodies import chat, text
+from tests.support.completion_bodies import chat, refusal, text
 
 SCHEMA = {"type": "object", "properties": {"a": {"enum": [None, "ü"]}}}
 
@@ -29,6 +29,15 @@ SCHEMA = {"type": "object", "properties": {"a": {"enum": [None, "ü"]}}}
             "json_schema",
             '{"type": "object"}',
             "response_format",
+        ),
+        *(
+            (
+                {"response_format": {"type": kind, "schema": SCHEMA}},
+                "json_schema",
+                json.dumps(SCHEMA),
+                "response_format.schema",
+            )
+            for kind in ("json_object", "json_schema")
         ),
         (
             {"structured_outputs": {"json": SCHEMA}},
@@ -75,6 +84,17 @@ def test_structured_output_in_every_way_to_ask_for_it(
 )
 def test_a_structured_output_that_asks_for_nothing(fields: dict[str, Any]) -> None:
     assert chat(**fields).sampling_params(9) == SamplingParams(9)
+
+
+def test_a_schema_goes_with_a_type_of_json_and_once() -> None:
+    named = {"name": "a", "schema": SCHEMA}
+    for wrong, param in (
+        ({"type": "text", "schema": SCHEMA}, "response_format.schema"),
+        ({"type": "json_schema", "schema": SCHEMA, "json_schema": named}, "response_format.json_schema"),
+        ({"type": "json_object", "json_schema": named}, "response_format.json_schema"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
+    ):
+        assert refusal(chat, response_format=wrong).param == param
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ def test_a_whole_text() -> None:
 
 
 def test_a_streamed_chat() -> None:
-    first = ChatCompletionChunk.model_validate(CHAT.chunk("Hi", None, is_first=True), strict=True)
-    middle = ChatCompletionChunk.model_validate(CHAT.chunk(" there", None, is_first=False), strict=True)
-    end = ChatCompletionChunk.model_validate(CHAT.chunk("", "stop", is_first=False), strict=True)
+    first = ChatCompletionChunk.model_validate(CHAT.chunk("Hi", is_first=True), strict=True)
+    middle = ChatCompletionChunk.model_validate(CHAT.chunk(" there", is_first=False), strict=True)
+    end = ChatCompletionChunk.model_validate(CHAT.end("stop"), strict=True)
     assert (first.choices[0].delta.role, first.choices[0].delta.content) == ("assistant", "Hi")
     assert (middle.choices[0].delta.role, middle.choices[0].delta.content) == (None, " there")
     assert (end.choices[0].delta.content, end.choices[0].finish_reason) == (None, "stop")
@@ -52,7 +52,7 @@ def test_a_streamed_chat() -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_streamed_text(is_first: bool) -> None:
-    (choice,) = TEXT.chunk("Hi", None, is_first=is_first)["choices"]
+    (choice,) = TEXT.chunk("Hi", is_first=is_first)["choices"]
     assert choice == {"index": 0, "text": "Hi", "logprobs": None, "finish_reason": None}
 
 

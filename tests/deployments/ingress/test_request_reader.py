@@ -25,7 +25,9 @@ from app.errors import (
     RequestError,
     RequestTooLargeError,
 )
-from app.settings import IngressConfig
+from app.settings import IngressConfig, ModelConfig
+from app.text.chat_prompt import ChatPrompter
+from app.text.output.formats import OutputFormats
 from app.text.tokenizer import Tokenizer
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
@@ -62,7 +64,11 @@ def reader(tokenizer: Tokenizer) -> RequestReader:
 
 def new_reader(tokenizer: Tokenizer, **settings: Any) -> RequestReader:
     config = IngressConfig(**settings)
-    return RequestReader(config, tokenizer, model_name="mine", max_model_len=8192)
+    prompter = ChatPrompter(tokenizer, ModelConfig())
+    outputs = OutputFormats(tokenizer, ModelConfig(), constrains=True)
+    return RequestReader(
+        config, tokenizer, prompter, outputs, model_names=("mine", "org/mine"), max_model_len=8192
+    )
 
 
 async def read(
@@ -136,8 +142,21 @@ async def test_a_long_body_is_read_like_a_short_one(reader: RequestReader, token
     assert len(prompt) > LONG_BODY
     prepared = await read(reader, {"prompt": prompt})
     assert prepared.generate.prompt_token_ids == tokenizer.encode(prompt, add_special_tokens=True)
-    error = await refusal(reader, {"prompt": prompt, "max_token": 5})
-    assert (error.param, error.code) == ("max_token", "unknown_field")
+    error = await refusal(reader, {"prompt": prompt, "best_of": 5})
+    assert (error.param, error.code) == ("best_of", "unsupported_field")
+
+
+async def test_fields_that_change_nothing_are_told(reader: RequestReader) -> None:
+    fields = CHAT | {"opts": 1, "reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": True}}
+    prepared = await read(reader, fields, parse_chat)
+    assert prepared.ignored_fields == ("opts", "chat_template_kwargs.enable_thinking", "reasoning_effort")
+    assert (await read(reader, TEXT | {"opts": 1})).ignored_fields == ("opts",)
+    assert (await read(reader, TEXT)).ignored_fields == ()
+
+
+async def test_the_tokenizers_own_tokens_can_be_left_out(tokenizer: Tokenizer, reader: RequestReader) -> None:
+    prepared = await read(reader, TEXT | {"add_special_tokens": False})
+    assert prepared.generate.prompt_token_ids == tokenizer.encode("Hello")
 
 
 async def test_a_body_comes_in_parts_and_no_more_than_the_limit_is_read(tokenizer: Tokenizer) -> None:
@@ -195,7 +214,7 @@ async def test_a_model_that_is_not_served_here_is_named(reader: RequestReader) -
     reader.check_model_name("mine")
     error = await refusal(reader, TEXT | {"model": "other"})
     assert isinstance(error, ModelNameError)
-    assert error.message == "model = 'other'; served here: 'mine'"
+    assert error.message == "model = 'other'; served here: 'mine' or 'org/mine'"
 
 
 async def test_a_prompt_has_at_least_one_token(reader: RequestReader) -> None:

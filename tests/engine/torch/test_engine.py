@@ -30,7 +30,7 @@ NewEngine = Callable[..., Engine]
 class Spelling:
     """A text stream in which token 1 is "1 ", token 12 "12 " and so on."""
 
-    def __init__(self, stop: Sequence[str], min_tokens: int) -> None:
+    def __init__(self, stop: Sequence[str], min_tokens: int, skip_special_tokens: bool) -> None:
         self._stop = stop
         self._text = ""
         self.matched: str | None = None

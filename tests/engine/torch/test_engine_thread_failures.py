@@ -90,7 +90,7 @@ class BrokenText:
 async def test_what_breaks_in_an_admission_is_that_requests_error_and_not_the_end_of_the_engine(
     new_engine: NewEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    live = new_engine(new_text_stream=lambda stop, min_tokens: BrokenText())
+    live = new_engine(new_text_stream=lambda *given: BrokenText())
     goes_on = live.admit(params=LONG)
     await anext(goes_on)
     stopped = SamplingParams(10, temperature=0, ignore_eos=True, stop=("x",))
@@ -111,10 +111,10 @@ async def test_what_breaks_in_an_admission_is_that_requests_error_and_not_the_en
 @pytest.mark.parametrize(
     ("earlier_outputs", "field"),
     [
-        ({0: None}, "earlier_outputs.0: None;"),
+        ({0: None}, "earlier_outputs.0: null;"),
         ({0: 5}, "earlier_outputs.0: 5;"),
         ({0: [1.5]}, "earlier_outputs.0: [1.5];"),
-        ({0: [True]}, "earlier_outputs.0: [True];"),
+        ({0: [True]}, "earlier_outputs.0: [true];"),
         ({0: "ab"}, "earlier_outputs.0: 'ab';"),
         ({"0": [1]}, "earlier_outputs.'0': no such sample; allowed: 0 to 1"),
         ({0: [1], "1": [1]}, "earlier_outputs.'1': no such sample; allowed: 0 to 1"),
@@ -134,7 +134,7 @@ async def test_earlier_outputs_of_wrong_types_are_refused_and_the_engine_goes_on
 async def test_an_engine_that_breaks_in_a_step_ends_every_stream_and_its_health(
     new_engine: NewEngine,
 ) -> None:
-    live = new_engine(new_text_stream=lambda stop, min_tokens: BrokenText())
+    live = new_engine(new_text_stream=lambda *given: BrokenText())
     innocent = live.admit(params=LONG)
     await anext(innocent)
     guilty = live.admit(params=SamplingParams(max_tokens=50, temperature=0, ignore_eos=True, stop=("x",)))
@@ -166,9 +166,7 @@ class HeldText(BrokenText):
 async def stalling(new_engine: NewEngine) -> AsyncIterator[tuple[LiveEngine, threading.Event]]:
     """An engine in whose second step a request waits for the event; 0.1 s is too long for it."""
     may_go_on = threading.Event()
-    live = new_engine(
-        settings={"stall_timeout_s": 0.1}, new_text_stream=lambda stop, min_tokens: HeldText(may_go_on)
-    )
+    live = new_engine(settings={"stall_timeout_s": 0.1}, new_text_stream=lambda *given: HeldText(may_go_on))
     await all_of(live.admit())
     yield live, may_go_on
     may_go_on.set()

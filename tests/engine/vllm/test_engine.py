@@ -111,7 +111,7 @@ class Rank:
         await until(lambda: set(names) == self.core.running.keys(), f"running: {names}")
 
 
-def letters(stop: Sequence[str], min_tokens: int) -> TextStream:
+def letters(stop: Sequence[str], min_tokens: int, skip_special_tokens: bool) -> TextStream:
     return TextStream(lambda ids: "".join(map(chr, ids)), lambda token: False, stop, min_tokens)
 
 

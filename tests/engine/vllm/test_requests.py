@@ -23,7 +23,7 @@ EOS = (2, 3)
 LIMITS = Limits(max_model_len=64, num_blocks=100, block_size=4, vocab_size=200)
 
 
-def text_stream(stop: Any, min_tokens: int) -> TextStream:
+def text_stream(stop: Any, min_tokens: int, skip_special_tokens: bool = True) -> TextStream:
     """Tokens are letters."""
     return TextStream(lambda ids: "".join(map(chr, ids)), lambda token: False, stop, min_tokens)
 

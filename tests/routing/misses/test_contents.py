@@ -12,8 +12,8 @@ from app.routing.decisions.decision import Decision
 from app.routing.decisions.decision_log import Outcome
 from app.routing.misses.miss import Miss
 from app.routing.misses.miss_book import Case, MissBook
-from app.text.message_spans import message_spans
 from app.text.outline import outline_of_text, outline_of_tokens
+from app.text.template.message_spans import message_spans
 from tests.support.routing.cores import new_core, new_prompt
 
 BLOCK = 4

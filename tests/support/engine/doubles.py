@@ -42,7 +42,7 @@ class OneToken:
         self.is_finished = True
 
 
-def spelling(stop: Sequence[str], min_tokens: int) -> TextStream:
+def spelling(stop: Sequence[str], min_tokens: int, skip_special_tokens: bool) -> TextStream:
     """A text stream in which the text of token 12 is "12 "."""
     return TextStream(
         lambda token_ids: "".join(f"{each} " for each in token_ids), lambda token_id: False, stop, min_tokens

@@ -63,12 +63,16 @@ def kv_events(dp_size: int) -> Json:
 def tiny_args(model: str) -> Json:
     """Two ranks, equally slow on every machine: streams must last longer than a test needs to break them."""
     return {
-        "model": {"path": model, "served_name": "tiny", "dtype": "float32"},
+        "model": {"path": model, "served_name": ["tiny", "tiny-alias"], "dtype": "float32"},
         "engine": {
             "kernels": "torch",
             "cache": {"num_blocks": 256},
             "scheduler": {"max_running_requests": 3, "max_waiting_requests": 24},
         },
         "routing": {"policy": "session"},  # predicted_ttft for every request without a session
-        "ingress": {"max_request_bytes": 100_000, "allow_flush_cache": True},
+        "ingress": {
+            "max_request_bytes": 100_000,
+            "allow_flush_cache": True,
+            "cors_origins": ["https://page.example.org"],
+        },
     }

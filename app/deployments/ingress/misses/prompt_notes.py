@@ -91,9 +91,8 @@ class PromptNotes:
         seed = hashing.seed(prepared.generate.cache_salt)
         if source.text is None:
             return outline_of_tokens(token_ids, self._block_size, seed)
-        spans = self._tokenizer.message_spans(source.messages, source.text) if source.messages else []
         sizes = self._tokenizer.token_sizes(token_ids)
-        return outline_of_text(source.text, spans, sizes, seed, with_texts=self._with_texts)
+        return outline_of_text(source.text, source.spans(), sizes, seed, with_texts=self._with_texts)
 
     async def _note(
         self, request: RequestNotes, choose: ChooseRequest, assignment: Assignment, seq: int

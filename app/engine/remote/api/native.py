@@ -164,6 +164,7 @@ def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
         "n": n if n != 1 else None,
         "sampling_seed": None if params.seed is None else _int64(params.seed),
         "stop": list(params.stop) or None,
+        "skip_special_tokens": False if params.stop and not params.skip_special_tokens else None,
         "stop_token_ids": list(params.stop_token_ids) or None,
         "min_new_tokens": params.min_tokens or None,
         "min_p": params.min_p or None,

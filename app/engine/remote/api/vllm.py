@@ -203,6 +203,8 @@ def _sampling(params: SamplingParams, n: int) -> dict[str, Any]:
     given: dict[str, Any] = {name: getattr(params, name) for name in _SAME_NAMES} | {"n": n}
     if params.is_greedy:
         given["temperature"] = 0.0
+    if params.stop and not params.skip_special_tokens:
+        given["skip_special_tokens"] = False
     if params.seed is not None:
         given["seed"] = params.seed & MAX_SEED
     if params.logit_bias:

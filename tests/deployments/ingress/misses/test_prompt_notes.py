@@ -11,10 +11,12 @@ import pytest
 from app.api.bodies import PromptBody
 from app.api.openai.requests import parse_chat, parse_text
 from app.deployments.ingress.misses.prompt_notes import PromptNotes
-from app.deployments.ingress.request_reader import PreparedRequest, PromptSource
+from app.deployments.ingress.request_reader import PreparedRequest
 from app.deployments.messages import Assignment, ChooseRequest, FoundMisses, PromptNote
 from app.generation import GenerateRequest, SamplingParams
 from app.routing.misses.miss import Miss
+from app.settings import ModelConfig
+from app.text.chat_prompt import ChatPrompter, PromptSource
 from app.text.tokenizer import Tokenizer
 from tests.support.deadlines import until
 
@@ -50,10 +52,9 @@ def prepared(tokenizer: Tokenizer, prompt: str | list[int] | None = None) -> Pre
     """A text, tokens, or a chat if neither is given."""
     body: PromptBody
     if prompt is None:
-        body = parse_chat(msgspec.json.encode({"messages": MESSAGES}))
-        messages = MESSAGES
-        text = tokenizer.render_chat(messages)
-        source, token_ids = PromptSource(text, messages), tokenizer.encode(text)
+        body = chat = parse_chat(msgspec.json.encode({"messages": MESSAGES}))
+        made = ChatPrompter(tokenizer, ModelConfig()).prompt(chat.chat())
+        source, token_ids = made.source, made.token_ids
     else:
         body = parse_text(b'{"prompt": "a"}')
         is_text = isinstance(prompt, str)

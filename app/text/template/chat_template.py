@@ -13,15 +13,23 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import InvalidRequestError, UnsupportedModelError
+from app.text.template.content_format import loops_over_content
 
 
 class ChatTemplate:
-    """A compiled template. Rendering from several threads at once is safe."""
+    """A compiled template. Rendering from several threads at once is safe.
+
+    Attributes:
+        source: its Jinja text.
+        variables: the names that it reads of what it is given.
+        wants_parts: whether it loops over the parts of a message's content, so that a string would be lost.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Compile the template.
@@ -34,10 +42,15 @@ class ChatTemplate:
             UnsupportedModelError: the template isn't valid Jinja.
         """
         self._special_tokens = dict(special_tokens)
+        self.source = source
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            parsed = environment.parse(source)
+            self._template = environment.from_string(source)
+            self.variables = frozenset(find_undeclared_variables(parsed))
         except jinja2.TemplateError as error:
             raise UnsupportedModelError(f"the model's chat template doesn't compile: {error}") from error
+        self.wants_parts = loops_over_content(parsed)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool, **variables: Any

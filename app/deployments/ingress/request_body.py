@@ -1,0 +1,64 @@
+"""Reads a request's body, compressed or not, and no more of it than is allowed."""
+
+from __future__ import annotations
+
+import zlib
+
+from starlette.requests import Request
+
+from app.errors import InvalidRequestError, RequestTooLargeError, UnsupportedEncodingError
+
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's number for a gzip header and trailer around the data
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, decompressed; neither form may have more than `limit` bytes.
+
+    Raises:
+        UnsupportedEncodingError: it is compressed in another way than gzip (RFC 9110, 8.4).
+        RequestTooLargeError: it is larger.
+        InvalidRequestError: it isn't what its Content-Encoding says.
+    """
+    encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    if encoding not in ("", "identity", "gzip", "x-gzip"):
+        raise UnsupportedEncodingError(encoding)
+    unzip = _Unzip(limit) if encoding.endswith("gzip") else None
+    num_read, body = 0, bytearray()
+    async for part in request.stream():
+        num_read += len(part)
+        body += part if unzip is None else unzip.take(part)
+        if max(num_read, len(body)) > limit:
+            raise RequestTooLargeError(f"the body is larger than {limit} bytes")
+    if unzip is not None:
+        unzip.check_whole()
+    return bytes(body)
+
+
+class _Unzip:
+    """Decompresses one body, but no more than a little beyond `limit` bytes of it."""
+
+    def __init__(self, limit: int) -> None:
+        self._room = limit + 1
+        self._stream = zlib.decompressobj(_GZIP)
+
+    def take(self, part: bytes) -> bytes:
+        if not part:
+            return b""
+        if self._stream.eof:
+            raise _not_gzip("something follows its end")
+        try:
+            data = self._stream.decompress(part, max(self._room, 1))
+        except zlib.error:
+            raise _not_gzip("its data is broken") from None
+        self._room -= len(data)
+        if self._stream.unused_data:
+            raise _not_gzip("something follows its end")
+        return data
+
+    def check_whole(self) -> None:
+        if not self._stream.eof:
+            raise _not_gzip("it ends too early")
+
+
+def _not_gzip(why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"the body isn't gzip: {why}", param="Content-Encoding", code="invalid_gzip")
