@@ -35,7 +35,7 @@ from benchmarks.arguments import list_of, positive
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final = tuple(name for name in POLICIES if name != "session")
-"""Traces name no sessions; without one, `session` does what `predicted_ttft` does."""
+"""Recorded traces name no sessions; without one, `session` does what `predicted_ttft` does."""
 _HEAD = (
     f"{'policy':<16}{'hit rate':>9}{'mean s':>9}{'p50 s':>9}{'p90 s':>9}{'p99 s':>9}"
     f"{'imbalance':>11}{'requests/s':>12}{'choose us':>11}"

@@ -12,6 +12,7 @@ requests and to arriving events alike.
 from __future__ import annotations
 
 from random import Random
+from typing import Final
 
 from app.routing.decisions.chooser import Chooser
 from app.routing.decisions.decision import Decision, Prompt
@@ -20,7 +21,13 @@ from app.routing.load.load_book import LoadBook
 from app.routing.load.reservations import Reservations
 from app.routing.membership import Membership
 from app.routing.policies.registry import find_policy
+from app.routing.prices.cache_prices import CachePrices, SentRequest
 from app.settings import RoutingConfig
+
+LEARN_REQUESTS: Final = 32
+"""Requests that the prices count at once; an eighth of the ranks if that is more, as each is looked at."""
+LEARN_S: Final = 1.0
+"""Or those of so many seconds."""
 
 
 class RoutingCore:
@@ -58,7 +65,11 @@ class RoutingCore:
         self.load = LoadBook(config)
         self.reservations = Reservations(self.load, config.reservation_timeout_s)
         policy = find_policy(config.policy, field="routing.policy")
-        self._chooser = Chooser(self.index, self.load, policy, dp_size, rng or Random())
+        self._prices = CachePrices(self.index, self.load, self.reservations, self.membership)
+        self._sent: list[SentRequest] = []
+        """Requests that the prices don't count yet."""
+        self._num_learnt = max(LEARN_REQUESTS, dp_size // 8)
+        self._chooser = Chooser(self.index, self.load, self._prices, policy, dp_size, rng or Random())
 
     def choose(
         self,
@@ -78,6 +89,7 @@ class RoutingCore:
             self.reservations.add(
                 decision.rank, prompt.request_id, decision.uncached_tokens, now, prompt.choice_seq
             )
+            self._note(prompt, decision, now)
         return decision
 
     def consider(
@@ -122,8 +134,26 @@ class RoutingCore:
         """Forget everything of `rank`: that it can take requests, its blocks, reservations and load."""
         self.membership.remove(rank)
         self.index.clear(rank)
+        self._prices.drop(rank)
         self.reservations.drop(rank)
         self.load.drop(rank)
+
+    def _note(self, prompt: Prompt, decision: Decision, now: float) -> None:
+        """Have the prices count a request, soon; the views, which are large, aren't kept until then."""
+        views = decision.views
+        sent = SentRequest(
+            prompt.block_hashes,
+            prompt.block_size,
+            decision.rank,
+            decision.uncached_tokens,
+            views.tiers,
+            views.rank,
+            now,
+        )
+        self._sent.append(sent)
+        if len(self._sent) >= self._num_learnt or now - self._sent[0].at >= LEARN_S:
+            sent_requests, self._sent = self._sent, []
+            self._prices.learn(sent_requests, now)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when something that is kept twice differs."""

@@ -51,6 +51,25 @@ class RankCounts(NamedTuple, Generic[Value]):
     release_s: Value
 
 
+class RankPrices(NamedTuple, Generic[Value]):
+    """What it costs others, or later, to send a prompt to a rank now: computed in `app.routing.prices`.
+
+    Attributes:
+        eviction_price: tokens that must be computed again for each token that is added to its cache.
+        bound_load: twice the seconds of prefill, each second, that the rank saves by prefixes that it alone
+            holds, times the requests that are delayed in the end for each that is delayed at first.
+        bound_tokens: twice the tokens that it saves each of these requests, on average.
+        lost_if_new: share of new prompts that return after the rank has evicted them.
+        lost_if_return: the same of prompts that have returned before.
+    """
+
+    eviction_price: Value
+    bound_load: Value
+    bound_tokens: Value
+    lost_if_new: Value
+    lost_if_return: Value
+
+
 UNKNOWN: Final = RankCounts(
     waiting_tokens=0.0,
     num_requests=0.0,
@@ -63,6 +82,10 @@ UNKNOWN: Final = RankCounts(
 """The counts of a rank that has reported nothing and was sent nothing."""
 ROWS: Final = RankCounts(*range(len(UNKNOWN)))
 """Where each count is in an array with a row for each: `counts[ROWS.free_tokens]` has one of every rank."""
+NO_PRICES: Final = RankPrices(0.0, 0.0, 0.0, 0.0, 0.0)
+"""The prices of a rank that nothing was learnt of."""
+PRICE_ROWS: Final = RankPrices(*range(len(NO_PRICES)))
+"""The same for an array of prices."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +98,7 @@ class RankView:
         counts: how busy the rank is.
         prefill_rate: uncached prompt tokens per second, above 0.
         trust: whether what its cache holds is known; unless exact or partial, `cached_tokens` is 0.
+        prices: what it costs others to use the rank.
     """
 
     rank: int
@@ -82,6 +106,7 @@ class RankView:
     counts: RankCounts[float]
     prefill_rate: float
     trust: Trust
+    prices: RankPrices[float] = NO_PRICES
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +122,7 @@ class RankViews(Sequence[RankView]):
             would convert integers in every operation.
         prefill_rate: one number where all ranks have the same.
         trust: in each one's cache.
+        prices: shape (rows of `PRICE_ROWS`, ranks).
     """
 
     rank: Integers
@@ -104,6 +130,7 @@ class RankViews(Sequence[RankView]):
     counts: Floats
     prefill_rate: Floats | float
     trust: Sequence[Trust]
+    prices: Floats
 
     @classmethod
     def of(cls, views: Sequence[RankView]) -> RankViews:
@@ -114,6 +141,7 @@ class RankViews(Sequence[RankView]):
             counts=np.array([view.counts for view in views], np.float64).transpose(),
             prefill_rate=np.array([view.prefill_rate for view in views], np.float64),
             trust=[view.trust for view in views],
+            prices=np.array([view.prices for view in views], np.float64).transpose(),
         )
 
     def of_ranks(self, ranks: Set[int]) -> RankViews:
@@ -126,6 +154,7 @@ class RankViews(Sequence[RankView]):
             counts=self.counts[:, positions],
             prefill_rate=rate if isinstance(rate, float) else rate[positions],
             trust=[self.trust[position] for position in positions.tolist()],
+            prices=self.prices[:, positions],
         )
 
     @property
@@ -135,6 +164,14 @@ class RankViews(Sequence[RankView]):
         for positions, tokens in self.tiers:
             cached_tokens[positions] = tokens
         return cached_tokens
+
+    def uncached_tokens(self, num_tokens: int) -> Floats:
+        """The rest of a prompt of `num_tokens`, on each rank."""
+        uncached_tokens = np.empty(len(self))
+        uncached_tokens.fill(num_tokens)
+        for positions, tokens in self.tiers:
+            uncached_tokens[positions] = num_tokens - tokens
+        return uncached_tokens
 
     def __len__(self) -> int:
         return len(self.rank)
@@ -158,6 +195,7 @@ class RankViews(Sequence[RankView]):
             counts=RankCounts(*self.counts[:, position].tolist()),
             prefill_rate=self.rate_at(position),
             trust=self.trust[position],
+            prices=RankPrices(*self.prices[:, position].tolist()),
         )
 
     def cached_at(self, position: int) -> int:

@@ -71,7 +71,9 @@ class _Simulator:
         self._feed.refresh()
         position = len(self.outcome.ranks)
         digests = chain(request.block_ids, TOKENS_PER_BLOCK)
-        prompt = Prompt(str(position), wire_hashes(digests), request.num_tokens, self._block_size)
+        prompt = Prompt(
+            str(position), wire_hashes(digests), request.num_tokens, self._block_size, request.session_id
+        )
         started = time.perf_counter()
         decision = self._routers.choose(prompt)
         self.outcome.choose_s += time.perf_counter() - started

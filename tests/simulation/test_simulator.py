@@ -211,3 +211,15 @@ def test_every_request_gets_one_first_token_no_sooner_than_it_can(
 
 def _story(outcome: Outcome) -> tuple[list[int], list[float], list[int]]:
     return list(outcome.ranks), list(outcome.ttfts_s), list(outcome.cached_tokens)
+
+
+def test_sessions_stay_on_their_ranks_under_the_policy_session() -> None:
+    # Their prompts have nothing in common, so that only the session's name keeps them together.
+    requests = [
+        SimulatedRequest(float(turn), 10, 1, (turn * 10 + number,), session_id=f"agent {number}")
+        for turn in range(4)
+        for number in range(6)
+    ]
+    ranks = simulate(cluster(3), requests, "session").ranks
+    assert [ranks[number::6].tolist() for number in range(6)] == [[rank] * 4 for rank in ranks[:6]]
+    assert len(set(ranks)) > 1

@@ -24,7 +24,13 @@ from app.api.openai.responses import error_json
 from app.errors import InvalidRequestError
 from app.settings import IngressConfig
 
-EXPOSED_HEADERS = ("x-dp-rank", "x-request-id", "x-kvbeacon-ignored-fields", "retry-after")
+EXPOSED_HEADERS = (
+    "x-dp-rank",
+    "x-request-id",
+    "x-kvbeacon-ignored-fields",
+    "x-kvbeacon-cache",
+    "retry-after",
+)
 METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 PREFLIGHT_S = 600
 """For how long a browser may remember what it was told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from random import Random
 
 from app.errors import NoRankAliveError, NoRankError, UnknownRankError
@@ -12,6 +12,7 @@ from app.routing.index.prefix_index import PrefixIndex
 from app.routing.load.load_book import LoadBook
 from app.routing.membership import RoutableRanks
 from app.routing.policies.base import PolicyInput, PolicySpec
+from app.routing.prices.cache_prices import CachePrices
 from app.routing.rank_view import RankViews, Tier
 
 MAX_REASONS = 4
@@ -24,16 +25,24 @@ class Chooser:
     Args:
         index: what each rank holds; only read.
         load: how busy each rank is; only read.
+        prices: what was learnt of prompts; only read.
         policy: chooses.
         dp_size: ranks that there may be, 0 to dp_size - 1; more can be there for a while.
         rng: where policies that leave something to chance draw from.
     """
 
     def __init__(
-        self, index: PrefixIndex, load: LoadBook, policy: PolicySpec, dp_size: int, rng: Random
+        self,
+        index: PrefixIndex,
+        load: LoadBook,
+        prices: CachePrices,
+        policy: PolicySpec,
+        dp_size: int,
+        rng: Random,
     ) -> None:
         self._index = index
         self._load = load
+        self._prices = prices
         self._policy = policy
         self._dp_size = dp_size
         self._rng = rng
@@ -54,14 +63,21 @@ class Chooser:
             UnknownRankError: the pinned rank neither is there nor may be.
             NoRankError: no rank that is allowed is routable; a `NoRankAliveError` if there is none at all.
         """
-        views = self._views(prompt, routable)
+        reusable = prompt.block_hashes[: prompt.num_reusable_blocks]
+        matches = self._index.match(reusable)
+        views = self._views(matches, prompt.block_size, routable)
         candidates = views
         if exclude or pinned_rank is not None:
             candidates = views.of_ranks(self._allowed(routable, exclude, pinned_rank))
         elif not routable:
             raise _no_rank_error(routable, exclude)
         given = PolicyInput(
-            prompt.num_tokens, self._load.mean_uncached_tokens, prompt.session_id, self._rng.random()
+            prompt.num_tokens,
+            self._load.mean_uncached_tokens,
+            prompt.session_id,
+            self._rng.random(),
+            self._prices.loss_row(prompt.block_hashes),
+            self._prices.copyable_blocks(reusable, matches) * prompt.block_size,
         )
         name = self._policy.name
         choice = self._policy.choose(candidates, given)
@@ -101,18 +117,18 @@ class Chooser:
             )
         return {pinned_rank}
 
-    def _views(self, prompt: Prompt, routable: RoutableRanks) -> RankViews:
+    def _views(
+        self, matches: Sequence[tuple[int, int]], block_size: int, routable: RoutableRanks
+    ) -> RankViews:
+        """The ranks, with what they are known to hold of the prompt's reusable blocks."""
         counts, prefill_rate = self._load.columns(routable)
-        return RankViews(routable.ranks, self._tiers(prompt, routable), counts, prefill_rate, routable.trusts)
-
-    def _tiers(self, prompt: Prompt, routable: RoutableRanks) -> list[Tier]:
-        """What the ranks are known to hold of the prompt's reusable blocks."""
         tiers: list[Tier] = []
-        for depth, holders in self._index.match(prompt.block_hashes[: prompt.num_reusable_blocks]):
+        for depth, holders in matches:
             known = holders & routable.credited
             if known:
-                tiers.append((routable.positions(known), depth * prompt.block_size))
-        return tiers
+                tiers.append((routable.positions(known), depth * block_size))
+        prices = self._prices.columns(routable)
+        return RankViews(routable.ranks, tiers, counts, prefill_rate, routable.trusts, prices)
 
 
 def _kind_of_error(routable: RoutableRanks) -> type[NoRankError]:

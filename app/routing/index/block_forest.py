@@ -36,6 +36,14 @@ class BlockForest:
         """Held block with two or more held children → how many."""
         self._extra_copies: dict[int, int] = {}
         """Copies beyond the first, for the few blocks that have them; never zero."""
+        self.num_removed = 0
+        """Blocks that `remove` has taken away."""
+
+    def num_children(self, block_hash: int) -> int:
+        """Held blocks that follow a block; 0 where it isn't held."""
+        if block_hash in self._leaves or block_hash not in self.parents:
+            return 0
+        return self._forks.get(block_hash, 1)
 
     def store_chain(self, block_hashes: Sequence[int], parent: int | None) -> Sequence[int]:
         """Add a copy of each block; returns those that weren't held."""
@@ -70,6 +78,7 @@ class BlockForest:
         if self._extra_copies:
             block_hashes = [each for each in block_hashes if not self._remove_extra_copy(each)]
         if len(block_hashes) >= MIN_SEQUENCE and self._remove_sequence(block_hashes):
+            self.num_removed += len(block_hashes)
             return block_hashes
         removed = []
         for block_hash in block_hashes:
@@ -77,6 +86,7 @@ class BlockForest:
             if parent is not _NOT_HELD:
                 self._unlink(block_hash, parent)
                 removed.append(block_hash)
+        self.num_removed += len(removed)
         return removed
 
     def goes_on(self, block_hash: int) -> bool:

@@ -53,6 +53,16 @@ class PrefixIndex:
         blocks = self._blocks_of.get(rank)
         return len(blocks.parents) if blocks else 0
 
+    def num_removed_of(self, rank: int) -> int:
+        """Blocks that `rank` has dropped one by one, since it was last cleared."""
+        blocks = self._blocks_of.get(rank)
+        return blocks.num_removed if blocks else 0
+
+    def num_children(self, rank: int, block_hash: int) -> int:
+        """Different blocks that follow this one in `rank`'s cache; 0 where it doesn't hold it."""
+        blocks = self._blocks_of.get(rank)
+        return blocks.num_children(block_hash) if blocks else 0
+
     def blocks_of(self, rank: int) -> set[int]:
         """The hashes that `rank` holds, as a new set."""
         blocks = self._blocks_of.get(rank)

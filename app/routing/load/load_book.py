@@ -69,6 +69,10 @@ class LoadBook:
         self._make_room(routable.size - 1)
         return self._counts[:, routable.rows].copy(), self._rates.usable(routable)
 
+    def prefill_rates(self, routable: RoutableRanks) -> Floats | float:
+        """Uncached prompt tokens per second of the routable ranks, as in `RankViews`."""
+        return self._rates.usable(routable)
+
     def join(self, rank: int) -> None:
         """A new rank, that nothing is known of, starts with the least work assigned to any, not with zero.
 

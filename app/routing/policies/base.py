@@ -23,12 +23,18 @@ class PolicyInput(msgspec.Struct, frozen=True):
         mean_uncached_tokens: of past requests; None before the first.
         session_id: the session that the client named, if it did.
         draw: the chance in a choice: uniform, at least 0 and below 1.
+        loss_row: where `RankViews.prices` has the share of such prompts that return and are lost; None where
+            none are.
+        copyable_tokens: of the prompt's beginning, those that may be computed on one more rank without being
+            counted against it.
     """
 
     num_tokens: int
     mean_uncached_tokens: float | None = None
     session_id: str | None = None
     draw: float = 0.0
+    loss_row: int | None = None
+    copyable_tokens: int = 0
 
 
 class Choice(msgspec.Struct, frozen=True, eq=False):

@@ -1,8 +1,9 @@
 """The policy `predicted_ttft`, the default: the soonest first token, and the least delay to others.
 
-    cost_r = wait_r + (1 + q) * uncached_r / rate_r
-    wait_r = max(waiting tokens_r / rate_r, admission_r)        admission_r: see `prediction`
-    q      = 2 * harmonic mean of wait_r over the ranks / mean prefill time of a request
+    cost_r  = wait_r + (1 + q + d_r + e_r) * uncached_r / rate_r + l_r * prompt / rate_r - copied_r / rate_r
+    wait_r  = max(waiting tokens_r / rate_r, admission_r)       admission_r: see `prediction`
+    q       = 2 * harmonic mean of wait_r over the ranks / mean prefill time of a request
+    d_r     = b_r * busy_r / (g_r + busy_r / 2)                busy_r = wait_r + uncached_r / (2 rate_r)
 
 Without q, this is the predicted time to first token. By Little's law wait / prefill time requests wait on a
 rank, and a second of work delays all of them, and those that come before the queue is gone: u / (1 - u) times
@@ -17,11 +18,24 @@ longer of both waits counts. q is the same for either: where memory lets request
 its own, u uncached tokens beside the mean's u' keep each of wait / prefill time requests waiting for u / u'
 of that, which is wait * u / u' in all, whatever the prefill time.
 
+d, e, l and what may be copied price the use of the rank itself, in the unit of the prompt's own work; they
+are learnt from past requests (`app.routing.prices`). d is the delay to requests that are bound to the rank,
+as it alone holds their prefix: b_r of them a second, divided by 1 - utilisation for those that they delay in
+turn. One that finds the rank busy for w seconds waits, or has the g_r seconds of prefill that only this rank
+saves done elsewhere: it loses about w / (1 + w / 2g), as it would where g is exponential; half of a prompt's
+own time has passed when it comes. e is what must be computed again for what the rank evicts to hold this
+prompt. l is the share of prompts like this one that the rank will have evicted when they return. Without
+these, an idle rank that holds what all prompts begin with takes every conversation, until its cache thrashes
+while others are empty, and a batch over documents evicts conversations everywhere.
+
+What many prompts begin with may be computed on one more rank without that counting against it, where new
+prompts return: so conversations spread before there is a price to pay.
+
 Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
 then to the one with the least tokens assigned so far, then to the first.
 
 Source: replays of a real trace and of bursts on one hot prefix, `docs/decisions/0001-harmonic-mean-wait.md`,
-`0025-near-ties-and-growing-queues.md` and `0030-waiting-for-memory.md`.
+`0025-near-ties-and-growing-queues.md`, `0030-waiting-for-memory.md` and `0061-the-price-of-a-rank.md`.
 """
 
 from __future__ import annotations
@@ -33,7 +47,7 @@ import numpy as np
 from app.routing.policies.base import Choice, PolicyInput, PolicySpec
 from app.routing.policies.prediction import admission_s, admission_waits_s, chosen
 from app.routing.policies.ranking import lowest
-from app.routing.rank_view import ROWS, Floats, RankView, RankViews
+from app.routing.rank_view import PRICE_ROWS, ROWS, Floats, RankView, RankViews
 
 NEAR_TIE: Final = 0.005
 """Predicted times this close to the lowest, relative to it, are equal: no prediction is better than that."""
@@ -43,16 +57,28 @@ QUEUE_GROWTH: Final = 2.0
 
 def predicted_ttft(views: RankViews, given: PolicyInput) -> Choice:
     """The rank with the lowest cost in seconds, see the module."""
-    counts, rate, num_tokens = views.counts, views.prefill_rate, given.num_tokens
+    counts, prices = views.counts, views.prices
+    rate, num_tokens = views.prefill_rate, given.num_tokens
     waiting = counts[ROWS.waiting_tokens]
     admission = admission_waits_s(views, num_tokens)
     if admission is not None:
         waiting = np.maximum(waiting, admission * rate)
     prefill_s = _mean((given.mean_uncached_tokens or num_tokens - views.cached_tokens) / rate)
     weight = 1 + QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / prefill_s
-    costs = waiting + weight * num_tokens
-    for positions, cached_tokens in views.tiers:
-        costs[positions] -= weight * cached_tokens
+    uncached = views.uncached_tokens(num_tokens)
+    busy = uncached * 0.5
+    busy += waiting
+    costs = busy / (busy + prices[PRICE_ROWS.bound_tokens])
+    costs *= prices[PRICE_ROWS.bound_load]
+    costs += weight
+    if given.loss_row is not None:
+        costs += prices[PRICE_ROWS.eviction_price]
+    costs *= uncached
+    costs += waiting
+    if given.loss_row is not None:
+        costs += prices[given.loss_row] * num_tokens
+    if given.copyable_tokens:
+        costs -= np.maximum(uncached - (num_tokens - given.copyable_tokens), 0)
     costs /= rate
     tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
     if len(tied) == 1:
@@ -82,9 +108,9 @@ def _harmonic_mean_wait(waiting_tokens: Floats, rate: Floats | float) -> float:
 PREDICTED_TTFT: Final = PolicySpec(
     name="predicted_ttft",
     description="the soonest first token: queued work and this prompt's uncached tokens over the rank's "
-    "measured rate, and the delay caused to others",
+    "measured rate, the delay caused to others, and what its cache would lose",
     choose=predicted_ttft,
-    cost_unit="seconds to the first token, and of delay to others",
+    cost_unit="seconds to the first token, and of delay and work to others",
     looks_at_caches=True,
     near_tie=NEAR_TIE,
     describe_load=_describe_load,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +16,17 @@ class SimulatedRequest:
         output_tokens: tokens that are generated, at least 1.
         block_ids: names of the prompt's blocks, ceil(num_tokens / block size) of them, each below 2^32. Equal
             leading names are equal leading blocks.
+        session_id: the session that the client named, if it did.
     """
 
     arrival_s: float
     num_tokens: int
     output_tokens: int
     block_ids: Sequence[int]
+    session_id: str | None = None
 
 
 def speed_up(requests: Iterable[SimulatedRequest], factor: float) -> Iterator[SimulatedRequest]:
     """The same requests, arriving `factor` times as fast."""
     for each in requests:
-        yield SimulatedRequest(each.arrival_s / factor, each.num_tokens, each.output_tokens, each.block_ids)
+        yield replace(each, arrival_s=each.arrival_s / factor)

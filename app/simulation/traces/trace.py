@@ -2,7 +2,8 @@
 
     {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353, 2354]}
 
-`timestamp` is in milliseconds. The last block may be partly filled.
+`timestamp` is in milliseconds. The last block may be partly filled. A line may have a `session_id` (text),
+which Mooncake's have not.
 
 Source: R. Qin et al., "Mooncake: A KVCache-centric Disaggregated Architecture for LLM Serving", 2024, and its
 repository's `FAST25-release/traces`.
@@ -24,6 +25,7 @@ class _Line(msgspec.Struct, frozen=True):
     input_length: Annotated[int, msgspec.Meta(ge=1)]
     output_length: Annotated[int, msgspec.Meta(ge=1)]
     hash_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
+    session_id: str | None = None
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -66,7 +68,11 @@ def _request(line: bytes, block_size: int) -> SimulatedRequest:
             f"{num_blocks} blocks of {block_size} tokens"
         )
     return SimulatedRequest(
-        fields.timestamp / 1000, fields.input_length, fields.output_length, tuple(fields.hash_ids)
+        fields.timestamp / 1000,
+        fields.input_length,
+        fields.output_length,
+        tuple(fields.hash_ids),
+        fields.session_id,
     )
 
 

@@ -101,8 +101,8 @@ def test_a_receipt_has_every_rank_and_says_why(router: Router) -> None:
     assert [row.get("cached_tokens") for row in rows] == [0, 12, 0, None]
     assert rows[3] == {"rank": 3, "eligible": False, "why_not": "not alive"}
     assert why == (
-        "rank 1 has the lowest cost of predicted_ttft (seconds to the first token, and of delay to others), "
-        "0.008; next is rank 2 with 0.02; "
+        "rank 1 has the lowest cost of predicted_ttft "
+        "(seconds to the first token, and of delay and work to others), 0.008; next is rank 2 with 0.02; "
         "it holds 12 of the prompt's 20 tokens; ranks [2] are syncing or stale and are credited nothing"
     )
 

@@ -303,3 +303,25 @@ def test_memory_is_freed_with_the_last_holder(index: PrefixIndex) -> None:
     assert index.num_blocks == 0
     assert index.blocks_of(0) == set()
     index.check_integrity()
+
+
+def test_a_block_has_as_many_children_as_follow_it_in_the_ranks_cache() -> None:
+    index = PrefixIndex()
+    index.store(0, [1, 2, 3])
+    index.store(0, [4], parent=2)
+    index.store(1, [1, 2])
+    assert [index.num_children(0, block) for block in (1, 2, 3, 4, 5)] == [1, 2, 0, 0, 0]
+    assert [index.num_children(1, 2), index.num_children(2, 1)] == [0, 0]
+    index.remove(0, [4])
+    assert index.num_children(0, 2) == 1
+
+
+def test_removed_blocks_are_counted_until_the_rank_is_cleared() -> None:
+    index = PrefixIndex()
+    index.store(0, list(range(1, 21)))
+    index.remove(0, [20, 19])
+    index.remove(0, list(range(18, 8, -1)))
+    index.remove(0, [99])
+    assert (index.num_removed_of(0), index.num_removed_of(1)) == (12, 0)
+    index.clear(0)
+    assert index.num_removed_of(0) == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.routing.policies.base import Choice, PolicyInput
 from app.routing.policies.predicted_ttft import PREDICTED_TTFT
-from app.routing.rank_view import RankView, RankViews
+from app.routing.rank_view import NO_PRICES, PRICE_ROWS, RankView, RankViews
 from tests.support.routing.views import VIEWS, choose, new_view
 
 
@@ -74,6 +74,34 @@ def test_before_any_request_was_served_the_prompt_stands_for_the_mean() -> None:
     assert idle.costs == pytest.approx((1.0, 1.0))
     waiting = predict([new_view(0, waiting_tokens=1000), new_view(1, waiting_tokens=1000)], 1000, None)
     assert waiting.costs == pytest.approx((1.0 + 3 * 1.0,) * 2)
+
+
+def test_what_a_rank_evicts_and_what_it_will_have_evicted_count_as_work() -> None:
+    dear = NO_PRICES._replace(eviction_price=0.25, lost_if_new=0.1, lost_if_return=0.5)
+    views = RankViews.of([new_view(0, cached_tokens=600, prices=dear), new_view(1)])
+    for loss_row, costs in (
+        (None, (0.4, 1.0)),
+        (PRICE_ROWS.lost_if_new, (1.25 * 0.4 + 0.1, 1.0)),
+        (PRICE_ROWS.lost_if_return, (1.25 * 0.4 + 0.5, 1.0)),
+    ):
+        choice = PREDICTED_TTFT.choose(views, PolicyInput(1000, 400.0, loss_row=loss_row))
+        assert choice.costs == pytest.approx(costs)
+        assert choice.predicted_ttft_s == pytest.approx(0.4 if choice.rank == 0 else 1.0)
+
+
+def test_work_where_others_are_bound_costs_their_delay() -> None:
+    # Busy for 300 tokens on average: 2 * 0.1 of each is lost where they wait, a quarter of it as they leave.
+    bound = NO_PRICES._replace(bound_load=0.2, bound_tokens=900.0)
+    choice = predict([new_view(0, waiting_tokens=100, prices=bound), new_view(1, waiting_tokens=2000)], 400)
+    prefill_s, harmonic_mean_s = 0.4, 2 / (1 / 0.1 + 1 / 2.0)
+    growth = 1 + 2 * harmonic_mean_s / prefill_s
+    assert choice.costs == pytest.approx((0.1 + (growth + 0.2 * 300 / 1200) * 0.4, 2.0 + growth * 0.4))
+
+
+def test_what_may_be_copied_counts_nowhere() -> None:
+    views = RankViews.of([new_view(0, cached_tokens=600), new_view(1), new_view(2, cached_tokens=500)])
+    choice = PREDICTED_TTFT.choose(views, PolicyInput(1000, 400.0, copyable_tokens=600))
+    assert choice.costs == pytest.approx((0.4, 0.4, 0.4))
 
 
 def test_a_faster_rank_wins_with_the_same_queue() -> None:

@@ -31,6 +31,13 @@ def test_reads_mooncakes_lines(tmp_path: Path) -> None:
     assert [each.arrival_s for each in speed_up(requests, 2)] == [0.25, 0.75025]
 
 
+def test_a_line_may_name_a_session(tmp_path: Path) -> None:
+    requests = read_trace(write(tmp_path, LINE | {"session_id": "agent 7"}, LINE))
+    assert [each.session_id for each in speed_up(requests, 2)] == ["agent 7", None]
+    with pytest.raises(ConfigError, match=re.escape("Expected `str | null`, got `int` - at `$.session_id`")):
+        read_trace(write(tmp_path, LINE | {"session_id": 7}))
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

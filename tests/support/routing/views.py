@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from app.routing.policies.base import Choice, PolicyInput
 from app.routing.policies.registry import POLICIES
-from app.routing.rank_view import RankCounts, RankView, RankViews
+from app.routing.rank_view import NO_PRICES, RankCounts, RankPrices, RankView, RankViews
 
 
 def new_view(
@@ -25,6 +25,7 @@ def new_view(
     free_tokens: float = inf,
     batch_slot_wait_s: float = 0.0,
     release_s: float = 0.0,
+    prices: RankPrices[float] = NO_PRICES,
 ) -> RankView:
     """A rank that is idle and empty, but for what is given."""
     counts = RankCounts[float](
@@ -36,7 +37,7 @@ def new_view(
         batch_slot_wait_s=batch_slot_wait_s,
         release_s=release_s,
     )
-    return RankView(rank, cached_tokens, counts, prefill_rate, "exact")
+    return RankView(rank, cached_tokens, counts, prefill_rate, "exact", prices)
 
 
 def with_requests(view: RankView, num_requests: int) -> RankView:
