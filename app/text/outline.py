@@ -81,7 +81,7 @@ def outline_of_text(
         spans: of its messages, in order; none for a text that isn't a chat.
         sizes: bytes of text of each token.
         seed: the salt's, see `app.hashing.seed`.
-        with_texts: whether the pieces' texts may be known to whoever gets the outline.
+        with_texts: whether the pieces' texts may be known to the receiver of the outline.
     """
     pieces, messages, lines = [], [], []
     for start, end, message, line in _pieces(text, spans):

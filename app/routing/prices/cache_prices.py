@@ -127,7 +127,7 @@ class CachePrices:
         return depth if branches >= MIN_BRANCHES * len(asked) else 0
 
     def learn(self, requests: Sequence[SentRequest], now: float) -> None:
-        """Count requests that were chosen for, at least one, and work out the prices anew."""
+        """Count requests that were chosen for, at least one, and work out the prices again."""
         self._traffic.fade(now)
         self._returns.fade(len(requests))
         self._num_requests += len(requests)

@@ -279,7 +279,7 @@ class Tracker:
         before = self._absent.get(followed.description.replica_id)
         is_last = not self._core.membership.routable.keys() - {rank}
         was_gone = before is not None and before.kind == "gone"
-        # Without any other, whoever waits should know at once that there is none: it may have one started.
+        # Without any other, requests that wait should know at once: they may have one started.
         if absence.kind == "gone" and (was_gone or is_last):
             self._drop(rank, absence.reason)
         else:

@@ -12,7 +12,7 @@ CACHE_HEADER = "x-kvbeacon-cache"
 
 
 class CacheReport:
-    """One request's. What it says is of the rank that sent the first token, whoever goes on later."""
+    """One request's. What it says is of the rank that sent the first token, also if another goes on later."""
 
     def __init__(self) -> None:
         self._choice_seq: int | None = None
