@@ -1,8 +1,8 @@
 """How many calls run at a time, and how long each may take, by how the last ones went.
 
 Callees that are alive but slow answer late; a caller that then gives up and calls again makes them slower
-still, until no call is answered in time. So after calls that time out fewer run at a time, and each gets longer;
-after answers it is more again, one by one.
+still, until no call is answered in time. So after calls that time out fewer run at a time, and each gets
+longer; after answers it is more again, one by one.
 
 Source: TCP's congestion control: additive increase, multiplicative decrease, once for all that is in flight.
 """
