@@ -153,7 +153,7 @@ def test_a_header_that_is_refused_is_named(
     ("content", "param"),
     [
         (b'{"prompt": ', None),
-        (b'{"prompt": "a", "max_token": 3}', "max_token"),
+        (b'{"prompt": "a", "best_of": 3}', "best_of"),
         (b'{"prompt": "a", "temperature": 3}', "temperature"),
         (b'{"prompt": "a", "routed_dp_rank": 7}', "routed_dp_rank"),
         (b'{"messages": [], "max_tokens": 1}', "messages"),

@@ -98,9 +98,15 @@ class HttpRules:
 
 
 def _methods_of(scope: Scope) -> tuple[str, ...]:
-    """The methods that the application in `scope` has for its path; none where it has no such path."""
-    routes = [route for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE]
-    found = {method for route in routes for method in getattr(route, "methods", ())}
+    """The methods that the application in `scope` has for its path; none where it has no such path.
+
+    Routes are asked, not read: a router that was included in another one shows no methods.
+    """
+    found = {
+        method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in scope["app"].routes)
+    }
     more = {"OPTIONS", *(("HEAD",) if "GET" in found else ())} if found else set()
     return tuple(sorted(found | more))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.deployments.ingress.http_rules import HttpRules
@@ -17,22 +17,24 @@ PAGE = "https://app.example.org"
 
 
 def application() -> FastAPI:
-    app = FastAPI()
+    """Its routes are included, as Ray includes those of an ingress's class."""
+    app, routes = FastAPI(), APIRouter()
 
-    @app.get("/v1/models")
-    @app.get("/v1/models/{name:path}")
+    @routes.get("/v1/models")
+    @routes.get("/v1/models/{name:path}")
     async def model(name: str = "all") -> dict[str, str]:
         return {"name": name}
 
-    @app.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         return Response(await request.body())
 
-    @app.get("/flush_cache")
-    @app.post("/flush_cache")
+    @routes.get("/flush_cache")
+    @routes.post("/flush_cache")
     async def flush() -> StreamingResponse:
         return StreamingResponse(iter(["a", "b"]))
 
+    app.include_router(routes)
     return app
 
 
