@@ -86,10 +86,11 @@ def invalid(error: ValidationError, body: Any) -> InvalidRequestError:
     path, first = max(details, key=lambda each: len(each[0]))
     field = ".".join(path)
     if first["type"] == "missing":
-        return InvalidRequestError(f"{_cut(field)}: required", param=field, code="missing_field")
+        return InvalidRequestError(f"{short_path(field)}: required", param=field, code="missing_field")
     same = [detail for other, detail in details if other == path]
     value = "" if _may_be_secret(field, first["input"]) else f" = {shown(first['input'])}"
-    return InvalidRequestError(f"{_cut(field) or 'the body'}{value}: {_sentence(same)}", param=field or None)
+    place = short_path(field) or "the body"
+    return InvalidRequestError(f"{place}{value}: {_sentence(same)}", param=field or None)
 
 
 def _sentence(details: Sequence[Detail]) -> str:
@@ -133,5 +134,6 @@ def _number(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def _cut(field: str) -> str:
+def short_path(field: str) -> str:
+    """A field's path, which a client may have made long, for a message."""
     return field if len(field) <= MAX_SHOWN else f"{field[: MAX_SHOWN - 3]}..."

@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
-from app.api.faults import invalid, not_json
+from app.api.faults import invalid, not_json, short_path
 from app.api.fields import Fields, Meaning
-from app.errors import MAX_SHOWN, InvalidRequestError, shown
+from app.errors import InvalidRequestError, shown
 from app.settings import Settings
 
 _BOM = b"\xef\xbb\xbf"
@@ -173,9 +173,8 @@ class _Sieve:
         if meaning is None or meaning.others == "ignored":
             self.ignored[_PLACES.sub("", path)] = None
             return
-        field = path if len(path) <= MAX_SHOWN else f"{path[: MAX_SHOWN - 3]}..."
         neutral = f"leave it out, or send {shown(meaning.neutral[0])}" if meaning.neutral else "leave it out"
-        message = f"{field} = {shown(value)} isn't supported; {meaning.instead or neutral}"
+        message = f"{short_path(path)} = {shown(value)} isn't supported; {meaning.instead or neutral}"
         raise InvalidRequestError(message, param=path, code="unsupported_field")
 
 
