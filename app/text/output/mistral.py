@@ -33,9 +33,7 @@ class MistralParser:
         return parts
 
     def _say(self, text: str, parts: list[Part]) -> str:
-        shown, after = self._text.push(text)
-        if shown:
-            parts.append(Text(shown))
+        after = self._text.push(text, parts)
         if after is None:
             return ""
         self._state = "open"

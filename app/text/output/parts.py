@@ -70,17 +70,19 @@ class TextBeforeMark:
         self._mark = mark
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """The text that may be shown, and what follows the mark; None while there was none."""
+    def push(self, text: str, parts: list[Part]) -> str | None:
+        """Add what may be shown to `parts`; returns what follows the mark, None before there is one."""
         self._held += text
         before, found, after = self._held.partition(self._mark)
         if found:
-            self._held = ""
-            return before.rstrip(), after
-        num_free = len(self._held) - num_begun(self._held, self._mark)
-        num_free = len(self._held[:num_free].rstrip())
-        free, self._held = self._held[:num_free], self._held[num_free:]
-        return free, None
+            free, self._held = before.rstrip(), ""
+        else:
+            num_free = len(self._held) - num_begun(self._held, self._mark)
+            num_free = len(self._held[:num_free].rstrip())
+            free, self._held = self._held[:num_free], self._held[num_free:]
+        if free:
+            parts.append(Text(free))
+        return after if found else None
 
     def flush(self) -> str:
         """What was held back."""
