@@ -69,12 +69,12 @@ async def test_the_limit_holds_for_both_forms() -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        (TEXT, "its data is broken"),
-        (zlib.compress(TEXT), "its data is broken"),
-        (gzip.compress(TEXT)[:-5], "it ends too early"),
-        (b"", "it ends too early"),
-        (gzip.compress(TEXT) + b"more", "something follows its end"),
-        (gzip.compress(TEXT)[:-8] + bytes(8), "its data is broken"),
+        pytest.param(TEXT, "its data is broken", id="text"),
+        pytest.param(zlib.compress(TEXT), "its data is broken", id="zlib"),
+        pytest.param(gzip.compress(TEXT)[:-5], "it ends too early", id="no trailer"),
+        pytest.param(b"", "it ends too early", id="empty"),
+        pytest.param(gzip.compress(TEXT) + b"more", "something follows its end", id="more"),
+        pytest.param(gzip.compress(TEXT)[:-8] + bytes(8), "its data is broken", id="wrong checksum"),
     ],
 )
 @pytest.mark.parametrize("part_size", [1, 1000])
