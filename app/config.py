@@ -20,18 +20,12 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from app.settings import (
-    MAX_DP_SIZE,
-    EngineConfig,
-    IngressConfig,
-    ModelConfig,
-    PositiveInt,
-    RankAutoscalingConfig,
-    RankResources,
-    RemoteRanksConfig,
-    RoutingConfig,
-    Settings,
-)
+from app.settings.base import MAX_DP_SIZE, PositiveInt, Settings
+from app.settings.engine import EngineConfig
+from app.settings.ingress import IngressConfig
+from app.settings.model import ModelConfig
+from app.settings.ranks import RankAutoscalingConfig, RankResources, RemoteRanksConfig
+from app.settings.routing import RoutingConfig
 from app.validation import field_fault, validate, value_at
 
 Part = TypeVar("Part", bound=Settings)

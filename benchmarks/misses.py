@@ -34,7 +34,7 @@ from app.routing.decisions.decision import Prompt
 from app.routing.decisions.decision_log import Outcome
 from app.routing.index.index_writer import IndexWriter
 from app.routing.misses.miss_book import MissBook
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 from app.simulation.config import RankConfig
 from app.simulation.ranks.fifo_rank import FifoRank
 from app.simulation.traces.request import SimulatedRequest

@@ -13,6 +13,6 @@ logs the choice. A backend that is asked for and can't run raises; only `auto` c
 To add a backend: write the ops that it does better, fill in the rest from another one with
 `dataclasses.replace(torch.backend.KERNELS, name=..., ...)`, add a `Backend` to `kernels.backends` that says
 where it can't run and, if `auto` is to choose it, its place in `AUTO`; then add its name to `BACKENDS` in
-`tests/kernels/conftest.py`, which runs every test of every op on it. `KernelBackend` in `app/settings.py`
-lets users choose it.
+`tests/kernels/conftest.py`, which runs every test of every op on it. `KernelBackend` in
+`app/settings/engine.py` lets users choose it.
 """

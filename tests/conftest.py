@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from app.models.store import resolve_model
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from tests.support import examples  # noqa: F401  (registers the profile before the command line chooses it)
 from tests.support.models.tiny_llama import write_tiny_llama
 

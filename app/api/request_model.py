@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError, from_json
 from app.api.faults import invalid, not_json, short_path
 from app.api.fields import Fields, Meaning
 from app.errors import InvalidRequestError, shown
-from app.settings import Settings
+from app.settings.base import Settings
 
 _BOM = b"\xef\xbb\xbf"
 _PLACES = re.compile(r"\.\d+(?=\.)")

@@ -16,7 +16,7 @@ from typing import Any
 
 from app.config import AppConfig
 from app.errors import ConfigError
-from app.settings import RankResources
+from app.settings.ranks import RankResources
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from app.errors import ConfigError
 from app.events.curve import CurveConfig
 from app.events.schema import ACK_TOPIC, Format
-from app.settings import Settings
+from app.settings.base import Settings
 from app.validation import one_of, validate
 
 WHERE = "kv_events_config"

@@ -23,7 +23,7 @@ from zmq.auth import load_certificate
 from zmq.utils import z85
 
 from app.errors import ConfigError
-from app.settings import Settings
+from app.settings.base import Settings
 
 logger = logging.getLogger(__name__)
 

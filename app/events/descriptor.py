@@ -19,7 +19,7 @@ from app.errors import WireError
 from app.events.curve import is_key
 from app.events.ports import MAX_PORT, PortSpan, dial_host, host_fault
 from app.events.publisher_info import PublisherAddress
-from app.settings import MAX_DP_SIZE
+from app.settings.base import MAX_DP_SIZE
 
 _WHERE = "kv_events"
 _MAX_BLOCK_SIZE = 2**31 - 1

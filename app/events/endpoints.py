@@ -36,7 +36,7 @@ from app.events.ports import (
     is_reached_at,
     port_span,
 )
-from app.settings import MAX_DP_SIZE
+from app.settings.base import MAX_DP_SIZE
 
 Descriptor = dict[str, Any]
 

@@ -21,7 +21,7 @@ from app.models.cache import make_once
 from app.models.folder import missing_file
 from app.models.gguf_conversion import REVISION, convert
 from app.models.known_models import KNOWN_MODELS, KnownModel, fetch
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 
 logger = logging.getLogger(__name__)
 

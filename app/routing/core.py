@@ -22,7 +22,7 @@ from app.routing.load.reservations import Reservations
 from app.routing.membership import Membership
 from app.routing.policies.registry import find_policy
 from app.routing.prices.cache_prices import CachePrices, SentRequest
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 
 LEARN_REQUESTS: Final = 32
 """Requests that the prices count at once; an eighth of the ranks if that is more, as each is looked at."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from app.errors import KvbeaconError
 from app.routing.policies.registry import POLICIES
-from app.settings import MAX_DP_SIZE
+from app.settings.base import MAX_DP_SIZE
 from app.simulation.config import MOONCAKE, read_cluster
 from app.simulation.results.plot import Plot
 from app.simulation.results.report import report

@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field
 
 from app.errors import ConfigError
-from app.settings import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings
+from app.settings.base import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings
 from app.validation import validate
 
 Seconds = Annotated[float, Field(ge=0)]

@@ -16,7 +16,7 @@ from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.index.prefix_index import PrefixIndex
 from app.routing.membership import Membership
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 from app.simulation.clock import Clock
 from app.simulation.config import ClusterConfig
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.errors import InvalidRequestError, shown
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from app.text.outline import Span
 from app.text.template.chat_template import ChatTemplate
 from app.text.template.message_spans import Messages, message_spans

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from app.errors import KvbeaconError
 from app.models.store import resolve_model
-from app.settings import KernelBackend, ModelConfig
+from app.settings.engine import KernelBackend
+from app.settings.model import ModelConfig
 from benchmarks.engine.inside import InsideFigures, measure_inside
 from benchmarks.engine.peers import process
 from benchmarks.engine.peers.process import Peer, PeerError

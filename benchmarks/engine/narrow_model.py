@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from app.models.store import resolve_model
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 
 HIDDEN, INNER, VOCAB, HEADS = 32, 32, 512, 1
 MAX_POSITIONS = 2048

@@ -12,7 +12,7 @@ from app.engine.torch.memory.placement import resolve_kernels
 from app.engine.torch.model.architecture import read_architecture
 from app.engine.torch.model.decoder import Batch, Decoder, kv_cache_pairs
 from app.engine.torch.model.weights import load_weights
-from app.settings import KernelBackend
+from app.settings.engine import KernelBackend
 from app.text.tokenizer import Tokenizer
 
 TEXT = Path(__file__).parents[2] / "LICENSE"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from app.errors import KvbeaconError
 from app.models.store import resolve_model
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from benchmarks.events.engine import PROMPT_BLOCKS, measure_blocks, measure_steps
 from benchmarks.events.rank import RankProcess, Work
 from benchmarks.events.router import Stream, measure_gap, measure_load, measure_memory, measure_stream

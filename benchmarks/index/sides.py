@@ -13,7 +13,7 @@ from app.events.schema import MEDIUM, BlockRemoved, BlockStored, CacheEvent, Eve
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Prompt
 from app.routing.index.index_writer import IndexWriter
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 from benchmarks.index.workload import Event
 
 BLOCK_SIZE = 16

@@ -20,7 +20,7 @@ from app.engine.torch.engine import Engine
 from app.engine.torch.model.architecture import read_architecture
 from app.errors import UnsupportedModelError
 from app.models.gguf_conversion import convert
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 from app.text.tokenizer import Tokenizer
 from tests.support.models.tiny_gguf import (
     HEAD_DIM,

@@ -22,7 +22,7 @@ import pytest
 from app.errors import ModelIntegrityError, ModelNotFoundError, UnsupportedModelError
 from app.models.known_models import KNOWN_MODELS, KnownModel
 from app.models.store import resolve_model, served_name, served_names
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from tests.support.deadlines import wait_until
 from tests.support.models.tiny_gguf import write_tiny_gguf
 

@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from app.errors import InvalidRequestError
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from app.text.chat_prompt import Chat, ChatMessage, ChatPrompter
 from app.text.template.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer

@@ -8,7 +8,7 @@ from typing import Final
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from app.deployments.autoscaling.policy import RankPolicy
-from app.settings import RankAutoscalingConfig
+from app.settings.ranks import RankAutoscalingConfig
 
 MAX_REPORTS_PER_S: Final = 50
 """That all ranks send to Ray's controller: a thousand that did so each second would keep it busy."""

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.openai.responses import error_json
 from app.errors import InvalidRequestError
-from app.settings import IngressConfig
+from app.settings.ingress import IngressConfig
 
 EXPOSED_HEADERS = (
     "x-dp-rank",

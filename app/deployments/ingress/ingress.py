@@ -60,7 +60,7 @@ from app.generation import GenerateRequest
 from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name, served_names
-from app.settings import IngressConfig
+from app.settings.ingress import IngressConfig
 from app.text.chat_prompt import ChatPrompter
 from app.text.output.formats import OutputFormats
 from app.text.text_stream import TextStream

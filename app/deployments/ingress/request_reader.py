@@ -17,7 +17,7 @@ from app.api.openai.requests import ChatRequest
 from app.deployments.ingress.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
 from app.generation import GenerateRequest, SamplingParams
-from app.settings import IngressConfig
+from app.settings.ingress import IngressConfig
 from app.text.chat_prompt import TOKENS_ONLY, ChatPrompter, Prompt, PromptSource
 from app.text.output.formats import PLAIN_OUTPUT, OutputFormat, OutputFormats
 from app.text.tokenizer import Tokenizer

@@ -34,7 +34,8 @@ from app.events.schema import CacheEvent, LoadStat
 from app.events.snapshot import CachedBlock
 from app.generation import FinishReason, GenerateRequest, SamplingParams
 from app.models.context import resolve_max_model_len
-from app.settings import Device, Dtype, EngineConfig
+from app.settings.engine import EngineConfig
+from app.settings.model import Device, Dtype
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from app.engine.cache.prefix_cache import PrefixCache
 from app.engine.torch.request import Request, Status
 from app.engine.torch.request_queue import RequestQueue
 from app.engine.torch.schedule import Plan, Schedule, ScheduledRequest
-from app.settings import SchedulerConfig
+from app.settings.engine import SchedulerConfig
 
 
 class Scheduler:

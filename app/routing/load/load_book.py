@@ -10,7 +10,7 @@ from app.routing.load.rank_load import RankLoad
 from app.routing.load.service_time import Occupancy, ServiceTime
 from app.routing.membership import RoutableRanks
 from app.routing.rank_view import UNKNOWN, Floats, RankCounts
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 
 MEAN_OVER_REQUESTS = 256
 """The mean work of a request is taken over about this many of the last ones."""

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from pydantic import Field
 
-from app.settings import PositiveFloat, PositiveInt, Settings
+from app.settings.base import PositiveFloat, PositiveInt, Settings
 from app.simulation.traces.request import SimulatedRequest
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from app.errors import InvalidRequestError
 from app.generation import MAX_SOURCE_CHARS, SamplingParams, StructuredOutput
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from app.text.output import hermes, llama, mistral, pythonic, reasoning
 from app.text.output.grammars import CallForm, ThoughtState, Tool, calls_grammar, thoughtful_grammar
 from app.text.output.parts import OutputParser, PlainParser

@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.deployments.ingress.http_rules import HttpRules
-from app.settings import IngressConfig
+from app.settings.ingress import IngressConfig
 
 PAGE = "https://app.example.org"
 

@@ -25,7 +25,8 @@ from app.errors import (
     RequestError,
     RequestTooLargeError,
 )
-from app.settings import IngressConfig, ModelConfig
+from app.settings.ingress import IngressConfig
+from app.settings.model import ModelConfig
 from app.text.chat_prompt import ChatPrompter
 from app.text.output.formats import OutputFormats
 from app.text.tokenizer import Tokenizer

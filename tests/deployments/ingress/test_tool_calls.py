@@ -19,7 +19,9 @@ from app.deployments.ingress.answer import stream_answer, whole_answer
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.engine.torch.engine import Engine
 from app.generation import TokenChunk
-from app.settings import EngineConfig, IngressConfig, ModelConfig
+from app.settings.engine import EngineConfig
+from app.settings.ingress import IngressConfig
+from app.settings.model import ModelConfig
 from app.text.chat_prompt import ChatPrompter
 from app.text.grammar import GrammarCompiler
 from app.text.output.formats import OutputFormats

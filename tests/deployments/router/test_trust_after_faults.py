@@ -30,7 +30,8 @@ from app.routing.decisions.explanation import Json, explanation
 from app.routing.tracking.audit import Auditor, RankAudit
 from app.routing.tracking.description import RankDescription
 from app.routing.tracking.tracker import Tracker
-from app.settings import EngineConfig, RoutingConfig
+from app.settings.engine import EngineConfig
+from app.settings.routing import RoutingConfig
 from tests.support.deadlines import until
 from tests.support.events.faulty_link import FaultyLink, Message
 from tests.support.free_ports import find_free_ports

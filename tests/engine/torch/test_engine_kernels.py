@@ -8,7 +8,8 @@ import torch
 
 from app.engine.torch.engine import Engine
 from app.generation import GenerateRequest, SamplingParams
-from app.settings import Device, EngineConfig
+from app.settings.engine import EngineConfig
+from app.settings.model import Device
 from tests.kernels.harness import run_uninterpreted
 
 PROMPTS = [list(range(10, 47)), list(range(100, 103)), [7]]
@@ -39,7 +40,7 @@ def test_triton_gives_the_tokens_that_torch_gives(tiny_llama_dir: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 from app.engine.torch.engine import Engine
 from app.errors import ConfigError
 try:

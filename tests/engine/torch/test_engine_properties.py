@@ -22,7 +22,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput
 from app.events.schema import CacheEvent
 from app.generation import GenerateRequest, SamplingParams
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 from kernels.backends import load_kernels
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples

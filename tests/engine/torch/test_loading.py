@@ -22,7 +22,7 @@ from app.errors import (
     UnsupportedModelError,
 )
 from app.generation import GenerateRequest, SamplingParams
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 
 MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"]}
 QWEN: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"]}

@@ -8,7 +8,7 @@ from app.engine.torch.request import Request, Status
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
 from app.generation import SamplingParams
-from app.settings import SchedulerConfig
+from app.settings.engine import SchedulerConfig
 from tests.support.examples import examples
 
 BLOCK = 4

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 from app.engine.torch.engine import Engine
 from app.generation import GenerateRequest, SamplingParams
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 from app.text.tokenizer import Tokenizer
 
 NUM_TOKENS = 60

@@ -12,7 +12,7 @@ from app.events.schema import LoadStat
 from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Decision, Prompt
 from app.routing.policies.prediction import admission_s
-from app.settings import SchedulerConfig
+from app.settings.engine import SchedulerConfig
 from tests.support.routing.cores import new_core, new_prompt
 
 HOT = range(400)

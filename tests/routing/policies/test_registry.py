@@ -21,7 +21,7 @@ from app.routing.core import RoutingCore
 from app.routing.policies.base import PolicyInput, PolicySpec
 from app.routing.policies.registry import POLICIES, find_policy
 from app.routing.rank_view import RankView, RankViews
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 from tests.support.routing.views import VIEWS
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.engine.torch.engine import Engine
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 
 BLOCK = 4
 

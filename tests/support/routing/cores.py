@@ -12,7 +12,7 @@ from app.routing.core import RoutingCore
 from app.routing.decisions.decision import Prompt
 from app.routing.membership import RoutableRanks
 from app.routing.rank_view import ROWS
-from app.settings import RoutingConfig
+from app.settings.routing import RoutingConfig
 
 RATE = 1000.0
 """Tokens per second of every rank that hasn't reported another rate."""

@@ -13,7 +13,7 @@ import tokenizers
 
 from app.errors import InvalidRequestError
 from app.generation import SamplingParams, StructuredOutput
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from app.text.grammar import GrammarCompiler
 from app.text.output.formats import CallWish, OutputFormats
 from app.text.output.grammars import Tool

@@ -9,7 +9,7 @@ from app.engine.machine_memory import gib
 from app.engine.torch.memory.available import available_bytes
 from app.engine.torch.model.architecture import Architecture
 from app.errors import InsufficientMemoryError
-from app.settings import CacheConfig
+from app.settings.engine import CacheConfig
 
 
 def bytes_per_block(architecture: Architecture, block_size: int, dtype: torch.dtype) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from app.errors import ConfigError
-from app.settings import Device, Dtype, KernelBackend
+from app.settings.engine import KernelBackend
+from app.settings.model import Device, Dtype
 from kernels.backends import BackendError, load_kernels
 from kernels.interface import Kernels
 

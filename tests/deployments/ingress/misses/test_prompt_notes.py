@@ -15,7 +15,7 @@ from app.deployments.ingress.request_reader import PreparedRequest
 from app.deployments.messages import Assignment, ChooseRequest, FoundMisses, PromptNote
 from app.generation import GenerateRequest, SamplingParams
 from app.routing.misses.miss import Miss
-from app.settings import ModelConfig
+from app.settings.model import ModelConfig
 from app.text.chat_prompt import ChatPrompter, PromptSource
 from app.text.tokenizer import Tokenizer
 from tests.support.deadlines import until

@@ -29,7 +29,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.request import Request
 from app.engine.torch.scheduler import Scheduler
 from app.generation import GenerateRequest, SamplingParams
-from app.settings import EngineConfig, SchedulerConfig
+from app.settings.engine import EngineConfig, SchedulerConfig
 from kernels.backends import BACKENDS, load_kernels
 
 CPU = torch.device("cpu")

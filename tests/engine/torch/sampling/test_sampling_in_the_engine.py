@@ -12,7 +12,7 @@ from app.engine.torch.engine import Engine
 from app.engine.torch.outputs import RequestOutput
 from app.errors import InvalidRequestError
 from app.generation import GenerateRequest, SamplingParams, StructuredOutput
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 from tests.support.engine.doubles import ANYTHING, OddThenEven, spelling
 from tests.support.engine.runs import run, tokens_of
 from tests.support.engine.tiny_engine import tiny_engine

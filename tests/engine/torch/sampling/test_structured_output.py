@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.engine.torch.engine import Engine
 from app.errors import InvalidRequestError
 from app.generation import GenerateRequest, SamplingParams, StructuredOutput
-from app.settings import EngineConfig
+from app.settings.engine import EngineConfig
 from app.text.grammar import GrammarCompiler
 from app.text.tokenizer import Tokenizer
 from tests.support.engine.runs import run, tokens_of

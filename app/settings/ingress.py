@@ -1,0 +1,88 @@
+"""The HTTP side."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator
+
+from app.settings.base import PerNode, PositiveInt, Settings
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
+"""A token as RFC 9110 has it (5.6.2)."""
+
+_TAKEN_HEADERS = re.compile(
+    # What connections, proxies and HTTP itself set or remove (RFC 9110, 7.6.1 and 7.6.3; RFC 7239),
+    r"connection|keep-alive|te|trailer|transfer-encoding|upgrade|host|expect|date|via|forwarded|proxy-.*"
+    r"|x-forwarded-(for|host|port|proto)"
+    # what clients send about themselves and their bodies,
+    r"|content-.*|accept|accept-.*|authorization|cookie|origin|referer|user-agent"
+    # and what Ray Serve or the API reads: the first of them is in logs and answers.
+    r"|x-request-(id|timeout-seconds|disconnect-disabled)|x-session-id|serve-multiplexed-model-id"
+    r"|x-data-parallel-rank"
+)
+"""Headers that already have another meaning, in lower case and with hyphens."""
+
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+")
+"""What browsers send as Origin (RFC 6454, 6.2), of pages that come by HTTP."""
+
+
+class IngressConfig(Settings):
+    """The HTTP side."""
+
+    num_ingresses: PositiveInt = Field(1, description="Ingress replicas.")
+    max_ingresses_per_node: PerNode | None = Field(
+        None, description="Ingresses on one node at most; see `routing.max_routers_per_node`."
+    )
+    max_retries: int = Field(
+        3,
+        ge=0,
+        description="Other ranks tried for a request whose rank was lost, before or after its first token. "
+        "What a rank that is replaced or no longer needed hands over isn't counted.",
+    )
+    rank_wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that a request waits for a rank while none can take it, new or in the middle of "
+        "its answer; then it ends with an error.",
+    )
+    max_request_bytes: PositiveInt = Field(4 * 2**20, description="Largest request body in bytes.")
+    tenant_header: str | None = Field(
+        None,
+        description="The request header by which a trusted gateway names the tenant; without it a prompt is "
+        "answered 400. Tenants share no cached blocks. null: there are no tenants.",
+    )
+
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins of web pages whose scripts may read answers (`https://example.org`, with a port "
+        "if it isn't the usual one), or `*` for all. None: no other page's.",
+    )
+    drain_timeout_s: float = Field(
+        300.0, ge=0, description="Seconds that an ingress which is replaced may go on with its answers."
+    )
+    allow_flush_cache: bool = Field(
+        False, description="Whether `/flush_cache` empties every rank's cache for any client, as in SGLang."
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [each for each in value if each != "*" and not _ORIGIN.fullmatch(each)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]!r}: * or http://host or https://host is needed, with a port or without"
+            )
+        return value
+
+    @field_validator("tenant_header")
+    @classmethod
+    def _names_a_header_of_its_own(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _HEADER_NAME.fullmatch(value):
+            raise ValueError("a header's name has 1 to 64 letters, digits and !#$%&'*+-.^_`|~")
+        if _TAKEN_HEADERS.fullmatch(value.lower().replace("_", "-")):
+            raise ValueError("this header means something else; give one that only the gateway sets")
+        return value
