@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.deployments.ingress.health import ON_DEMAND
+from app.deployments.ingress.reports.health import ON_DEMAND
 from tests.support.deadlines import until, wait_until
 from tests.support.graph.exchanges import new_prompt, refused
 from tests.support.graph.graphs import Graphs

@@ -14,7 +14,7 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
-from app.deployments.ingress.request_body import read_body
+from app.deployments.ingress.http.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
 from app.generation import GenerateRequest, SamplingParams
 from app.settings.ingress import IngressConfig

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from app.deployments.background import detached_task
 from app.deployments.ingress.dispatch.attempt import GenerateCall
-from app.deployments.ingress.health import ON_DEMAND
+from app.deployments.ingress.reports.health import ON_DEMAND
 from app.deployments.messages import Json, RankInfo, Refusal
 from app.errors import InvalidRequestError, KvbeaconError, QueueFullError, shown
 from app.generation import GenerateRequest, SamplingParams, TokenChunk

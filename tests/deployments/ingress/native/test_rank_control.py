@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from app.deployments.ingress.health import ON_DEMAND
 from app.deployments.ingress.native.rank_control import RankControl, flush_wait
+from app.deployments.ingress.reports.health import ON_DEMAND
 from app.deployments.messages import NotAddressed, RankInfo, Refusal
 from app.errors import (
     EngineFailedError,

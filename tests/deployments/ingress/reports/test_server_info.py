@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.config import AppConfig, load_config
-from app.deployments.ingress.server_info import model_info, server_info
+from app.deployments.ingress.reports.server_info import model_info, server_info
 from app.deployments.messages import RankInfo
 from app.errors import ConfigError
 from app.events.config import KvEventsConfig

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from app.deployments.ingress.request_body import read_body
+from app.deployments.ingress.http.request_body import read_body
 from app.errors import InvalidRequestError, RequestTooLargeError, UnsupportedEncodingError
 
 TEXT = b'{"prompt": "Hello, hello, hello"}'

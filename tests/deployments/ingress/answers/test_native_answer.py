@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from app.api.native.answer import NativeShape
+from app.deployments.ingress.answers.native import stream_native, whole_native
 from app.deployments.ingress.dispatch.rank_stream import RankStream
-from app.deployments.ingress.native.answer import stream_native, whole_native
 from app.deployments.messages import RankMessage, Refusal
 from app.errors import EngineFailedError, RankDiedError
 from app.generation import TokenChunk

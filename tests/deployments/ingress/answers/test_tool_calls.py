@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from app.api.openai.requests import ChatRequest, parse_chat
 from app.api.openai.responses import AnswerShape
-from app.deployments.ingress.answer import stream_answer, whole_answer
+from app.deployments.ingress.answers.completions import stream_answer, whole_answer
 from app.deployments.ingress.request_reader import PreparedRequest, RequestReader
 from app.engine.torch.engine import Engine
 from app.generation import TokenChunk

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
-from types import MappingProxyType
-
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.message_parts import MessageParts
-from app.api.openai.responses import STREAM_END, AnswerShape, Choice, Usage, UsageInStream, error_json, sse
+from app.api.openai.responses import STREAM_END, AnswerShape, Choice, UsageInStream, error_json, sse
+from app.deployments.ingress.answers.reading import SampleReader, UsageCounter
 from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.errors import RequestError
 from app.generation import TokenChunk
@@ -28,8 +25,7 @@ class SampleText:
 
     def __init__(self, shape: AnswerShape, text: TextStream, index: int = 0) -> None:
         self._shape = shape
-        self._text = text
-        self._parser = shape.output.parser()
+        self._reader = SampleReader(text, shape.output.parser())
         self._message = MessageParts(
             f"{shape.request_id}-{index}",
             id_chars=MISTRAL_ID_CHARS if shape.output.calls == "mistral" else None,
@@ -44,12 +40,7 @@ class SampleText:
 
     def take(self, chunk: TokenChunk) -> tuple[list[Json], list[Json] | None]:
         """The deltas that are safe to send after `chunk`, at the end all of them, and an entry per token."""
-        text = "".join(map(self._text.push, chunk.token_ids))
-        if chunk.finish_reason is not None:
-            text += self._text.flush()
-        parts = self._parser.push(text)
-        if chunk.finish_reason is not None:
-            parts += self._parser.flush()
+        text, parts = self._reader.take(chunk)
         deltas = self._message.take(parts)
         logprobs = None if self._logprobs is None else self._logprobs.take(chunk)
         self._parts.append(text)
@@ -85,19 +76,6 @@ class SampleText:
         return Choice(
             "".join(self._parts), self._finish_reason, self._shown_logprobs, self._token_ids, message
         )
-
-
-class UsageCounter:
-    """Counts the tokens of all samples, and the prompt once."""
-
-    def __init__(self) -> None:
-        self._num_tokens = 0
-        self.usage = Usage(0, 0, 0)
-
-    def take(self, chunk: TokenChunk) -> None:
-        """Count a chunk."""
-        self._num_tokens += len(chunk.token_ids)
-        self.usage = Usage(chunk.num_prompt_tokens, chunk.num_cached_tokens, self._num_tokens)
 
 
 async def whole_answer(
@@ -141,32 +119,3 @@ async def stream_answer(
         yield STREAM_END
     except RequestError as error:
         yield sse(error_json(error))
-
-
-class AnswerEvents(StreamingResponse):
-    """Server-sent events. At their end, however it comes, the request is cancelled on its rank.
-
-    The iteration's own end would not do: when a client disconnects before the first event, it never begins.
-
-    Args:
-        events: what is sent, made of `stream`.
-        stream: the request's.
-        headers: what else the answer has.
-    """
-
-    def __init__(
-        self,
-        events: AsyncIterator[bytes],
-        stream: RankStream,
-        headers: Mapping[str, str] = MappingProxyType({}),
-    ) -> None:
-        headers = {"x-dp-rank": str(stream.rank), **headers}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it. Called once, by the server."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._stream.cancel()

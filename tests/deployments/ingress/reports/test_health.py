@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.deployments.ingress.health import ON_DEMAND, health_answer
+from app.deployments.ingress.reports.health import ON_DEMAND, health_answer
 
 UP: dict[str, Any] = {"unavailable": None}
 DOWN: dict[str, Any] = {"unavailable": "worker down"}

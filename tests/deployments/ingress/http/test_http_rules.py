@@ -10,7 +10,7 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.deployments.ingress.http_rules import HttpRules
+from app.deployments.ingress.http.http_rules import HttpRules
 from app.settings.ingress import IngressConfig
 
 PAGE = "https://app.example.org"

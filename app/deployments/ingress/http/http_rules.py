@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
-from ray import serve
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
@@ -36,13 +34,6 @@ PREFLIGHT_S = 600
 """For how long a browser may remember what it was told."""
 
 _SLASHES = re.compile("/{2,}")
-
-
-def replica_settings() -> IngressConfig:
-    """Those of the ingress in whose process this is. The middleware is made before there are any."""
-    ingress: Any = serve.get_replica_context().servable_object
-    settings: IngressConfig = ingress.http_settings
-    return settings
 
 
 class HttpRules:

@@ -17,7 +17,8 @@ from openai.types.completion_choice import Logprobs as TextLogprobs
 from starlette.types import Message
 
 from app.api.openai.responses import AnswerShape
-from app.deployments.ingress.answer import AnswerEvents, stream_answer, whole_answer
+from app.deployments.ingress.answers.completions import stream_answer, whole_answer
+from app.deployments.ingress.answers.events import AnswerEvents
 from app.deployments.ingress.dispatch.rank_stream import RankStream
 from app.deployments.messages import RankMessage, Refusal
 from app.errors import EngineFailedError, RankDiedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.deployments.ingress.receipts import audit_answer, decisions_answer, named_request
+from app.deployments.ingress.reports.receipts import audit_answer, decisions_answer, named_request
 from app.errors import UnknownDecisionError
 
 

@@ -1,0 +1,59 @@
+"""The HTTP application: every route, what each error looks like, and what holds for all requests.
+
+Every answer carries `x-request-id`, the client's own or a new one: Ray Serve sees to it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.api.openai.responses import error_headers, error_json
+from app.deployments.ingress.http.http_rules import HttpRules
+from app.deployments.ingress.routes.model import model_routes
+from app.deployments.ingress.routes.native import native_routes
+from app.deployments.ingress.routes.openai import openai_routes
+from app.deployments.ingress.routes.operators import operators_routes
+from app.deployments.ingress.service import Service
+from app.errors import InvalidRequestError, RequestError
+
+logger = logging.getLogger("ray.serve")
+
+
+def build_api(service: Service) -> FastAPI:
+    """The application that answers with what `service` does."""
+    api = FastAPI(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
+    api.add_middleware(HttpRules, settings=lambda: service.config.ingress)
+    api.exception_handler(RequestError)(_request_error)
+    api.exception_handler(ClientDisconnect)(_gone)
+    api.exception_handler(HTTPException)(_http_error)
+    api.exception_handler(Exception)(_internal_error)
+    for routes in (openai_routes, native_routes, model_routes, operators_routes):
+        api.include_router(routes(service))
+    return api
+
+
+async def _request_error(request: Request, error: RequestError) -> JSONResponse:
+    return JSONResponse(error_json(error), status_code=error.status, headers=error_headers(error))
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # nginx's number for it; no client reads this
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    answer = error_json(InvalidRequestError(message, code="not_found" if error.status_code == 404 else None))
+    return JSONResponse(answer, status_code=error.status_code, headers=error.headers)
+
+
+async def _internal_error(request: Request, error: Exception) -> JSONResponse:
+    logger.exception("request %s failed", request.headers.get("x-request-id"), exc_info=error)
+    failure = {"message": "internal error; the server's log has more", "type": "server_error"}
+    answer = {"error": {**failure, "param": None, "code": "internal_error"}}
+    return JSONResponse(answer, status_code=500)

@@ -1,0 +1,1 @@
+"""What operators and other programs ask an ingress about the deployment: health, descriptors, receipts."""
