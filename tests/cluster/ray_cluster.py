@@ -117,7 +117,10 @@ class RayCluster:
 
     def drain(self, machine: Machine) -> None:
         """Tell Ray that the machine is about to go, as a cloud does that takes it away; returns at once."""
-        command = [str(_BIN / "ray"), "drain-node", f"--address={HEAD}:{GCS_PORT}"]
+        (raylet,) = machine.pids(RAYLET)
+        arguments = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
+        node_id = next(each.partition("=")[2] for each in arguments if each.startswith("--node_id="))
+        command = [str(_BIN / "ray"), "drain-node", f"--address={HEAD}:{GCS_PORT}", f"--node-id={node_id}"]
         command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a test"]
         log = self._dir / "drain.log"
         code = machine.start(command, self._env, log).wait(START_S)
