@@ -13,9 +13,10 @@ from starlette.requests import Request
 from app import hashing
 from app.api.bodies import PromptBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
+from app.api.openai.prompts import of_prompt
 from app.api.openai.requests import ChatRequest
 from app.deployments.ingress.http.request_body import read_body
-from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestError, shown
 from app.generation import GenerateRequest, SamplingParams
 from app.settings.ingress import IngressConfig
 from app.text.chat_prompt import TOKENS_ONLY, ChatPrompter, Prompt, PromptSource
@@ -93,14 +94,43 @@ class RequestReader:
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
         """
+        (prepared,) = await self.read_all(request, lambda raw: (parse(raw),))
+        return prepared
+
+    async def read_all(
+        self, request: Request, parse: Callable[[bytes], Sequence[Body]]
+    ) -> list[PreparedRequest[Body]]:
+        """The requests of a body of which `parse` makes one for each prompt. Raises as `read` does.
+
+        The id of each of several is the answer's with a hyphen and its number.
+        """
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
+        bodies = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
+        answer_id = uuid.uuid4().hex
+        prepared = []
+        for place, (body, prompt) in enumerate(bodies):
+            request_id = answer_id if len(bodies) == 1 else f"{answer_id}-{place}"
+            try:
+                prepared.append(self._prepared(request, request_id, body, prompt, tenant, session_id))
+            except RequestError as error:
+                raise error if len(bodies) == 1 else of_prompt(error, place) from None
+        return prepared
+
+    def _prepared(
+        self,
+        request: Request,
+        request_id: str,
+        body: Body,
+        prompt: Prompt,
+        tenant: str | None,
+        session_id: str | None,
+    ) -> PreparedRequest[Body]:
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
-            uuid.uuid4().hex,
+            request_id,
             prompt.token_ids,
             params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
@@ -141,12 +171,13 @@ class RequestReader:
         if name not in self._model_names:
             raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
-        """The body and its prompt; a long body is worked on in a thread, off the event loop."""
+    async def _prepare(
+        self, raw: bytes, parse: Callable[[bytes], Sequence[Body]]
+    ) -> list[tuple[Body, Prompt]]:
+        """The bodies and their prompts; a long body is worked on in a thread, off the event loop."""
 
-        def prepare() -> tuple[Body, Prompt]:
-            body = parse(raw)
-            return body, self._prompt(body)
+        def prepare() -> list[tuple[Body, Prompt]]:
+            return [(body, self._prompt(body)) for body in parse(raw)]
 
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.message_parts import MessageParts
 from app.api.openai.responses import STREAM_END, AnswerShape, Choice, UsageInStream, error_json, sse
-from app.deployments.ingress.answers.reading import SampleReader, UsageCounter
-from app.deployments.ingress.dispatch.rank_stream import RankStream
+from app.deployments.ingress.answers.reading import ChunkStream, SampleReader, UsageCounter
 from app.errors import RequestError
 from app.generation import TokenChunk
 from app.text.text_stream import TextStream
@@ -79,7 +78,7 @@ class SampleText:
 
 
 async def whole_answer(
-    shape: AnswerShape, stream: RankStream, *texts: TextStream, missed: MissedTokens = dict
+    shape: AnswerShape, stream: ChunkStream, *texts: TextStream, missed: MissedTokens = dict
 ) -> Json:
     """The answer in one piece, with a text per sample.
 
@@ -87,7 +86,7 @@ async def whole_answer(
         RequestError: the rank died or its engine failed before the end.
     """
     samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
-    counter = UsageCounter()
+    counter = UsageCounter(shape.n)
     try:
         async for chunk in stream:
             samples[chunk.index].take(chunk)
@@ -100,14 +99,14 @@ async def whole_answer(
 
 async def stream_answer(
     shape: AnswerShape,
-    stream: RankStream,
+    stream: ChunkStream,
     *texts: TextStream,
     usage: UsageInStream,
     missed: MissedTokens = dict,
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
     samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
-    counter = UsageCounter()
+    counter = UsageCounter(shape.n)
     try:
         async for chunk in stream:
             counter.take(chunk)
