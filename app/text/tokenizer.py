@@ -119,6 +119,10 @@ class Tokenizer:
         """The text of `token_ids`. Ids outside the vocabulary have none; invalid UTF-8 becomes U+FFFD."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
+    def entries(self, token_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries, in the tokenizer's own spelling (`Ġworld`); "" for ids outside of it."""
+        return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 
-from app.api.openai.logprobs import Json, Kind, Spell, joined
+from app.api.openai.logprobs import Echo, Json, Kind, Spell, joined
 from app.errors import RequestError
+from app.generation import TokenChunk, TokenLogprobs
 from app.text.output.formats import PLAIN_OUTPUT, OutputFormat
 
 STREAM_END = b"data: [DONE]\n\n"
@@ -59,7 +60,8 @@ class AnswerShape:
     `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids`, each prompt's,
     is None unless the answer has the tokens of prompts and outputs, which are where vLLM has them. `output`
     finds calls and thoughts in a chat's text; `shows_thoughts` says whether the client wants these. There are
-    `n` choices for each prompt, prompt by prompt.
+    `n` choices for each prompt, prompt by prompt; None: there is one prompt. `echoes`, each prompt's, are None unless texts begin with
+    their prompts. `shows_output`: whether anything else is wanted.
     """
 
     kind: Kind
@@ -70,7 +72,24 @@ class AnswerShape:
     prompt_token_ids: Sequence[Sequence[int]] | None = None
     output: OutputFormat = PLAIN_OUTPUT
     shows_thoughts: bool = True
-    n: int = 1
+    n: int | None = None
+    echoes: Sequence[Echo] | None = None
+    shows_output: bool = True
+
+    def shown(self, chunk: TokenChunk) -> TokenChunk:
+        """What the client gets of a chunk: where no output is wanted, what it says of the prompt alone."""
+        if self.shows_output:
+            return chunk
+        logprobs = None if chunk.logprobs is None else list[TokenLogprobs]()
+        return replace(chunk, token_ids=[], logprobs=logprobs, finish_reason="length")
+
+    def echo(self, index: int) -> Echo | None:
+        """What the text of choice `index` begins with."""
+        return None if self.echoes is None else self.echoes[self.prompt_of(index)]
+
+    def prompt_of(self, index: int) -> int:
+        """The number of the prompt that choice `index` answers."""
+        return 0 if self.n is None else index // self.n
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """The answer in one piece, its samples in order."""
@@ -119,7 +138,7 @@ class AnswerShape:
     def _prompt_tokens(self, index: int) -> Json:
         """Those of the prompt of choice `index`."""
         prompts = self.prompt_token_ids
-        return {} if prompts is None else {"prompt_token_ids": list(prompts[index // self.n])}
+        return {} if prompts is None else {"prompt_token_ids": list(prompts[self.prompt_of(index)])}
 
     def _tokens(self, token_ids: Sequence[int]) -> Json:
         return {} if self.prompt_token_ids is None else {"token_ids": list(token_ids)}

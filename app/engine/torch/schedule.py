@@ -25,6 +25,16 @@ class ScheduledRequest:
         return self.num_tokens == self.request.num_uncomputed_tokens
 
 
+    @property
+    def scored(self) -> range:
+        """Places of the prompt, computed by the step, whose logits give the logprob of the token after each."""
+        found = self.request.prompt_logprobs
+        if found is None:
+            return range(0)
+        start = self.request.num_computed_tokens
+        return range(max(start, len(found)), min(start + self.num_tokens, self.request.num_prompt_tokens - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """One step's work.

@@ -11,6 +11,7 @@ from app.api.openai.responses import STREAM_END, AnswerShape, Choice, UsageInStr
 from app.deployments.ingress.answers.reading import ChunkStream, SampleReader, UsageCounter
 from app.errors import RequestError
 from app.generation import TokenChunk
+from app.text.output.parts import Text
 from app.text.text_stream import TextStream
 
 MissedTokens = Callable[[], Mapping[str, int]]
@@ -36,12 +37,19 @@ class SampleText:
         self._has_begun = False
         self._shown_logprobs: list[Json] | None = None if shape.spell is None else []
         self._finish_reason: str | None = None
+        self._echo = shape.echo(index)
 
     def take(self, chunk: TokenChunk) -> tuple[list[Json], list[Json] | None]:
         """The deltas that are safe to send after `chunk`, at the end all of them, and an entry per token."""
+        echo, self._echo = self._echo, None
+        before: list[Json] = []
+        if echo is not None and self._logprobs is not None:
+            before = self._logprobs.echo(echo, chunk.prompt_logprobs or ())
         text, parts = self._reader.take(chunk)
+        if echo is not None:
+            text, parts = echo.text + text, [Text(echo.text), *parts]
         deltas = self._message.take(parts)
-        logprobs = None if self._logprobs is None else self._logprobs.take(chunk)
+        logprobs = None if self._logprobs is None else [*before, *self._logprobs.take(chunk)]
         self._parts.append(text)
         if self._shape.prompt_token_ids is not None:
             self._token_ids += chunk.token_ids
@@ -86,9 +94,10 @@ async def whole_answer(
         RequestError: the rank died or its engine failed before the end.
     """
     samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
-    counter = UsageCounter(shape.n)
+    counter = UsageCounter(shape.prompt_of)
     try:
-        async for chunk in stream:
+        async for computed in stream:
+            chunk = shape.shown(computed)
             samples[chunk.index].take(chunk)
             counter.take(chunk)
     finally:
@@ -106,9 +115,10 @@ async def stream_answer(
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
     samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
-    counter = UsageCounter(shape.n)
+    counter = UsageCounter(shape.prompt_of)
     try:
-        async for chunk in stream:
+        async for computed in stream:
+            chunk = shape.shown(computed)
             counter.take(chunk)
             counts = {"usage": counter.usage.as_json()} if usage == "every chunk" else {}
             for event in samples[chunk.index].events(chunk):

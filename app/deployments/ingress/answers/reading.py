@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from app.api.openai.responses import Usage
@@ -54,11 +54,11 @@ class UsageCounter:
     """Counts the tokens of all samples, and each prompt once.
 
     Args:
-        n: samples of each prompt.
+        prompt_of: the number of the prompt that a sample answers; by default there is one.
     """
 
-    def __init__(self, n: int = 1) -> None:
-        self._n = n
+    def __init__(self, prompt_of: Callable[[int], int] = lambda index: 0) -> None:
+        self._prompt_of = prompt_of
         self._num_tokens = 0
         self._prompts: dict[int, tuple[int, int]] = {}
         """By its number, a prompt's tokens and how many of them were cached."""
@@ -66,7 +66,7 @@ class UsageCounter:
     def take(self, chunk: TokenChunk) -> None:
         """Count a chunk."""
         self._num_tokens += len(chunk.token_ids)
-        self._prompts[chunk.index // self._n] = (chunk.num_prompt_tokens, chunk.num_cached_tokens)
+        self._prompts[self._prompt_of(chunk.index)] = (chunk.num_prompt_tokens, chunk.num_cached_tokens)
 
     @property
     def usage(self) -> Usage:

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.openai.logprobs import Echo
 from app.api.openai.prompts import parse_texts
 from app.api.openai.requests import ChatRequest, TextRequest, parse_chat
 from app.api.openai.responses import AnswerShape
@@ -50,7 +51,19 @@ def _shape(service: Service, requests: Sequence[PreparedRequest[ChatRequest | Te
         output=requests[0].output,
         shows_thoughts=not isinstance(body, ChatRequest) or body.include_reasoning,
         n=body.n,
+        echoes=_echoes(service, requests) if isinstance(body, TextRequest) and body.echo else None,
+        shows_output=not isinstance(body, TextRequest) or body.max_tokens > 0,
     )
+
+
+def _echoes(service: Service, requests: Sequence[PreparedRequest[ChatRequest | TextRequest]]) -> list[Echo]:
+    """The prompts as texts; tokens that the client has sent with the texts of special ones."""
+    prompts = [(each.source.text, each.generate.prompt_token_ids) for each in requests]
+    decode = service.tokenizer.decode
+    return [
+        Echo(decode(token_ids, skip_special_tokens=False) if text is None else text, token_ids)
+        for text, token_ids in prompts
+    ]
 
 
 async def _complete_all(service: Service, requests: Sequence[PreparedRequest[TextRequest]]) -> Response:
