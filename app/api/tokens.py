@@ -9,7 +9,7 @@ Several prompts (SGLang) are answered with lists of the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -116,3 +116,14 @@ def detokenize_answer(texts: Sequence[str], *, is_list: bool) -> Json:
     """The answer of `/detokenize`; vLLM has the text as `prompt`, SGLang as `text`."""
     shown = list(texts) if is_list else texts[0]
     return {"prompt": shown, "text": shown}
+
+
+def tokenizer_info_answer(special_tokens: Mapping[str, str], chat_template: str) -> Json:
+    """The answer of `/tokenizer_info`, of what vLLM's has of tokenizer_config.json.
+
+    Args:
+        special_tokens: by their names (`eos_token`).
+        chat_template: none if the model has none.
+    """
+    template = {"chat_template": chat_template} if chat_template else {}
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **special_tokens, **template}

@@ -19,6 +19,7 @@ from app.api.tokens import (
     parse_detokenize,
     parse_tokenize,
     tokenize_answer,
+    tokenizer_info_answer,
 )
 from app.deployments.ingress.service import Service
 from app.deployments.messages import Json
@@ -42,6 +43,11 @@ def tokens_routes(service: Service) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """The text of tokens."""
         return await _answer(service, request, _detokenized)
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> Json:
+        """What a client needs to write prompts itself: special tokens and the chat template."""
+        return tokenizer_info_answer(service.tokenizer.special_tokens, service.tokenizer.chat_template_source)
 
     @router.get("/version")
     async def version() -> Json:

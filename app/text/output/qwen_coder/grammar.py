@@ -20,7 +20,7 @@ from app.text.output.grammars import (
     whole_grammar,
 )
 from app.text.output.qwen_coder.parser import CLOSE, END_FUNCTION, END_PARAMETER, FUNCTION, OPEN, PARAMETER
-from app.text.output.qwen_coder.values import kind_of, resolved
+from app.text.output.qwen_coder.values import kind_of, properties_of, values_of
 
 
 def qwen_coder_grammar(
@@ -51,15 +51,17 @@ def qwen_coder_grammar(
 def _parameters(place: int, tool: Tool) -> Iterator[str]:
     """Rules of a tool's parameters, of which `first_…` has all."""
     schema = arguments_schema(tool)
-    properties: dict[str, Any] = schema.get("properties") or {}
+    properties = properties_of(schema)
     if not properties:
         yield f"first_{place}: (any_{place} NL)*"
         yield f'any_{place}: "{PARAMETER}" /[A-Za-z_][A-Za-z0-9_.\\-]*/ ">\\n" text_end'
         return
     shared = {name: schema[name] for name in ("$defs", "definitions", "x-guidance") if name in schema}
+    required = schema.get("required")
+    required = required if isinstance(required, list) else []
     items = []
     for number, (name, value) in enumerate(properties.items()):
-        is_required = name in schema.get("required", ())
+        is_required = name in required
         items.append(f"arg_{place}_{number}" if is_required else f"(arg_{place}_{number})?")
         mark = _quoted(f"{PARAMETER}{name}>\n")
         yield f"arg_{place}_{number}: {mark} {_value(value, schema, shared)} NL"
@@ -70,8 +72,7 @@ def _value(schema: Any, whole: dict[str, Any], shared: dict[str, Any]) -> str:
     if kind_of(schema, whole) == "json":
         typed = {**schema, **shared} if isinstance(schema, dict) else schema
         return f"{json_item(json.dumps(typed))} NL {_quoted(END_PARAMETER)}"
-    schema = resolved(schema, whole)
-    given = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    given = values_of(schema, whole)
     if given:
         options = [each if isinstance(each, str) else json.dumps(each) for each in given]
         return f"({' | '.join(map(_quoted, options))}) NL {_quoted(END_PARAMETER)}"

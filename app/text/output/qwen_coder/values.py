@@ -9,9 +9,6 @@ from typing import Any, Literal
 from app.text.output.grammars import Tool
 
 ValueKind = Literal["text", "text or null", "json"]
-MAX_REFERENCES = 8
-"""Of a reference to a reference and so on."""
-
 Kinds = Mapping[tuple[str, str], ValueKind]
 """By the names of tool and parameter; a parameter that isn't there is text."""
 
@@ -21,13 +18,13 @@ def kinds_of(tools: Sequence[Tool]) -> dict[tuple[str, str], ValueKind]:
     return {
         (tool.name, name): kind_of(schema, tool.parameters or {})
         for tool in tools
-        for name, schema in ((tool.parameters or {}).get("properties") or {}).items()
+        for name, schema in properties_of(tool.parameters or {}).items()
     }
 
 
 def kind_of(schema: Any, whole: Mapping[str, Any]) -> ValueKind:
     """How a value by `schema`, a part of `whole`, is written: where it may be a string it is text."""
-    types = _types(schema, whole)
+    types = _types(schema, whole, set())
     if "string" not in types:
         return "json"
     return "text or null" if "null" in types else "text"
@@ -43,27 +40,51 @@ def as_json(text: str, kind: ValueKind) -> str:
         return json.dumps(text, ensure_ascii=False)
 
 
-def resolved(schema: Any, whole: Mapping[str, Any]) -> Any:
-    """What `schema` refers to, if that is a part of `whole` under a name."""
-    for _ in range(MAX_REFERENCES):
-        reference = schema.get("$ref") if isinstance(schema, dict) else None
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            break
+def properties_of(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schemas of the parameters that a tool's schema names."""
+    properties = schema.get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+def values_of(schema: Any, whole: Mapping[str, Any]) -> list[Any]:
+    """The only values that `schema` allows, if it lists them."""
+    schema, _ = _resolved(schema, whole, frozenset())
+    if not isinstance(schema, dict):
+        return []
+    enum = schema.get("enum")
+    return [schema["const"]] if "const" in schema else enum if isinstance(enum, list) else []
+
+
+def _resolved(schema: Any, whole: Mapping[str, Any], seen: frozenset[str]) -> tuple[Any, frozenset[str]]:
+    """What `schema` refers to, if that is a part of `whole` under a name; and the references followed so far.
+
+    None for a reference that was followed before: it would go round in a circle.
+    """
+    while isinstance(schema, dict) and isinstance(reference := schema.get("$ref"), str):
         place, _, name = reference.removeprefix("#/").partition("/")
         parts = whole.get(place)
-        schema = parts.get(name) if isinstance(parts, dict) else None
-    return schema
+        if reference in seen or not isinstance(parts, dict):
+            return None, seen
+        schema, seen = parts.get(name), seen | {reference}
+    return schema, seen
 
 
-def _types(schema: Any, whole: Mapping[str, Any]) -> set[str]:
-    """JSON's types that `schema` names itself; of what it says in other ways, those of its values."""
-    schema = resolved(schema, whole)
+def _types(schema: Any, whole: Mapping[str, Any], seen: set[str]) -> set[str]:
+    """JSON's types that `schema` names itself; of what it says in other ways, those of its values.
+
+    `seen`: references that were followed, so that no one is twice.
+    """
+    schema, followed = _resolved(schema, whole, frozenset(seen))
+    seen |= followed
     if not isinstance(schema, dict):
         return set()
-    given = schema.get("type", [])
-    types = {given} if isinstance(given, str) else {each for each in given if isinstance(each, str)}
-    values = [*(schema.get("enum") or []), *([schema["const"]] if "const" in schema else [])]
+    given = schema.get("type")
+    types = {each for each in (given if isinstance(given, list) else [given]) if isinstance(each, str)}
     if not types:
+        values = values_of(schema, whole)
         types = {"string" if isinstance(value, str) else "null" if value is None else "" for value in values}
-    options = [each for name in ("anyOf", "oneOf") for each in schema.get(name) or []]
-    return types.union(*(_types(each, {}) for each in options))
+    for name in ("anyOf", "oneOf"):
+        options = schema.get(name)
+        for option in options if isinstance(options, list) else ():
+            types |= _types(option, whole, seen)
+    return types
