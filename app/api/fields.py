@@ -62,8 +62,8 @@ COMPLETION: Fields = {
     **_all(INFORMS, "spaces_between_special_tokens length_penalty early_stopping guided_decoding_backend"),
     **_all(INFORMS, "stream_reasoning log_metrics cache_prompt"),
     "suffix": Meaning(("",)),
-    "functions": Meaning(([],)),
-    "function_call": Meaning(("none", "auto")),
+    "functions": Meaning(([],), instead="send tools"),
+    "function_call": Meaning(("none", "auto"), instead="send tool_choice"),
     "modalities": Meaning((["text"],)),
     # How the server works on it, not what it answers.
     "store": _hint(False),
@@ -118,7 +118,7 @@ TEXT: Fields = {
 
 MESSAGE: Fields = {
     **_all(INFORMS, "id metadata annotations cache_control created_at timestamp reasoning_details"),
-    "function_call": REFUSED,
+    "function_call": Meaning(instead="send tool_calls"),
     "audio": REFUSED,
     "prefix": Meaning((False,), instead="send continue_final_message: true"),
     **_all(Meaning(([],)), "images image_data files attachments"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import torch
@@ -107,8 +108,36 @@ def test_tokens_of_texts_and_chats_and_back(http: httpx.Client) -> None:
     assert http.post("/tokenize", content=json.dumps({"prompt": 5})).status_code == 400
 
 
+@pytest.mark.parametrize(
+    "fault", [{"model": "other"}, {"temperature": 5}, {"logit_bias": {"999999": 1}}, {"echo": 5}]
+)
+def test_an_error_tells_of_ignored_fields_too(http: httpx.Client, fault: dict[str, Any]) -> None:
+    answer = http.post("/v1/completions", json={"opts": 1, "prompt": "a", "max_tokens": 1, **fault})
+    assert answer.status_code in (400, 404)
+    assert answer.headers["x-kvbeacon-ignored-fields"] == "opts"
+
+
 def test_what_it_is_and_where_its_metrics_are(http: httpx.Client) -> None:
     assert http.get("/version").json()["version"]
     answer = http.get("/metrics")
     assert answer.status_code == 404
     assert "Prometheus" in answer.json()["error"]["message"]
+
+
+def test_the_document_describes_what_is_answered(http: httpx.Client) -> None:
+    document = http.get("/openapi.json").json()
+
+    def check(name: str, value: Any) -> None:
+        schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+        jsonschema.validate(value, schema)
+
+    check("ModelList", http.get("/v1/models").json())
+    check("Tokens", http.post("/tokenize", json={"prompt": "a", "return_token_strs": True}).json())
+    check("Generated", http.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}}).json())
+    asked = {"max_tokens": 1, "return_token_ids": True}
+    check("TextCompletion", http.post("/v1/completions", json={"prompt": PROMPTS, **asked}).json())
+    messages = [{"role": "user", "content": "a"}]
+    chat = {"messages": messages, "logprobs": True, **asked}
+    check("ChatCompletion", http.post("/v1/chat/completions", json=chat).json())
+    check("Error", http.post("/v1/chat/completions", json={}).json())
+    assert http.get("/docs").headers["content-type"].startswith("text/html")

@@ -46,6 +46,7 @@ def _parsed(prompt: Any, place: int) -> str | list[int]:
 def of_prompt(error: Error, place: int) -> Error:
     """`error`, which names the one of several prompts that it is about."""
     error.message = f"prompt {place} (from 0): {error.message}"
+    error.args = (error.message,)
     if error.param is not None and error.param.partition(".")[0] == "prompt":
         error.param = f"prompt.{place}{error.param.removeprefix('prompt')}"
     return error

@@ -112,6 +112,12 @@ class ChatRequest(CompletionRequest, ChatBody):
         return self.top_logprobs if self.logprobs else None
 
 
+def _several(schema: dict[str, Any]) -> None:
+    """Describes a prompt as it may come: alone, or as one of a list."""
+    one = schema.pop("anyOf")
+    schema["anyOf"] = [*one, {"type": "array", "items": {"anyOf": one}, "minItems": 1}]
+
+
 class TextRequest(CompletionRequest):
     """The body of POST /v1/completions: one prompt, as text or token ids.
 
@@ -124,7 +130,7 @@ class TextRequest(CompletionRequest):
     prompt_field: ClassVar[str] = "prompt"
     unserved: ClassVar[Fields] = TEXT
 
-    prompt: str | Annotated[TokenIds, Field(min_length=1)]
+    prompt: str | Annotated[TokenIds, Field(min_length=1)] = Field(json_schema_extra=_several)
     max_tokens: Int = Field(16, ge=0)
     logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False

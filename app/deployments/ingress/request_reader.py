@@ -111,6 +111,9 @@ class RequestReader:
         bodies = await self.worked_on(
             request, lambda raw: [(body, self._prompt(body)) for body in parse(raw)]
         )
+        first, prompt_of_first = bodies[0]
+        # An error from now on tells of them too.
+        request.state.ignored_fields = (*first.ignored_fields, *prompt_of_first.ignored_fields)
         answer_id = uuid.uuid4().hex
         prepared = []
         for place, (body, prompt) in enumerate(bodies):

@@ -16,6 +16,7 @@ from app.api.openai.responses import AnswerShape
 from app.deployments.ingress.answers.completions import stream_answer, whole_answer
 from app.deployments.ingress.answers.events import AnswerEvents
 from app.deployments.ingress.batches.batch_stream import BatchStream
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.request_reader import PreparedRequest
 from app.deployments.ingress.service import Service
 
@@ -24,12 +25,18 @@ def openai_routes(service: Service) -> APIRouter:
     """The routes whose answers are completions."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post(
+        "/v1/chat/completions",
+        openapi_extra=described(ChatRequest, answer="ChatCompletion", events="ChatCompletionChunk"),
+    )
     async def chat_completions(request: Request) -> Response:
         """A conversation's next message."""
         return await _complete(service, await service.read(request, parse_chat))
 
-    @router.post("/v1/completions")
+    @router.post(
+        "/v1/completions",
+        openapi_extra=described(TextRequest, answer="TextCompletion", events="TextCompletion"),
+    )
     async def completions(request: Request) -> Response:
         """A text's continuation."""
         requests = await service.reader.read_all(request, parse_texts)

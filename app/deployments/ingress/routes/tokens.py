@@ -13,6 +13,7 @@ from starlette.responses import Response
 from app import __version__
 from app.api.request_model import RequestBody
 from app.api.tokens import (
+    DetokenizeBody,
     TokenizeChat,
     TokenizeText,
     detokenize_answer,
@@ -21,6 +22,7 @@ from app.api.tokens import (
     tokenize_answer,
     tokenizer_info_answer,
 )
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.service import Service
 from app.deployments.messages import Json
 
@@ -34,12 +36,12 @@ def tokens_routes(service: Service) -> APIRouter:
     """The routes that need no rank."""
     router = APIRouter()
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", openapi_extra=described(TokenizeText, TokenizeChat, answer="Tokens"))
     async def tokenize(request: Request) -> Response:
         """The tokens of a text, or of the prompt that a chat would have."""
         return await _answer(service, request, _tokenized)
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", openapi_extra=described(DetokenizeBody, answer="Text"))
     async def detokenize(request: Request) -> Response:
         """The text of tokens."""
         return await _answer(service, request, _detokenized)
@@ -49,7 +51,7 @@ def tokens_routes(service: Service) -> APIRouter:
         """What a client needs to write prompts itself: special tokens and the chat template."""
         return tokenizer_info_answer(service.tokenizer.special_tokens, service.tokenizer.chat_template_source)
 
-    @router.get("/version")
+    @router.get("/version", openapi_extra=described(answer="Version"))
     async def version() -> Json:
         """This server's own version."""
         return {"version": __version__}
