@@ -1,4 +1,4 @@
-"""Bodies and answers of `/tokenize` and `/detokenize`, in the shapes of vLLM and SGLang, which are nearly the same.
+"""Bodies and answers of `/tokenize` and `/detokenize`, in the shapes of vLLM and SGLang, nearly the same.
 
     {"prompt": "Hello"}            {"tokens": [19556], "count": 1, "max_model_len": 8192}
     {"messages": […]}              the prompt that the chat would have
@@ -67,9 +67,11 @@ class DetokenizeBody(RequestBody):
     @property
     def token_lists(self) -> list[list[int]]:
         """Each text's tokens."""
-        return [each for each in self.tokens if isinstance(each, list)] if self.is_list else [
-            [each for each in self.tokens if isinstance(each, int)]
-        ]
+        return (
+            [each for each in self.tokens if isinstance(each, list)]
+            if self.is_list
+            else [[each for each in self.tokens if isinstance(each, int)]]
+        )
 
 
 def parse_tokenize(body: bytes) -> TokenizeText | TokenizeChat:

@@ -87,7 +87,9 @@ def test_what_isnt_tokens_is_refused(tokens: Any) -> None:
 def test_answers_are_lists_for_lists() -> None:
     one = tokenize_answer([[5, 6]], is_list=False, max_model_len=9, entries_of=None)
     assert one == {"count": 2, "max_model_len": 9, "tokens": [5, 6]}
-    several = tokenize_answer([[5], []], is_list=True, max_model_len=9, entries_of=lambda ids: ["x"] * len(ids))
+    several = tokenize_answer(
+        [[5], []], is_list=True, max_model_len=9, entries_of=lambda ids: ["x"] * len(ids)
+    )
     assert several == {"count": [1, 0], "max_model_len": 9, "tokens": [[5], []], "token_strs": [["x"], []]}
     assert detokenize_answer(["a"], is_list=False) == {"prompt": "a", "text": "a"}
     assert detokenize_answer(["a"], is_list=True) == {"prompt": ["a"], "text": ["a"]}

@@ -133,7 +133,10 @@ def test_the_document_describes_what_is_answered(http: httpx.Client) -> None:
 
     check("ModelList", http.get("/v1/models").json())
     check("Tokens", http.post("/tokenize", json={"prompt": "a", "return_token_strs": True}).json())
-    check("Generated", http.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}}).json())
+    check(
+        "Generated",
+        http.post("/generate", json={"text": "a", "sampling_params": {"max_new_tokens": 1}}).json(),
+    )
     asked = {"max_tokens": 1, "return_token_ids": True}
     check("TextCompletion", http.post("/v1/completions", json={"prompt": PROMPTS, **asked}).json())
     messages = [{"role": "user", "content": "a"}]

@@ -92,7 +92,9 @@ class CompletionRequest(RequestBody, StructuredOutputFields):
     @model_validator(mode="after")
     def _all_samples_are_shown(self) -> Self:
         if self.best_of not in (None, self.n):
-            message = f"best_of = {self.best_of} isn't supported; all samples are shown: leave it out, or send n"
+            message = (
+                f"best_of = {self.best_of} isn't supported; all samples are shown: leave it out, or send n"
+            )
             raise InvalidRequestError(message, param="best_of", code="unsupported_field")
         return self
 

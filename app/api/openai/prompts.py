@@ -1,4 +1,4 @@
-"""A text completion of several prompts: as many requests of one prompt each, which are served by themselves."""
+"""A text completion of several prompts: as many requests of one prompt each, served by themselves."""
 
 from __future__ import annotations
 

@@ -57,11 +57,12 @@ class Choice:
 class AnswerShape:
     """How one answer is written: the endpoint's kind, and what every part of it repeats.
 
-    `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids`, each prompt's,
-    is None unless the answer has the tokens of prompts and outputs, which are where vLLM has them. `output`
-    finds calls and thoughts in a chat's text; `shows_thoughts` says whether the client wants these. There are
-    `n` choices for each prompt, prompt by prompt; None: there is one prompt. `echoes`, each prompt's, are None unless texts begin with
-    their prompts. `shows_output`: whether anything else is wanted.
+    `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids`, those of
+    each prompt, is None unless the answer has the tokens of prompts and outputs, where vLLM has them.
+    `output` finds calls and thoughts in a chat's text; `shows_thoughts`: whether the client wants these.
+
+    There are `n` choices for each prompt, prompt by prompt; None: there is one prompt. `echoes`, one for each
+    prompt, is None unless texts begin with their prompts. `shows_output`: whether anything else is wanted.
     """
 
     kind: Kind

@@ -96,7 +96,7 @@ class Request:
         priority: lower is served first.
         arrival: the request's number in the order in which the scheduler was given it.
         num_overtaken: how often a later one of the same priority was admitted while this was the next.
-        prompt_logprobs: those of the prompt's tokens from the second on that were found so far, by the engine;
+        prompt_logprobs: those of the prompt's tokens from the second on, as far as the engine has found them;
             None: none are wanted.
     """
 

@@ -24,10 +24,9 @@ class ScheduledRequest:
         """Whether the step computes the last known token, whose logits give the next one."""
         return self.num_tokens == self.request.num_uncomputed_tokens
 
-
     @property
     def scored(self) -> range:
-        """Places of the prompt, computed by the step, whose logits give the logprob of the token after each."""
+        """Places of the prompt that the step computes, whose logits give the next token's logprob."""
         found = self.request.prompt_logprobs
         if found is None:
             return range(0)

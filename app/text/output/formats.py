@@ -57,7 +57,7 @@ class CallWish:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """How one request's output is read. `kinds`: how parameters are written; others: see `OutputFormats.of`."""
+    """How one request's output is read: see `OutputFormats.of`. `kinds`: how parameters are written."""
 
     calls: CallFormat = "none"
     names: frozenset[str] = frozenset()

@@ -125,7 +125,11 @@ def test_the_best_of_some_samples_are_all_of_them(parse: Any) -> None:
 
 
 def test_an_echo_has_the_logprobs_of_its_prompt() -> None:
-    for fields, wanted in (({"echo": True, "logprobs": 2}, 2), ({"logprobs": 2}, None), ({"echo": True}, None)):
+    for fields, wanted in (
+        ({"echo": True, "logprobs": 2}, 2),
+        ({"logprobs": 2}, None),
+        ({"echo": True}, None),
+    ):
         assert text(**fields).engine_params().prompt_logprobs == wanted
     assert refusal(chat, echo=True).code == "unsupported_field"
 

@@ -1,4 +1,4 @@
-"""Logprobs of a prompt's tokens, beside transformers': through caches, chunks, preemptions and resumptions."""
+"""Logprobs of a prompt's tokens, beside transformers': with caches, chunks, preemptions, resumptions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def check(found: Sequence[TokenLogprobs] | None, token_ids: Sequence[int], expec
         assert each.logprob == pytest.approx(float(logprobs[place, token_ids[place + 1]]), abs=1e-4)
         values = [value for _, value in each.likeliest]
         assert values == pytest.approx(logprobs[place].topk(NUM_LIKELIEST).values.tolist(), abs=1e-4)
-        assert [float(logprobs[place, token]) for token, _ in each.likeliest] == pytest.approx(values, abs=1e-4)
+        assert [float(logprobs[place, token]) for token, _ in each.likeliest] == pytest.approx(
+            values, abs=1e-4
+        )
 
 
 def outputs_of(

@@ -359,7 +359,13 @@ def test_coder_calls_are_kept_to_the_tools(
     ):
         assert allows(free, output), output
     for output in (
-        *(coder("f"), coder("g", b), coder("f", "a>\nfive", b), coder("f", b, "c>\nz"), coder("f", b, "e>\n1")),
+        *(
+            coder("f"),
+            coder("g", b),
+            coder("f", "a>\nfive", b),
+            coder("f", b, "c>\nz"),
+            coder("f", b, "e>\n1"),
+        ),
         *(coder("f", b, "a>\n5"), coder("f", b).removesuffix("</tool_call>"), coder("f", b, "d>\n[1]")),
     ):
         assert not allows(free, output), output

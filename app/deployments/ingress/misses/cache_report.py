@@ -43,12 +43,12 @@ class CacheReport:
         All numbers sum to the prompt's tokens. Before the reasons are known: `hit=1024 missed=5910`.
         """
         change = None if self._found is None else self._found.change
-        places = {reason: f"@{change.token}" for reason in PLACED} if change is not None else {}
+        places = dict.fromkeys(PLACED, f"@{change.token}") if change is not None else {}
         parts = [f"{reason}={tokens}{places.get(reason, '')}" for reason, tokens in self.counts().items()]
         return {CACHE_HEADER: " ".join(parts)}
 
     def counts(self) -> dict[str, int]:
-        """Tokens that were cached (`hit`), and the others by reason, or as `missed` before these are known."""
+        """Tokens that were cached (`hit`), and the others by reason; before these are known as `missed`."""
         missed = self.missed() or {"missed": self._num_prompt_tokens - self._num_cached_tokens}
         return {"hit": self._num_cached_tokens, **missed}
 

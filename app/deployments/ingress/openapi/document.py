@@ -35,16 +35,14 @@ DESCRIPTION = """Fields of bodies that a schema doesn't list are taken where the
 where they ask for what can't be done, and else ignored and named in the header x-kvbeacon-ignored-fields. \
 null is the same as leaving a field out."""
 ERROR_RESPONSE: Json = {
-    "description": "What is wrong, in one sentence; `param` is the field or header at fault, if there is one.",
+    "description": "What is wrong, in one sentence; `param`: the field or header at fault, if there is one.",
     "content": {"application/json": {"schema": {"$ref": f"{SCHEMAS}Error"}}},
 }
 
 
 def openapi_document(api: FastAPI) -> Json:
     """The document of an application, whose routes say more of themselves by `described`."""
-    document = get_openapi(
-        title="kvbeacon", version=__version__, description=DESCRIPTION, routes=api.routes
-    )
+    document = get_openapi(title="kvbeacon", version=__version__, description=DESCRIPTION, routes=api.routes)
     for path in document["paths"].values():
         for operation in path.values():
             operation["summary"] = operation.get("description", operation["summary"]).partition("\n")[0]

@@ -44,7 +44,10 @@ def _routes(paths: Json) -> Iterator[str]:
         for method, operation in operations.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             answers = operation["responses"].get("200", {}).get("content", {})
-            shown = [_type(body.get("schema", {})), *(_type(each.get("schema", {})) for each in answers.values())]
+            shown = [
+                _type(body.get("schema", {})),
+                *(_type(each.get("schema", {})) for each in answers.values()),
+            ]
             given = [" → ".join(each for each in (shown[0], ", ".join(filter(None, shown[1:]))) if each)]
             yield (
                 f'<tr><td class="method">{method.upper()}<td><code>{escape(path)}</code>'

@@ -23,8 +23,6 @@ def docs_routes(service: Service) -> APIRouter:
     @router.get("/docs")
     async def docs(request: Request) -> Response:
         """The same as a page."""
-        return HTMLResponse(
-            openapi_page(request.app.openapi()), headers={"content-security-policy": POLICY}
-        )
+        return HTMLResponse(openapi_page(request.app.openapi()), headers={"content-security-policy": POLICY})
 
     return router

@@ -115,7 +115,8 @@ def worker_requests(
     `num_cached_tokens` of the prompt are believed to be cached.
 
     Raises:
-        InvalidRequestError: no prompt, its logprobs are wanted, or earlier output that can't go on as the same request.
+        InvalidRequestError: no prompt, its logprobs are wanted, or earlier output can't go on as the same
+            request.
         PromptTooLongError: the context leaves no room for output.
     """
     if not request.prompt_token_ids:

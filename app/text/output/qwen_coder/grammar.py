@@ -40,7 +40,9 @@ def qwen_coder_grammar(
         f"one: {' | '.join(f'one_{place}' for place in range(len(tools)))}",
     ]
     for place, tool in enumerate(tools):
-        rules.append(f"one_{place}: {_quoted(f'{FUNCTION}{tool.name}>')} NL first_{place} {_quoted(END_FUNCTION)}")
+        rules.append(
+            f"one_{place}: {_quoted(f'{FUNCTION}{tool.name}>')} NL first_{place} {_quoted(END_FUNCTION)}"
+        )
         rules += _parameters(place, tool)
     one = f'open NL one NL "{CLOSE}"'
     calls = f"({one} WS)+" if parallel and not free else f"({one})+ tail" if parallel else f"{one} WS"

@@ -74,7 +74,12 @@ async def test_samples_of_a_prompt_follow_each_other() -> None:
     ranks = Ranks({place: [chunk(5, index=1), chunk(6, index=0)] for place in range(2)})
     stream = BatchStream(ranks.begin, prompts(2, n=2))
     await stream.start()
-    assert sorted([(each.index, *each.token_ids) async for each in stream]) == [(0, 6), (1, 5), (2, 6), (3, 5)]
+    assert sorted([(each.index, *each.token_ids) async for each in stream]) == [
+        (0, 6),
+        (1, 5),
+        (2, 6),
+        (3, 5),
+    ]
 
 
 async def test_one_prompt_that_cant_be_served_ends_all_and_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every route is in it, it is valid, and what clients really send and get keeps to it."""
+"""The OpenAPI document: it is valid, has every route, and what clients really send and get keeps to it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ BODIES: list[tuple[str, Parse, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "parse", "body"), BODIES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(BODIES)])
+@pytest.mark.parametrize(
+    ("name", "parse", "body"), BODIES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(BODIES)]
+)
 def test_what_is_taken_keeps_to_it(name: str, parse: Parse, body: dict[str, Any]) -> None:
     parse(json.dumps(body).encode())
     assert fits(body, name)
@@ -139,7 +141,9 @@ def test_answers_keep_to_it() -> None:
     usage = Usage(5, 4, 2, {"tail_tokens": 1})
     chat, text = AnswerShape("chat", "1", "m"), AnswerShape("text", "1", "m", prompt_token_ids=[[5]])
     message = {"content": None, "tool_calls": [CALL]}
-    assert fits(chat.whole([Choice("", "tool_calls", message=message), Choice("a", "stop")], usage), "ChatCompletion")
+    assert fits(
+        chat.whole([Choice("", "tool_calls", message=message), Choice("a", "stop")], usage), "ChatCompletion"
+    )
     assert fits(chat.chunk("a", is_first=True), "ChatCompletionChunk")
     assert fits(chat.end("stop"), "ChatCompletionChunk")
     assert fits(chat.usage_chunk(usage), "ChatCompletionChunk")
@@ -149,7 +153,9 @@ def test_answers_keep_to_it() -> None:
     for error in (InvalidRequestError("a", param="b", code="c"), QueueFullError("d")):
         assert fits(error_json(error), "Error")
     for is_list in (True, False):
-        tokens = tokenize_answer([[5, 6]], is_list=is_list, max_model_len=9, entries_of=lambda ids: ["a"] * len(ids))
+        tokens = tokenize_answer(
+            [[5, 6]], is_list=is_list, max_model_len=9, entries_of=lambda ids: ["a"] * len(ids)
+        )
         assert fits(tokens, "Tokens")
         assert fits(detokenize_answer(["a"], is_list=is_list), "Text")
 
