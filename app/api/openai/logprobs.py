@@ -6,6 +6,7 @@ the bytes too, and `bytes:\\xf0\\x9f` in a text. Special tokens have entries of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,7 +37,7 @@ class AnswerLogprobs:
 
     def __init__(self, kind: Kind, spell: Spell) -> None:
         self._entry = self._chat_entry if kind == "chat" else self._text_entry
-        self._spell = spell
+        self._spell = functools.cache(spell)  # the likeliest tokens are often the same ones
         self._num_chars = 0
         """Characters of which the tokens so far have at least the first byte."""
 

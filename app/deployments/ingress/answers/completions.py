@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.message_parts import MessageParts
@@ -14,8 +16,11 @@ from app.generation import TokenChunk
 from app.text.output.parts import Text
 from app.text.text_stream import TextStream
 
+Result = TypeVar("Result")
 MissedTokens = Callable[[], Mapping[str, int]]
 """Says, at an answer's end, how many tokens were missed for which reason, by the names that usage has."""
+LONG_PROMPT = 200
+"""Tokens whose logprobs take some 10 ms to write."""
 MISTRAL_ID_CHARS = 9
 """Of a call's id: the templates of Mistral's models refuse any other."""
 
@@ -59,8 +64,11 @@ class SampleText:
         self._finish_reason = "tool_calls" if is_call else chunk.finish_reason
         return deltas, logprobs
 
-    def events(self, chunk: TokenChunk) -> Iterator[Json]:
+    def events(self, chunk: TokenChunk) -> list[Json]:
         """What a stream has after `chunk`: what is new, and at the end an event with the reason alone."""
+        return list(self._events(chunk))
+
+    def _events(self, chunk: TokenChunk) -> Iterator[Json]:
         deltas, logprobs = self.take(chunk)
         has_tokens = self._shape.prompt_token_ids is not None and chunk.token_ids
         # A chat that ends without a text has a message all the same.
@@ -85,6 +93,12 @@ class SampleText:
         )
 
 
+async def _worked_on(chunk: TokenChunk, work: Callable[[TokenChunk], Result]) -> Result:
+    """What `work` makes of a chunk; with a long prompt's logprobs in a thread, off the event loop."""
+    is_long = len(chunk.prompt_logprobs or ()) >= LONG_PROMPT
+    return await asyncio.to_thread(work, chunk) if is_long else work(chunk)
+
+
 async def whole_answer(
     shape: AnswerShape, stream: ChunkStream, *texts: TextStream, missed: MissedTokens = dict
 ) -> Json:
@@ -98,7 +112,7 @@ async def whole_answer(
     try:
         async for computed in stream:
             chunk = shape.shown(computed)
-            samples[chunk.index].take(chunk)
+            await _worked_on(chunk, samples[chunk.index].take)
             counter.take(chunk)
     finally:
         stream.cancel()
@@ -121,7 +135,7 @@ async def stream_answer(
             chunk = shape.shown(computed)
             counter.take(chunk)
             counts = {"usage": counter.usage.as_json()} if usage == "every chunk" else {}
-            for event in samples[chunk.index].events(chunk):
+            for event in await _worked_on(chunk, samples[chunk.index].events):
                 yield sse(event | counts)
         if usage != "none":
             yield sse(shape.usage_chunk(replace(counter.usage, missed_tokens=missed())))

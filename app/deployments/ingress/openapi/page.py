@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -44,14 +45,11 @@ def _routes(paths: Json) -> Iterator[str]:
         for method, operation in operations.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
             answers = operation["responses"].get("200", {}).get("content", {})
-            shown = [
-                _type(body.get("schema", {})),
-                *(_type(each.get("schema", {})) for each in answers.values()),
-            ]
-            given = [" → ".join(each for each in (shown[0], ", ".join(filter(None, shown[1:]))) if each)]
+            shown = dict.fromkeys(_type(each.get("schema", {})) for each in answers.values())
+            given, got = _type(body.get("schema", {})), " or ".join(filter(None, shown))
             yield (
                 f'<tr><td class="method">{method.upper()}<td><code>{escape(path)}</code>'
-                f"<td>{escape(operation['summary'])}<td>{given[0]}"
+                f"<td>{escape(operation['summary'])}<td>{' → '.join(filter(None, (given, got)))}"
             )
 
 
@@ -67,7 +65,8 @@ def _objects(schemas: Json) -> Iterator[str]:
         yield "<table><tr><th>field<th>type<th>default"
         required = schema.get("required", [])
         for field, of in properties.items():
-            default = "required" if field in required else str(of.get("default", ""))
+            value = of.get("default")
+            default = "required" if field in required else "" if value is None else json.dumps(value)
             yield f"<tr><td><code>{escape(field)}</code><td>{_type(of)}<td>{escape(default)}"
         yield "</table>"
 
