@@ -80,7 +80,7 @@ def parse_tokenize(body: bytes) -> TokenizeText | TokenizeChat:
     names = frozenset(values) if isinstance(values, dict) else frozenset()
     if {"messages", "prompt"} <= names:
         raise InvalidRequestError("prompt: messages are given too; send one of them", param="prompt")
-    return parse_values(TokenizeChat if "messages" in names else TokenizeText, values)
+    return parse_values(TokenizeChat, values) if "messages" in names else parse_values(TokenizeText, values)
 
 
 def parse_detokenize(body: bytes) -> DetokenizeBody:

@@ -10,6 +10,8 @@ from app.errors import InvalidRequestError, RequestError, shown
 
 MAX_PROMPTS = 1024
 """Prompts of one request at most."""
+MAX_CHOICES = 4096
+"""Choices of one answer at most, `n` for each prompt."""
 
 Error = TypeVar("Error", bound=RequestError)
 
@@ -18,7 +20,7 @@ def parse_texts(body: bytes) -> list[TextRequest]:
     """The text completions in `body`, one for each of its prompts, in order.
 
     Raises:
-        InvalidRequestError: as `parse_body` does, or there are too many prompts.
+        InvalidRequestError: as `parse_body` does, or there are too many prompts or choices.
     """
     values = read_json(body)
     prompts = values.get("prompt") if isinstance(values, dict) else None
@@ -29,6 +31,9 @@ def parse_texts(body: bytes) -> list[TextRequest]:
         raise InvalidRequestError(message, param="prompt")
     parsed = [_parsed(prompt, place) for place, prompt in enumerate(prompts)]
     request = parse_values(TextRequest, {**values, "prompt": ""})
+    if len(prompts) * request.n > MAX_CHOICES:
+        message = f"n = {request.n}: {len(prompts)} prompts; at most {MAX_CHOICES} choices are allowed in all"
+        raise InvalidRequestError(message, param="n")
     return [request.model_copy(update={"prompt": prompt}) for prompt in parsed]
 
 

@@ -56,7 +56,8 @@ def test_the_prompt_at_fault_is_named(prompts: Any, param: str, said: str) -> No
 def test_their_number_is_bounded() -> None:
     error = refused(["a"] * (MAX_PROMPTS + 1))
     assert error.message == f"prompt: {MAX_PROMPTS + 1} prompts; at most {MAX_PROMPTS} are allowed"
-    assert len(texts(["a"] * MAX_PROMPTS)) == MAX_PROMPTS
+    assert len(texts(["a"] * MAX_PROMPTS, n=4)) == MAX_PROMPTS
+    assert refused(["a"] * MAX_PROMPTS, n=5).param == "n"
 
 
 def test_an_error_names_its_prompt() -> None:

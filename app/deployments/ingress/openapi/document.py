@@ -73,6 +73,6 @@ def _or_null(schema: Json) -> Json:
     options = schema.get("anyOf", [])
     if {"type": "null"} in options:
         return schema
-    outside = {name: schema[name] for name in ("default", "description", "title") if name in schema}
+    outside: Json = {name: schema[name] for name in ("default", "description", "title") if name in schema}
     inside = {name: value for name, value in schema.items() if name not in outside}
     return {"anyOf": [*(options or [inside]), {"type": "null"}], **outside}

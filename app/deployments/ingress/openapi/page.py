@@ -80,7 +80,7 @@ def _type(schema: Json) -> str:
         options = schema.get("anyOf", schema.get("oneOf", []))
         return " or ".join(filter(None, (_type(each) for each in options if each != {"type": "null"})))
     if "enum" in schema or "const" in schema:
-        values = schema.get("enum", [schema.get("const")])
+        values: list[Any] = schema["enum"] if "enum" in schema else [schema["const"]]
         return " or ".join(escape(repr(each)) for each in values if each is not None)
     kind = schema.get("type", "")
     if kind == "array":

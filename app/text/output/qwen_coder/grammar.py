@@ -58,7 +58,9 @@ def _parameters(place: int, tool: Tool) -> Iterator[str]:
         yield f"first_{place}: (any_{place} NL)*"
         yield f'any_{place}: "{PARAMETER}" /[A-Za-z_][A-Za-z0-9_.\\-]*/ ">\\n" text_end'
         return
-    shared = {name: schema[name] for name in ("$defs", "definitions", "x-guidance") if name in schema}
+    shared: dict[str, Any] = {
+        name: schema[name] for name in ("$defs", "definitions", "x-guidance") if name in schema
+    }
     required = schema.get("required")
     required = required if isinstance(required, list) else []
     items = []
