@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 
 from app.api.openai.prompts import of_prompt
@@ -106,8 +105,7 @@ class BatchStream:
             if self.rank < 0:
                 self.rank = stream.rank
             self.report.begin(stream.rank, report)
-            async with aclosing(aiter(stream)) as chunks:
-                async for chunk in chunks:
-                    await self._items.put(replace(chunk, index=place * request.body.n + chunk.index))
+            async for chunk in stream:
+                await self._items.put(replace(chunk, index=place * request.body.n + chunk.index))
         finally:
             stream.cancel()
