@@ -63,8 +63,8 @@ def model_info(config: AppConfig, max_model_len: int) -> Json:
 def model_card(config: AppConfig, max_model_len: int, name: str) -> Json:
     """The model in OpenAI's shape, by one of its names.
 
-    Whose it is tells smg which server's API to use, which must be SGLang's: it would take any other server that
-    has `/version` for vLLM.
+    Whose it is tells smg which server's API to use, which must be SGLang's: any other server that has
+    `/version` it would take for vLLM.
     """
     return {
         "id": name,

@@ -90,7 +90,7 @@ async def test_one_prompt_that_cant_be_served_ends_all_and_is_named() -> None:
 
 
 async def test_one_that_fails_in_the_middle_ends_all() -> None:
-    long = [chunk(5, is_last=False), Silence()]
+    long: list[RankStep] = [chunk(5, is_last=False), Silence()]
     ranks = Ranks({0: long, 1: [chunk(5, is_last=False), RequestFailedError("not finite")]})
     stream = BatchStream(ranks.begin, prompts(2))
     await stream.start()
