@@ -1,8 +1,9 @@
 """Policies on a trace, in virtual time: `python -m benchmarks.routing --trace FILE --ranks 8,16`.
 
-Reads Mooncake's JSON lines, or makes up requests that share prefixes (`--generate N`). Every number of ranks
-and every speed is a cell. Load per rank is alike in cells of one speed: the trace runs `speed * ranks / 8`
-times as fast as it was recorded, and what is made up comes at `speed * ranks` times `--rate`.
+Reads Mooncake's JSON lines, or makes up requests: of agents (`--agents`), or of groups that share prefixes
+(`--generate N`). Every number of ranks and every speed is a cell. Load per rank is alike in cells of one
+speed: a trace, that of agents too, runs `speed * ranks / 8` times as fast as it was recorded, and groups'
+requests come at `speed * ranks` times `--rate`.
 
 The ranks are those of a preset or of a YAML file with `ClusterConfig`'s fields. `mooncake` is the simplest
 model; with `delayed` the router learns of the ranks as late as in life, which is also faster to simulate.
@@ -27,7 +28,9 @@ from app.routing.policies.registry import POLICIES
 from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig, read_cluster
 from app.simulation.results.bounds import Bound, lower_bound
 from app.simulation.results.outcome import Figures
+from app.simulation.results.report import class_table
 from app.simulation.simulator import simulate
+from app.simulation.traces.options import AGENTS_USAGE, agents_from, describe_agents
 from app.simulation.traces.request import SimulatedRequest, speed_up
 from app.simulation.traces.shared_prefixes import SharedPrefixes
 from app.simulation.traces.trace import read_trace
@@ -47,7 +50,7 @@ class Workload:
     """Where requests come from.
 
     Attributes:
-        trace: the recorded ones, if there are any.
+        trace: the recorded ones or those of agents, if there are any.
         generated: what to make up otherwise, with the rate for one rank.
     """
 
@@ -127,23 +130,33 @@ def table(cell: Cell) -> str:
         rows.append(
             f"{'lower bound':<16}{cell.lower_bound.hit_rate:>9.1%}{cell.lower_bound.ttft_mean_s:>9.3f}"
         )
+    for name, each in cell.policies.items():
+        classes = class_table(each)
+        if classes:
+            rows += [f"{name}, by class of request", *classes]
     return "\n".join(rows)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.routing",
+        description=__doc__,
+        epilog=describe_agents(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--trace", type=Path, metavar="FILE", help="JSON lines in Mooncake's format")
-    source.add_argument("--generate", type=positive(int), metavar="N", help="make up N requests")
+    source.add_argument("--agents", nargs="*", metavar="NAME=VALUE", help=AGENTS_USAGE)
+    source.add_argument("--generate", type=positive(int), metavar="N", help="make up N requests of groups")
     ranks = parser.add_mutually_exclusive_group()
     ranks.add_argument("--preset", choices=PRESETS, default="mooncake")
     ranks.add_argument("--config", type=Path, metavar="FILE", help="YAML with the fields of ClusterConfig")
     parser.add_argument("--ranks", type=list_of(positive(int)), default=[MOONCAKE.ranks])
     parser.add_argument("--speeds", type=list_of(positive(float)), default=[1.0])
     parser.add_argument("--policies", type=list_of(_policy), default=DEFAULT_POLICIES)
-    parser.add_argument("--rate", type=positive(float), default=2.0, help="made-up requests/s for each rank")
-    parser.add_argument("--groups", type=positive(int), default=200, help="prefixes of what is made up")
-    parser.add_argument("--seed", type=int, default=0, help="of what is made up")
+    parser.add_argument("--rate", type=positive(float), default=2.0, help="groups' requests/s for each rank")
+    parser.add_argument("--groups", type=positive(int), default=200, help="groups of --generate")
+    parser.add_argument("--seed", type=int, default=0, help="of --generate")
     return parser
 
 
@@ -156,7 +169,13 @@ def _workload(options: argparse.Namespace, base: ClusterConfig) -> Workload:
         block_size=block_size,
         seed=options.seed,
     )
-    return Workload(read_trace(options.trace, block_size) if options.trace else None, generated)
+    return Workload(_trace(options, block_size), generated)
+
+
+def _trace(options: argparse.Namespace, block_size: int) -> list[SimulatedRequest] | None:
+    if options.trace:
+        return read_trace(options.trace, block_size)
+    return None if options.agents is None else agents_from(options.agents, block_size)
 
 
 def _policy(name: str) -> str:

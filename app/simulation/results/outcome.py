@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from app.routing.misses.miss import Reason
+from app.simulation.results.classes import ClassFigures, RequestClasses, figures_by_class
 from app.simulation.traces.request import SimulatedRequest
 
 
@@ -26,6 +27,7 @@ class Figures:
         choose_us: microseconds of real time that one decision took, on average.
         prediction_error_s: predicted less actual time to first token, without its sign, on average.
         missed_shares: of the prompt tokens that weren't cached, the share of each reason.
+        classes: the figures of each class of requests.
     """
 
     hit_rate: float
@@ -38,6 +40,7 @@ class Figures:
     choose_us: float
     prediction_error_s: float
     missed_shares: Mapping[str, float]
+    classes: Mapping[str, ClassFigures]
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Outcome:
 
     Attributes:
         num_ranks: ranks that there were.
-        arrivals_s, prompt_tokens: the requests' own.
+        arrivals_s, prompt_tokens, classes: the requests' own.
         ranks: the rank that each was sent to.
         predicted_ttfts_s: seconds to its first token, as predicted for that rank.
         ttfts_s: seconds to its first token; nan until it came.
@@ -58,6 +61,7 @@ class Outcome:
     num_ranks: int
     arrivals_s: array[float] = field(default_factory=lambda: array("d"))
     prompt_tokens: array[int] = field(default_factory=lambda: array("q"))
+    classes: list[str] = field(default_factory=list)
     ranks: array[int] = field(default_factory=lambda: array("q"))
     predicted_ttfts_s: array[float] = field(default_factory=lambda: array("d"))
     ttfts_s: array[float] = field(default_factory=lambda: array("d"))
@@ -65,11 +69,13 @@ class Outcome:
     missed_tokens: Counter[Reason] = field(default_factory=Counter)
     choose_s: float = 0.0
     wall_s: float = 0.0
+    _request_classes: RequestClasses = field(default_factory=RequestClasses)
 
     def add(self, request: SimulatedRequest, rank: int, predicted_ttft_s: float) -> None:
         """Record the next request, where it went, and how soon its first token should come."""
         self.arrivals_s.append(request.arrival_s)
         self.prompt_tokens.append(request.num_tokens)
+        self.classes.append(self._request_classes.of(request))
         self.ranks.append(rank)
         self.predicted_ttfts_s.append(predicted_ttft_s)
         self.ttfts_s.append(math.nan)
@@ -102,4 +108,5 @@ class Outcome:
                 reason: tokens / max(1, self.missed_tokens.total())
                 for reason, tokens in self.missed_tokens.items()
             },
+            classes=figures_by_class(self.classes, prompt, cached, ttfts),
         )
