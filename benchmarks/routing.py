@@ -26,7 +26,7 @@ from tqdm import tqdm
 from app.errors import KvbeaconError
 from app.routing.policies.registry import POLICIES
 from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig, read_cluster
-from app.simulation.results.bounds import Bound, lower_bound
+from app.simulation.results.bounds import Bound, bound_of_caches, lower_bound
 from app.simulation.results.outcome import Figures
 from app.simulation.results.report import class_table
 from app.simulation.simulator import simulate
@@ -72,12 +72,18 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cell:
-    """All policies at one number of ranks and one speed; without decoding also what none can beat."""
+    """All policies at one number of ranks and one speed; without decoding also what none can beat.
+
+    Attributes:
+        lower_bound: with caches without end.
+        bound_of_caches: with caches of the ranks' size.
+    """
 
     ranks: int
     speed: float
     policies: Mapping[str, Figures]
     lower_bound: Bound | None
+    bound_of_caches: Bound | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -107,14 +113,17 @@ def run_cell(
     policies: Sequence[str],
     on_request: Callable[[], object] = lambda: None,
 ) -> Cell:
-    """One cell; the bound is left out where there are too many requests to hold at once."""
+    """One cell; the bounds are left out where there are too many requests to hold at once."""
     figures = {
         policy: simulate(config, workload.at(config.ranks, speed), policy, on_request).figures()
         for policy in policies
     }
-    has_bound = config.rank.decode is None and workload.trace is not None
-    bound = lower_bound(config, workload.at(config.ranks, speed)) if has_bound else None
-    return Cell(config.ranks, speed, figures, bound)
+    if config.rank.decode is not None or workload.trace is None:
+        return Cell(config.ranks, speed, figures, None, None)
+    requests = list(workload.at(config.ranks, speed))
+    return Cell(
+        config.ranks, speed, figures, lower_bound(config, requests), bound_of_caches(config, requests)
+    )
 
 
 def table(cell: Cell) -> str:
@@ -126,10 +135,10 @@ def table(cell: Cell) -> str:
             f"{each.ttft_p90_s:>9.3f}{each.ttft_p99_s:>9.3f}{each.imbalance:>11.3f}"
             f"{each.requests_per_s:>12.0f}{each.choose_us:>11.1f}"
         )
-    if cell.lower_bound is not None:
-        rows.append(
-            f"{'lower bound':<16}{cell.lower_bound.hit_rate:>9.1%}{cell.lower_bound.ttft_mean_s:>9.3f}"
-        )
+    bounds = {"lower bound": cell.lower_bound, "  of such caches": cell.bound_of_caches}
+    for name, bound in bounds.items():
+        if bound is not None:
+            rows.append(f"{name:<16}{bound.hit_rate:>9.1%}{bound.ttft_mean_s:>9.3f}")
     for name, each in cell.policies.items():
         classes = class_table(each)
         if classes:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.errors import ConfigError
 from app.routing.policies.registry import POLICIES
 from app.simulation.config import ClusterConfig, DecodeConfig, FeedConfig, RankConfig
-from app.simulation.results.bounds import lower_bound
+from app.simulation.results.bounds import bound_of_caches, lower_bound
 from app.simulation.results.outcome import Outcome
 from app.simulation.simulator import simulate
 from app.simulation.traces.request import SimulatedRequest
@@ -206,6 +206,9 @@ def test_every_request_gets_one_first_token_no_sooner_than_it_can(
         bound = lower_bound(config, trace)
         assert figures.hit_rate <= bound.hit_rate + 1e-9
         assert figures.ttft_mean_s >= bound.ttft_mean_s - 1e-9
+        sized = bound_of_caches(config, trace)
+        assert figures.hit_rate - 1e-9 <= sized.hit_rate <= bound.hit_rate + 1e-9
+        assert figures.ttft_mean_s + 1e-9 >= sized.ttft_mean_s >= bound.ttft_mean_s
     assert _story(outcome) == _story(simulate(config, trace, policy))
 
 
