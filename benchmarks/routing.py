@@ -5,6 +5,9 @@ Reads Mooncake's JSON lines, or makes up requests: of agents (`--agents`), or of
 speed: a trace, that of agents too, runs `speed * ranks / 8` times as fast as it was recorded, and groups'
 requests come at `speed * ranks` times `--rate`.
 
+`--policies` also takes other projects' policies (`benchmarks.peers`), where the router knows everything at
+once and the ranks don't decode, as with the preset `mooncake`.
+
 The ranks are those of a preset or of a YAML file with `ClusterConfig`'s fields. `mooncake` is the simplest
 model; with `delayed` the router learns of the ranks as late as in life, which is also faster to simulate.
 Tables and progress go to stderr; the last line of stdout is one JSON object: `policies` of the first cell,
@@ -23,7 +26,7 @@ from typing import Final
 
 from tqdm import tqdm
 
-from app.errors import KvbeaconError
+from app.errors import ConfigError, KvbeaconError
 from app.routing.policies.registry import POLICIES
 from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig, read_cluster
 from app.simulation.results.bounds import Bound, bound_of_caches, lower_bound
@@ -35,6 +38,8 @@ from app.simulation.traces.request import SimulatedRequest, speed_up
 from app.simulation.traces.shared_prefixes import SharedPrefixes
 from app.simulation.traces.trace import read_trace
 from benchmarks.arguments import list_of, positive
+from benchmarks.peers.registry import PEERS
+from benchmarks.peers.replay import can_replay, replay
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final = tuple(name for name in POLICIES if name != "session")
@@ -93,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         base = read_cluster(options.config) if options.config else PRESETS[options.preset]
         workload = _workload(options, base)
+        _check_peers(options.policies, base)
     except KvbeaconError as error:
         parser.error(str(error))
     cells = []
@@ -114,16 +120,18 @@ def run_cell(
     on_request: Callable[[], object] = lambda: None,
 ) -> Cell:
     """One cell; the bounds are left out where there are too many requests to hold at once."""
-    figures = {
-        policy: simulate(config, workload.at(config.ranks, speed), policy, on_request).figures()
-        for policy in policies
-    }
+    figures = {}
+    for policy in policies:
+        requests = workload.at(config.ranks, speed)
+        if policy in PEERS:
+            outcome = replay(config, requests, PEERS[policy](config), on_request)
+        else:
+            outcome = simulate(config, requests, policy, on_request)
+        figures[policy] = outcome.figures()
     if config.rank.decode is not None or workload.trace is None:
         return Cell(config.ranks, speed, figures, None, None)
-    requests = list(workload.at(config.ranks, speed))
-    return Cell(
-        config.ranks, speed, figures, lower_bound(config, requests), bound_of_caches(config, requests)
-    )
+    trace = list(workload.at(config.ranks, speed))
+    return Cell(config.ranks, speed, figures, lower_bound(config, trace), bound_of_caches(config, trace))
 
 
 def table(cell: Cell) -> str:
@@ -188,9 +196,18 @@ def _trace(options: argparse.Namespace, block_size: int) -> list[SimulatedReques
 
 
 def _policy(name: str) -> str:
-    if name not in POLICIES:
-        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(POLICIES)}")
+    if name not in POLICIES and name not in PEERS:
+        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join([*POLICIES, *PEERS])}")
     return name
+
+
+def _check_peers(policies: Sequence[str], config: ClusterConfig) -> None:
+    peers = [policy for policy in policies if policy in PEERS]
+    if peers and not can_replay(config):
+        raise ConfigError(
+            f"--policies = {','.join(peers)}: these need `rank.decode: null`, `routers: 1` and a `feed` "
+            "without delays"
+        )
 
 
 if __name__ == "__main__":

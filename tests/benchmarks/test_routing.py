@@ -45,6 +45,12 @@ def test_made_up_requests_need_no_trace(capsys: pytest.CaptureFixture[str]) -> N
     assert printed["cells"][0]["lower_bound"] is None
 
 
+def test_peers_stand_beside_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--generate", "50", "--ranks", "2", "--policies", "llm-d,predicted_ttft"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(printed["policies"]) == ["llm-d", "predicted_ttft"]
+
+
 def test_agents_have_bounds_and_classes(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--agents", "duration_s=100", "--ranks", "2", "--policies", "session"])
     captured = capsys.readouterr()
@@ -60,6 +66,10 @@ def test_agents_have_bounds_and_classes(capsys: pytest.CaptureFixture[str]) -> N
         (["--trace", "none.jsonl"], "No such file"),
         (["--generate", "5", "--policies", "best"], "'best': allowed are predicted_ttft"),
         (["--generate", "5", "--ranks", "0"], "--ranks"),
+        (
+            ["--generate", "5", "--preset", "delayed", "--policies", "dynamo"],
+            "--policies = dynamo: these need `rank.decode: null`",
+        ),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,10 +21,10 @@ p_i = u_i / rate seconds. Two lower bounds of the mean time to first token follo
 `lower_bound` gives these. `bound_of_caches` takes the caches' size into account: all ranks' caches together
 hold at most n * num_blocks different blocks, those of the prompt that one of them serves among these. A
 single cache of that size could hold the same blocks at every moment, and would hit wherever the rank hits. So
-no policy has more hits in all than `optimal_hits` finds for it, whatever it knows and whatever its ranks evict;
-and with w tokens left to compute, the mean time to first token is at least w / rate / requests. Waiting isn't
-in that: the hits are bounded in their sum, not for each request. Where the second bound above is higher, it
-stands.
+no policy has more hits in all than `optimal_hits` finds for it, whatever it knows and whatever its ranks
+evict; and with w tokens left to compute, the mean time to first token is at least w / rate / requests.
+Waiting isn't in that: the hits are bounded in their sum, not for each request. Where the second bound is
+higher, it stands.
 
 Source: M. Goemans, M. Queyranne, A. Schulz, M. Skutella, Y. Wang, "Single Machine Scheduling with Release
 Dates", 2002 (mean busy times); C.-F. Chou, M. Queyranne, D. Simchi-Levi, "The asymptotic performance ratio of
