@@ -77,7 +77,7 @@ def _type(schema: Json) -> str:
         name = escape(schema["$ref"].removeprefix(SCHEMAS))
         return f'<a href="#{name}">{name}</a>'
     if "anyOf" in schema or "oneOf" in schema:
-        options = schema.get("anyOf", schema.get("oneOf", []))
+        options: list[Json] = schema["anyOf"] if "anyOf" in schema else schema["oneOf"]
         return " or ".join(filter(None, (_type(each) for each in options if each != {"type": "null"})))
     if "enum" in schema or "const" in schema:
         values: list[Any] = schema["enum"] if "enum" in schema else [schema["const"]]
