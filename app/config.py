@@ -177,7 +177,7 @@ def _valid(model: type[Part], values: Any) -> Part | None:
 
 _OF_AN_ENGINE: tuple[tuple[str, ...], ...] = (
     *(("engine", name) for name in ("backend", "vllm", "kernels", "num_threads")),
-    *(("engine", "cache", name) for name in ("num_blocks", "memory_fraction")),
+    *(("engine", "cache", name) for name in ("num_blocks", "memory_fraction", "eviction")),
     ("engine", "scheduler", "max_batch_tokens"),
     *(("model", name) for name in ("device", "dtype")),
     ("resources", "num_gpus"),

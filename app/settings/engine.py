@@ -9,6 +9,7 @@ from pydantic import Field
 from app.settings.base import PositiveFloat, PositiveInt, Settings
 
 KernelBackend = Literal["auto", "torch", "cpu", "triton"]
+Eviction = Literal["lru", "segmented"]
 
 
 class CacheConfig(Settings):
@@ -20,6 +21,12 @@ class CacheConfig(Settings):
     )
     memory_fraction: float = Field(
         0.1, gt=0, le=0.98, description="Share of the device memory free after loading the weights."
+    )
+    eviction: Eviction = Field(
+        "lru",
+        description="Which blocks go first when the cache is full. `lru`: the least recently used. "
+        "`segmented`: the same, but up to a quarter of the cache, of blocks that were used again, goes last; "
+        "so a batch over documents that are read once evicts itself, not conversations.",
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from app.errors import ConfigError
 from app.settings.base import MAX_DP_SIZE, PositiveFloat, PositiveInt, Settings
+from app.settings.engine import Eviction
 from app.validation import validate
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -34,9 +35,8 @@ class RankConfig(Settings):
 
     prefill_tokens_per_s: PositiveFloat = Field(8000.0, description="Uncached prompt tokens per second.")
     block_size: PositiveInt = Field(512, description="Tokens of one block.")
-    num_blocks: PositiveInt = Field(
-        3000, description="Blocks of the cache; the least recently used go first."
-    )
+    num_blocks: PositiveInt = Field(3000, description="Blocks of the cache.")
+    eviction: Eviction = Field("lru", description="Which of them go first, as `engine.cache.eviction`.")
     decode: DecodeConfig | None = Field(
         None,
         description="null: the simplest model. A rank is a first-in-first-out queue of prompts, nothing is "

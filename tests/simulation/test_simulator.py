@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.errors import ConfigError
 from app.routing.policies.registry import POLICIES
+from app.settings.engine import Eviction
 from app.simulation.config import ClusterConfig, DecodeConfig, FeedConfig, RankConfig
 from app.simulation.results.bounds import bound_of_caches, lower_bound
 from app.simulation.results.outcome import Outcome
@@ -119,6 +120,18 @@ def test_what_the_router_does_not_know_yet_it_does_not_credit(feed: FeedConfig) 
     late = simulate(cluster(2, feed=feed), trace, "predicted_ttft")
     assert list(late.ranks[:2]) == [0, 1]
     assert list(late.cached_tokens) == [0, 0, 90]
+
+
+@pytest.mark.parametrize(("eviction", "cached_tokens"), [("lru", 0), ("segmented", 40)])
+def test_ranks_evict_as_they_are_told(eviction: Eviction, cached_tokens: int) -> None:
+    # A prompt of 5 blocks, a quarter of the cache, is used again; then 20 others come, once.
+    again = [request(0.0, *range(5)), request(1.0, *range(5))]
+    documents = [
+        request(2.0 + number, *range(start, start + 5)) for number, start in enumerate((20, 30, 40, 50))
+    ]
+    rank = FIFO.model_copy(update={"eviction": eviction})
+    outcome = simulate(cluster(1, rank), [*again, *documents, request(9.0, *range(5))], "round_robin")
+    assert outcome.cached_tokens[-1] == cached_tokens
 
 
 SIMULTANEOUS = [request(0.01 * number, *range(10 * number, 10 * number + 10)) for number in range(8)]

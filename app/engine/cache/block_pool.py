@@ -1,24 +1,28 @@
-"""A fixed number of cache blocks: how many holders each has, and in which order free ones are taken.
+"""A fixed number of cache blocks: how many holders each has, and which are free.
 
 Knows nothing of contents. Every operation is O(1).
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable
+
+from app.engine.cache.free_blocks import new_free_blocks
+from app.settings.engine import Eviction
 
 
 class BlockPool:
-    """Reference counts of blocks 0..num_blocks-1 and the free ones, least recently used first.
+    """Reference counts of blocks 0..num_blocks-1, and the free ones, each with no holder, in an order.
 
-    free:  [taken next ... taken last], each with no holder
+    Args:
+        num_blocks: blocks.
+        eviction: the order in which free ones are taken.
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, eviction: Eviction = "lru") -> None:
         self._ref_counts = [0] * num_blocks
-        # An OrderedDict is a linked list with a lookup: O(1) at both ends and in the middle.
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._free = new_free_blocks(num_blocks, eviction)
 
     @property
     def num_blocks(self) -> int:
@@ -35,24 +39,29 @@ class BlockPool:
         return self._ref_counts[block] == 0
 
     def take(self) -> int:
-        """The least recently used free block, now with one holder. One must be free."""
-        block, _ = self._free.popitem(last=False)
+        """The free block that is to be used next, now with one holder. One must be free."""
+        block = self._free.take()
         self._ref_counts[block] = 1
         return block
 
     def hold(self, block: int) -> None:
-        """Add a holder; a free block stops being free."""
-        if self._ref_counts[block] == 0:
-            del self._free[block]
+        """Add a holder, who uses what the block holds; a free block stops being free."""
+        self._free.use_again(block)
         self._ref_counts[block] += 1
 
     def release(self, block: int, *, take_first: bool = False) -> None:
-        """Drop a holder. A block without any is free and taken last, or first where `take_first`."""
+        """Drop a holder. A block without any is free, and the next to be taken where `take_first`."""
         assert self._ref_counts[block] > 0, f"block {block} has no holder"
         self._ref_counts[block] -= 1
         if self._ref_counts[block] == 0:
-            self._free[block] = None
-            self._free.move_to_end(block, last=not take_first)
+            if take_first:
+                self._free.add_first(block)
+            else:
+                self._free.add(block)
+
+    def forget_contents(self) -> None:
+        """No block holds anything any more that could be used again."""
+        self._free.forget_contents()
 
     def check_integrity(self, held: Iterable[int]) -> None:
         """Raise AssertionError unless `held`, one entry per holder, is exactly what is counted."""
@@ -61,3 +70,4 @@ class BlockPool:
             assert count == expected[block], f"block {block}: {count} counted, {expected[block]} holders"
             assert (block in self._free) == (count == 0), f"block {block}: free list disagrees with {count}"
         assert len(self._free) + len(expected) == self.num_blocks, "free + held != total"
+        self._free.check_integrity()

@@ -2,10 +2,10 @@
 
 A full block is found by the chained digest of all tokens up to its end (`app.hashing`), so equal digests
 mean equal prefixes. The set of cached digests is closed under parents: a block's parent is evicted after
-it. That holds because a holder of a block holds its parent too, releases it later, and the free list is
-taken in order of release; a request that computed a block which another one has cached meanwhile goes over
-to the cached copy for the same reason. So the longest cached prefix can be found by bisection, and no event
-names a parent that consumers don't know.
+it. That holds because a holder of a block holds its parent too, releases it later, and free blocks are taken
+in order of release, or by segments that keep to it (`free_blocks`); a request that computed a block which
+another one has cached meanwhile goes over to the cached copy for the same reason. So the longest cached
+prefix can be found by bisection, and no event names a parent that consumers don't know.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from app.events.schema import (
     CacheEvent,
 )
 from app.events.snapshot import CachedBlock
+from app.settings.engine import Eviction
 
 
 @dataclass(slots=True, eq=False)
@@ -53,11 +54,17 @@ class BlockTable:
 
 
 class PrefixCache:
-    """The blocks of one rank's KV cache by content."""
+    """The blocks of one rank's KV cache by content.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    Args:
+        num_blocks: of the cache.
+        block_size: tokens of a block.
+        eviction: which of the blocks that no sequence holds goes first.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, eviction: Eviction = "lru") -> None:
         self.block_size = block_size
-        self._pool = BlockPool(num_blocks)
+        self._pool = BlockPool(num_blocks, eviction)
         # In the order of caching, so parents come before children.
         self._block_of: dict[bytes, int] = {}
         self._digest_of: list[bytes | None] = [None] * num_blocks
@@ -162,6 +169,7 @@ class PrefixCache:
         self._block_of.clear()
         self._named.clear()
         self._digest_of = [None] * self.num_blocks
+        self._pool.forget_contents()
         self._generation += 1
         self._events.append(AllBlocksCleared())
 

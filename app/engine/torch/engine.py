@@ -68,7 +68,7 @@ class Engine:
         self._sampler = Sampler(runner.kernels.top_k_top_p, self.eos_token_ids)
         self._limits = Limits(max_model_len, num_blocks, config.cache.block_size, architecture.vocab_size)
         self._admission = Admission(self._limits, self.eos_token_ids, new_text_stream, new_grammar)
-        self._cache = PrefixCache(num_blocks, config.cache.block_size)
+        self._cache = PrefixCache(num_blocks, config.cache.block_size, config.cache.eviction)
         self._scheduler = Scheduler(config.scheduler, self._cache)
         self._samples: dict[str, list[Request]] = {}  # of each live request, those that go on
         self._num_prefilled_tokens = 0

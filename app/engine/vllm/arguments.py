@@ -77,7 +77,9 @@ def check_given(config: AppConfig) -> None:
         if name.startswith(_RANKS):
             raise ConfigError(f"{where} = {value!r}: dp_size decides how many ranks there are; set it there")
     size = given.get("kv_cache_memory_bytes")
-    for name, value in engine.cache.model_dump(exclude_unset=True, exclude={"block_size"}).items():
+    for name, value in engine.cache.model_dump(
+        exclude_unset=True, include={"num_blocks", "memory_fraction"}
+    ).items():
         if size is not None and value is not None:
             where = f"engine.vllm.kv_cache_memory_bytes = {size!r}"
             raise ConfigError(f"{where}: engine.cache.{name} decides this; set one of them")
@@ -85,6 +87,9 @@ def check_given(config: AppConfig) -> None:
         size = given.get(name, 1)
         if type(size) is not int or size < 1:
             raise ConfigError(f"engine.vllm.{name} = {size!r}: allowed: an integer, at least 1")
+    if engine.cache.eviction != "lru":
+        where = f"engine.cache.eviction = {engine.cache.eviction!r}"
+        raise ConfigError(f"{where}: vLLM has an eviction of its own; allowed: 'lru'")
     if engine.kernels != "auto":
         raise ConfigError(f"engine.kernels = {engine.kernels!r}: vLLM has its own kernels; allowed: 'auto'")
 

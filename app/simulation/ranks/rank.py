@@ -50,7 +50,7 @@ class Rank(Protocol):
 
 def new_cache(config: RankConfig) -> PrefixCache:
     """An empty cache."""
-    return PrefixCache(config.num_blocks, TOKENS_PER_BLOCK)
+    return PrefixCache(config.num_blocks, TOKENS_PER_BLOCK, config.eviction)
 
 
 def new_table(digests: Sequence[bytes]) -> BlockTable:

@@ -52,6 +52,26 @@ def test_check_integrity_sees_a_forgotten_holder() -> None:
         pool.check_integrity([])
 
 
+def test_with_segments_a_block_that_was_held_again_is_taken_later() -> None:
+    pool = BlockPool(8, "segmented")
+    first, second = pool.take(), pool.take()
+    pool.hold(first)
+    for block in (first, first, second):
+        pool.release(block)
+    assert [pool.take() for _ in range(8)] == [2, 3, 4, 5, 6, 7, second, first]
+    pool.check_integrity(range(8))
+
+
+def test_with_segments_only_a_quarter_is_taken_later() -> None:
+    pool = BlockPool(8, "segmented")
+    for block in (5, 3, 4):
+        pool.hold(block)
+        pool.release(block)
+    pool.check_integrity([])
+    # 5 was the least recently used of three, so it is as one that was used once just now.
+    assert [pool.take() for _ in range(8)] == [0, 1, 2, 6, 7, 5, 3, 4]
+
+
 @given(st.lists(st.tuples(st.sampled_from(["take", "hold", "release", "release first"]), st.integers(0, 4))))
 def test_random_calls_agree_with_a_list(calls: list[tuple[str, int]]) -> None:
     pool = BlockPool(5)

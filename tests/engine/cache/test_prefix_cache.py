@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app import hashing
+from app.engine.cache.free_blocks import PROTECTED
 from app.engine.cache.prefix_cache import BlockTable, PrefixCache
 from app.events.schema import MEDIUM, AllBlocksCleared, BlockRemoved, BlockStored
+from app.settings.engine import Eviction
 from tests.support.engine import naive_cache
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples
@@ -94,6 +98,37 @@ def test_a_hit_makes_blocks_recently_used() -> None:
     cache.close(fill(cache, [7] * 8))
     assert cache.match(hashing.chain(old, BLOCK)) == 2
     assert cache.match(hashing.chain(new, BLOCK)) == 0
+
+
+@pytest.mark.parametrize(("eviction", "hits"), [("lru", 0), ("segmented", 2)])
+def test_segments_keep_what_was_used_again(eviction: Eviction, hits: int) -> None:
+    cache = PrefixCache(8, BLOCK, eviction)
+    conversation = list(range(8))
+    cache.close(fill(cache, conversation))
+    cache.close(opened(cache, conversation))
+    for document in range(100, 200, 20):
+        cache.close(fill(cache, list(range(document, document + 20))))
+    assert cache.match(hashing.chain(conversation, BLOCK)) == hits
+
+
+def test_only_a_quarter_is_kept_for_having_been_used_again() -> None:
+    cache = PrefixCache(8, BLOCK, "segmented")
+    conversations = [list(range(start, start + 8)) for start in (0, 10, 20)]
+    for tokens in conversations:
+        cache.close(fill(cache, tokens))
+        cache.close(opened(cache, tokens))
+    cache.close(fill(cache, list(range(100, 124))))
+    assert [cache.match(hashing.chain(tokens, BLOCK)) for tokens in conversations] == [0, 0, 2]
+
+
+def test_after_a_reset_nothing_is_kept_for_having_been_used_again() -> None:
+    cache = PrefixCache(4, BLOCK, "segmented")
+    cache.close(fill(cache, [1] * 4))
+    cache.close(opened(cache, [1] * 4))
+    cache.reset()
+    cache.close(fill(cache, list(range(16))))
+    assert cache.num_cached_blocks == 4
+    cache.check_integrity([])
 
 
 def test_blocks_without_content_are_reused_before_any_is_evicted() -> None:
@@ -197,10 +232,11 @@ class PrefixCacheMachine(RuleBasedStateMachine):
     Contents are blocks of all zeros or all ones with odd tokens behind them, so prefixes are shared often.
     """
 
-    @initialize(num_blocks=st.integers(1, 12))
-    def start(self, num_blocks: int) -> None:
-        self.cache = PrefixCache(num_blocks, BLOCK)
-        self.naive = naive_cache.NaiveCache(num_blocks, BLOCK)
+    @initialize(num_blocks=st.integers(1, 12), eviction=st.sampled_from(get_args(Eviction)))
+    def start(self, num_blocks: int, eviction: Eviction) -> None:
+        self.cache = PrefixCache(num_blocks, BLOCK, eviction)
+        max_protected = int(PROTECTED * num_blocks) if eviction == "segmented" else None
+        self.naive = naive_cache.NaiveCache(num_blocks, BLOCK, max_protected)
         self.replay = EventReplay(BLOCK, SALTS)
         self.waiting: list[CachedSequence] = []
         self.sequences: list[CachedSequence] = []
@@ -282,7 +318,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         assert {block.hash: block.parent_hash for block in cached} == self.replay.parent_of
         assert {block.hash for block in cached} == set(map(self.name_of, self.naive.cached))
         assert len(cached) == self.cache.num_cached_blocks
-        assert self.cache.num_free_blocks == len(self.naive.free)
+        assert self.cache.num_free_blocks == len(self.naive.in_order)
         for sequence in self.sequences:
             assert len(sequence.table.block_ids) == len(sequence.naive)
 

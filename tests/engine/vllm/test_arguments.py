@@ -60,6 +60,13 @@ def test_the_size_of_the_cache_is_said_once(name: str) -> None:
     assert arguments(config(size), on_cpu=True, available=1000)["kv_cache_memory_bytes"] == 2**30
 
 
+def test_vllm_evicts_as_it_does() -> None:
+    message = r"engine\.cache\.eviction = 'segmented': vLLM has an eviction of its own; allowed: 'lru'"
+    with pytest.raises(ConfigError, match=message):
+        check_given(config({}, engine={"cache": {"eviction": "segmented"}}))
+    check_given(config({"kv_cache_memory_bytes": 2**30}, engine={"cache": {"eviction": "lru"}}))
+
+
 def test_the_same_as_kvbeacon_relies_on_may_be_said() -> None:
     check_given(config({"enable_prefix_caching": True, "enforce_eager": True, "nnodes": 1, "runner": "auto"}))
 
