@@ -55,6 +55,17 @@ def reference(smollm2_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(smollm2_dir)
 
 
+def test_entries_and_special_tokens_are_transformers(tokenizer: Tokenizer, reference: Any) -> None:
+    for text in TEXTS:
+        token_ids = tokenizer.encode(text)
+        assert tokenizer.entries(token_ids) == reference.convert_ids_to_tokens(token_ids)
+    assert tokenizer.entries([10**6]) == [""]
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    assert {name: tokenizer.special_tokens[name] for name in names} == {
+        name: getattr(reference, name) for name in names
+    }
+
+
 @pytest.fixture
 def folder(smollm2_dir: Path, tmp_path: Path) -> Path:
     """A new folder with the model's small files."""

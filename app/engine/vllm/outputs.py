@@ -110,7 +110,8 @@ class SampleReader:
         )
 
     def _scored_prompt(self, output: VllmOutput) -> list[TokenLogprobs] | None:
-        if output.prompt_logprobs is None or not self._prompt_token_ids:
+        # After the first output vLLM has none left: an empty list.
+        if not output.prompt_logprobs or not self._prompt_token_ids:
             return None
         places = zip(self._prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
         count = self._num_prompt_logprobs

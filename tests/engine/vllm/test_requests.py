@@ -189,7 +189,7 @@ def test_the_prompts_logprobs_come_with_the_first_chunk() -> None:
     reader = SampleReader(0, 3, None, PromptUsage(), None, [5, 7, 6], 1)
     first = reader.read(VllmOutput([8], None, None, 0, places))
     assert first.prompt_logprobs == [TokenLogprobs(-5.0, ((5, -0.1),)), TokenLogprobs(-2.0, ((6, -2.0),))]
-    assert reader.read(VllmOutput([8], None, "length", 0)).prompt_logprobs is None
+    assert reader.read(VllmOutput([8], None, "length", 0, [])).prompt_logprobs is None
 
 
 def test_a_stop_string_cuts_the_tokens_behind_it() -> None:
