@@ -48,6 +48,10 @@ def test_ranks_are_those_of_all_workers_in_order_and_need_little() -> None:
         (with_remote(engine={"vllm": {"x": 1}}), "args.engine.vllm = {'x': 1}: remote_ranks is given"),
         (with_remote(engine={"kernels": "cpu"}), "args.engine.kernels = 'cpu': remote_ranks is given"),
         (with_remote(engine={"cache": {"num_blocks": 9}}), "args.engine.cache.num_blocks = 9: remote_ranks"),
+        (
+            with_remote(engine={"cache": {"eviction": "segmented"}}),
+            "args.engine.cache.eviction = 'segmented': remote_ranks is given",
+        ),
         (with_remote(model={"dtype": "float32"}), "args.model.dtype = 'float32': remote_ranks is given"),
         (with_remote(resources={"num_gpus": 1}), "args.resources.num_gpus = 1.0: remote_ranks is given"),
     ],

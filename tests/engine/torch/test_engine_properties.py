@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput
 from app.events.schema import CacheEvent
 from app.generation import GenerateRequest, SamplingParams
-from app.settings.engine import EngineConfig
+from app.settings.engine import EngineConfig, Eviction
 from kernels.backends import load_kernels
 from tests.support.engine.event_replay import EventReplay
 from tests.support.examples import examples
@@ -142,9 +142,10 @@ def new_engine(tiny_llama_dir: Path) -> NewEngine:
         architecture, load_weights(tiny_llama_dir, architecture, kernels, cpu, dtype), kernels, 256
     )
 
-    def make(num_blocks: int, **scheduler: int) -> Engine:
+    def make(num_blocks: int, eviction: Eviction, **scheduler: int) -> Engine:
         cache = kv_cache.allocate(architecture, num_blocks, BLOCK, cpu, dtype).fill_(float("nan"))
-        config = EngineConfig.model_validate({"cache": {"block_size": BLOCK}, "scheduler": scheduler})
+        in_cache = {"block_size": BLOCK, "eviction": eviction}
+        config = EngineConfig.model_validate({"cache": in_cache, "scheduler": scheduler})
         runner = ModelRunner(model, kernels, cache)
         return Engine(
             config,
@@ -180,17 +181,19 @@ ACTIONS = st.lists(st.one_of(ADD, ADD, ADD, STEP, STEP, ABORT, RESET), min_size=
     num_blocks=st.integers(6, 20),
     max_batch_tokens=st.integers(1, 40),
     max_running_requests=st.integers(1, 6),
+    eviction=st.sampled_from(get_args(Eviction)),
 )
 def test_random_use_gives_the_right_tokens_and_loses_no_block(
     actions: list[tuple[Any, ...]],
     num_blocks: int,
     max_batch_tokens: int,
     max_running_requests: int,
+    eviction: Eviction,
     new_engine: NewEngine,
     expected: list[list[int]],
 ) -> None:
     engine = new_engine(
-        num_blocks, max_batch_tokens=max_batch_tokens, max_running_requests=max_running_requests
+        num_blocks, eviction, max_batch_tokens=max_batch_tokens, max_running_requests=max_running_requests
     )
     run = Run(engine, expected)
     for action, *arguments in actions:
