@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -71,6 +71,19 @@ class RequestModel(Settings):
     meaningful_nulls: ClassVar[Collection[str]] = ()
 
     @classmethod
+    def kind_of(cls, values: Mapping[str, Any], path: str) -> type[RequestModel]:
+        """The model of an object, where a field may have one of several: the first of them is asked.
+
+        Args:
+            values: the object.
+            path: its own in the body, with a dot at its end.
+
+        Raises:
+            InvalidRequestError: it is none of them.
+        """
+        return cls
+
+    @classmethod
     def unwrapped(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The object's fields, where it may come in another form than this model's."""
         return values
@@ -126,8 +139,13 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     Raises:
         InvalidRequestError: the body isn't JSON, or names the first field at fault with its value.
     """
+    return parse_values(model, read_json(body))
+
+
+def parse_values(model: type[Body], values: Any) -> Body:
+    """The request that a body's JSON says. Raises `InvalidRequestError`, as `parse_body` does."""
     sieve = _Sieve()
-    values = sieve.sifted(model, read_json(body))
+    values = sieve.sifted(model, values)
     try:
         parsed = model.model_validate(values)
     except ValidationError as error:
@@ -158,6 +176,7 @@ class _Sieve:
         if not isinstance(value, dict):
             return value
         kept = {}
+        model = model.kind_of(value, path)
         served = _served(model)
         for name, inner in model.unwrapped(value).items():
             if name not in served:

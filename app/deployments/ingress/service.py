@@ -23,6 +23,7 @@ from app.deployments.ingress.misses.prompt_notes import PromptNotes
 from app.deployments.ingress.native.rank_control import RankControl
 from app.deployments.ingress.rank_watch import RankWatch
 from app.deployments.ingress.request_reader import Body_co, PreparedRequest, RequestReader
+from app.deployments.ingress.stored_responses import StoredResponses
 from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
@@ -66,6 +67,7 @@ class Service:
         tokenizer: the model's.
         reader: the one way in for prompts.
         ignored: tells which fields were ignored.
+        responses: those that requests can go on from; None where none are stored.
         routers, directory, control: ask all routers, and all ranks.
     """
 
@@ -91,6 +93,7 @@ class Service:
         self.tokenizer = Tokenizer.from_folder(model_dir)
         self.control = RankControl(self._ranks, self.directory, dp_size=config.expected_dp_size)
         self.ignored = IgnoredFields()
+        self.responses = StoredResponses.by(config.ingress)
         self.reader = RequestReader(
             config.ingress,
             self.tokenizer,
