@@ -171,18 +171,13 @@ class ResponseRequest(RequestBody, ChatBody):
         self._earlier = tuple(items)
         return self
 
-    @property
-    def items(self) -> list[Item]:
-        """The input's own items."""
-        if isinstance(self.input, list):
-            return self.input
-        message = {"type": "message", "role": "user", "content": self.input}
-        return parse_values(_Items, {"input": [message]}).input
-
     def stored_input(self, request_id: str) -> list[Json]:
         """The input's own items as they are stored, with ids of ours."""
-        items = enumerate(self.items)
-        return [{**_shown(item), "id": f"in_{request_id}_{place}"} for place, item in items]
+        if isinstance(self.input, str):
+            items: list[Json] = [{"type": "message", "role": "user", "content": self.input}]
+        else:
+            items = [_shown(item) for item in self.input]
+        return [{**item, "id": f"in_{request_id}_{place}"} for place, item in enumerate(items)]
 
     def chat(self) -> Chat:
         """The conversation.
@@ -190,9 +185,12 @@ class ResponseRequest(RequestBody, ChatBody):
         Raises:
             InvalidRequestError: it has no message, or an item is none.
         """
-        earlier = [("previous_response_id", item) for item in self._earlier]
-        names = ["input"] if isinstance(self.input, str) else [f"input.{n}" for n in range(len(self.input))]
-        messages = messages_of([*earlier, *zip(names, self.items, strict=True)])
+        items = [("previous_response_id", item) for item in self._earlier]
+        if isinstance(self.input, list):
+            items += [(f"input.{place}", item) for place, item in enumerate(self.input)]
+        messages = messages_of(items)
+        if isinstance(self.input, str):
+            messages.append(ChatMessage("user", (self.input,), content_field="input"))
         if self.instructions is not None:
             told = ChatMessage("system", (self.instructions,), content_field="instructions")
             messages = [told, *messages]
