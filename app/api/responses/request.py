@@ -177,7 +177,7 @@ class ResponseRequest(RequestBody, ChatBody):
             items: list[Json] = [{"type": "message", "role": "user", "content": self.input}]
         else:
             items = [_shown(item) for item in self.input]
-        return [{**item, "id": f"in_{request_id}_{place}"} for place, item in enumerate(items)]
+        return [{**_in_parts(item), "id": f"in_{request_id}_{place}"} for place, item in enumerate(items)]
 
     def chat(self) -> Chat:
         """The conversation.
@@ -350,6 +350,15 @@ def _resolved(item: Any, place: int, earlier: EarlierResponses) -> Any:
         message = f"{field} = {shown(item['id'])}: no stored item has this id; send the item itself"
         raise InvalidRequestError(message, param=field, code="item_not_found")
     return found
+
+
+def _in_parts(item: Json) -> Json:
+    """The item as OpenAI's clients read it: a message's content is a list of parts."""
+    if not isinstance(item.get("content"), str):
+        return item
+    kind = "output_text" if item["role"] == "assistant" else "input_text"
+    more: Json = {"annotations": []} if kind == "output_text" else {}
+    return {**item, "content": [{"type": kind, "text": item["content"], **more}]}
 
 
 def _shown(part: RequestModel) -> Json:
