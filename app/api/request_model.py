@@ -110,6 +110,11 @@ class RequestBody(RequestModel):
         """Paths of the body's fields that were ignored and must be told, places in lists left out."""
         return self._ignored_fields
 
+    def told(self, field: str) -> Self:
+        """This body, whose client must be told that `field` is ignored too."""
+        self._ignored_fields = (*self._ignored_fields, field)
+        return self
+
     @property
     def rank_fields(self) -> dict[str, int | None]:
         """The fields that can name a rank, the one that counts first."""

@@ -39,7 +39,7 @@ def checked_response(events: Iterable[Json]) -> Json:
     for begun in (first["response"], second["response"]):
         Response.model_validate(begun)
         assert (begun["id"], begun["status"], begun["output"]) == (response["id"], "in_progress", [])
-    items = []
+    items: list[Json] = []
     while middle:
         size = next(n for n, event in enumerate(middle) if event["type"] == "response.output_item.done") + 1
         items.append(_checked_item(middle[:size], len(items)))

@@ -161,11 +161,6 @@ class ResponseRequest(RequestBody, ChatBody):
             raise InvalidRequestError(message, param="top_logprobs")
         return self
 
-    def told(self, field: str) -> Self:
-        """This request, whose client is told that `field` is ignored."""
-        self._ignored_fields = (*self._ignored_fields, field)
-        return self
-
     def after(self, items: Sequence[Item]) -> Self:
         """This request, after the items of earlier responses."""
         self._earlier = tuple(items)
@@ -253,7 +248,7 @@ class ResponseRequest(RequestBody, ChatBody):
     def ignored_fields(self) -> tuple[str, ...]:
         """See `RequestBody`. A tool that can't be offered is one of them."""
         has_search = any(isinstance(tool, WebSearchTool) for tool in self.tools)
-        return (*self._ignored_fields, *(("tools.web_search",) if has_search else ()))
+        return (*super().ignored_fields, *(("tools.web_search",) if has_search else ()))
 
     @property
     def wants_logprobs(self) -> bool:

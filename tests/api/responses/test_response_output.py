@@ -83,7 +83,7 @@ def test_nothing_is_a_message_too() -> None:
 
 def test_thoughts_text_and_calls_are_items_of_their_own() -> None:
     call = [CallArguments(0, '{"a": '), CallArguments(0, "1}")]
-    parts = [
+    parts: list[Part] = [
         Thought("Hm"),
         Thought("."),
         Text("So:"),
@@ -104,7 +104,7 @@ def test_thoughts_text_and_calls_are_items_of_their_own() -> None:
 
 def test_a_custom_tool_gets_a_text() -> None:
     written = json.dumps({"input": 'a "b"\n\\ é 😀'})
-    pieces = [CallArguments(0, character) for character in written]
+    pieces: list[Part] = [CallArguments(0, character) for character in written]
     (call,) = answer([CallStart(0, "patch"), *pieces])["output"]
     assert (call["type"], call["name"], call["input"]) == ("custom_tool_call", "patch", 'a "b"\n\\ é 😀')
 

@@ -15,12 +15,12 @@ from tests.support.graph.serve_config import serve_config
 from tests.support.graph.serve_graph import ServeGraph
 
 CLIENT_TIMEOUT_S = 120.0
-BIN = Path(os.environ.get("KVBEACON_NODE_CLIENTS", "no-clients")) / "node_modules" / ".bin"
-"""Where the clients' programs are; `make test-node-clients` says it."""
+MODULES = Path(os.environ.get("KVBEACON_NODE_CLIENTS", "no-clients")) / "node_modules"
+"""Where the clients are; `make test-node-clients` says it."""
 CONTEXT = 65_536
 NO_PROXY = "127.0.0.1"
 
-collect_ignore_glob = [] if BIN.is_dir() else ["test_*.py"]
+collect_ignore_glob = [] if MODULES.is_dir() else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
@@ -33,36 +33,37 @@ def scripted_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> Pa
     return folder
 
 
-@pytest.fixture
-def new_scripted_graph(scripted_model: Path) -> Iterator[Callable[[], ServeGraph]]:
-    """Starts a graph whose two ranks play the script that is in the model's folder by then."""
-    started: list[ServeGraph] = []
-
-    def start() -> ServeGraph:
-        model = {"path": str(scripted_model), "served_name": "scripted", "max_model_len": CONTEXT}
-        config = serve_config({"/": {"model": model}})
-        config["applications"][0]["import_path"] = "tests.support.graph.scripted_app:build"
-        started.append(ServeGraph(config))
-        started[-1].start()
-        started[-1].wait_until_ready()
-        return started[-1]
-
-    yield start
-    for graph in started:
-        graph.stop()
+@pytest.fixture(scope="session")
+def scripted_graph(scripted_model: Path) -> Iterator[ServeGraph]:
+    """Two ranks that play the script which is in the model's folder at the time of a request."""
+    model = {"path": str(scripted_model), "served_name": "scripted", "max_model_len": CONTEXT}
+    config = serve_config({"/": {"model": model}})
+    config["applications"][0]["import_path"] = "tests.support.graph.scripted_app:build"
+    graph = ServeGraph(config)
+    graph.start()
+    graph.wait_until_ready()
+    yield graph
+    graph.stop()
 
 
 @pytest.fixture
 def run_client(tmp_path: Path) -> Callable[..., str]:
-    """Runs a client's program in `cwd`, with a home of its own; what it has written."""
+    """Runs a client's program, or another one, in `cwd`, with a home of its own; what it has written."""
 
     def run(program: str, *arguments: str, cwd: Path, **environment: str) -> str:
+        own = MODULES / ".bin" / program
         home = tmp_path / "home"
         home.mkdir(exist_ok=True)
         nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
-        local = {**nowhere, "NO_PROXY": NO_PROXY, "HOME": str(home), "PATH": os.environ["PATH"]}
+        local = {
+            **nowhere,
+            "NO_PROXY": NO_PROXY,
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "NODE_PATH": str(MODULES),
+        }
         done = subprocess.run(
-            [str(BIN / program), *arguments],
+            [str(own if own.exists() else program), *arguments],
             cwd=cwd,
             env={**local, **{name.lower(): value for name, value in nowhere.items()}, **environment},
             stdin=subprocess.DEVNULL,

@@ -27,7 +27,7 @@ stream_max_retries = 0
 def test_it_edits_a_file(
     tmp_path: Path,
     scripted_model: Path,
-    new_scripted_graph: Callable[[], ServeGraph],
+    scripted_graph: ServeGraph,
     run_client: Callable[..., str],
 ) -> None:
     write_script(
@@ -36,12 +36,11 @@ def test_it_edits_a_file(
         call_of("exec_command", cmd="sed -i s/green/blue/ colors.txt && cat colors.txt"),
         "The file says blue now.",
     )
-    graph = new_scripted_graph()
     work, codex_home = tmp_path / "work", tmp_path / "codex"
     for folder in (work, codex_home):
         folder.mkdir()
     (work / "colors.txt").write_text("red\ngreen\n")
-    (codex_home / "config.toml").write_text(CONFIG.format(url=graph.url))
+    (codex_home / "config.toml").write_text(CONFIG.format(url=scripted_graph.url))
     how = ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
     said = run_client("codex", *how, "Make green blue in colors.txt.", cwd=work, CODEX_HOME=str(codex_home))
     assert "The file says blue now." in said

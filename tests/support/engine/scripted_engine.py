@@ -40,7 +40,7 @@ class ScriptedEngine:
         self._tokenizer = Tokenizer.from_folder(folder)
         self._eos = list(self._tokenizer.eos_token_ids)
         self._grammars = GrammarCompiler.from_folder(folder, self._eos)
-        self._script: list[str] = json.loads((folder / "script.json").read_text())
+        self._script = folder / "script.json"
         self._rank = dp_rank
         self._listener: EngineListener | None = None
         self._num_running = 0
@@ -119,8 +119,9 @@ class ScriptedEngine:
             await asyncio.sleep(0)
 
     def _line_for(self, prompt: str) -> str:
-        num_results = prompt.count(RESULT) if TOOLS in prompt else len(self._script)
-        return self._script[min(num_results, len(self._script) - 1)]
+        script: list[str] = json.loads(self._script.read_text())
+        num_results = prompt.count(RESULT) if TOOLS in prompt else len(script)
+        return script[min(num_results, len(script) - 1)]
 
 
 class ScriptedRequest:

@@ -54,17 +54,17 @@ def call_of(name: str, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def scripted_engine(config: AppConfig, rank: int) -> RankEngine:
+def scripted_engine(config: AppConfig, number: int) -> RankEngine:
     """In place of `load_engine`."""
     assert config.model.max_model_len is not None
-    return ScriptedEngine(Path(config.model.path), rank, config.model.max_model_len)
+    return ScriptedEngine(Path(config.model.path), number, config.model.max_model_len)
 
 
 class ScriptedRank(dp_rank.DPRank):
     """A rank whose engine plays a script; everything else of it is the product's."""
 
     async def __init__(self, config: AppConfig, events: KvEvents) -> None:  # type: ignore[misc]
-        dp_rank.load_engine = scripted_engine
+        vars(dp_rank)["load_engine"] = scripted_engine
         await super().__init__(config, events)
 
 

@@ -83,7 +83,7 @@ async def test_logprobs_are_those_of_the_message(tokenizer: Tokenizer) -> None:
 
 async def test_a_lost_rank_ends_a_stream_with_a_failed_response(tokenizer: Tokenizer) -> None:
     kept: list[Json] = []
-    steps = [*chunks_of(tokenizer, "It is", None), Refusal(EngineFailedError("it broke"))]
+    steps: list[Any] = [*chunks_of(tokenizer, "It is", None), Refusal(EngineFailedError("it broke"))]
     response = await streamed(shape_of(), tokenizer, steps, kept)
     assert (response["status"], response["error"]["code"]) == ("failed", "server_error")
     assert "rank" in response["error"]["message"]
