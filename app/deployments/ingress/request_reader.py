@@ -87,8 +87,15 @@ class RequestReader:
         self._max_model_len = max_model_len
         self._tenant_salt_chars = tenant_salt_chars
 
-    async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
+    async def read(
+        self, request: Request, parse: Callable[[bytes], Body], *, may_be_long: bool = False
+    ) -> PreparedRequest[Body]:
         """The request, its body parsed by `parse`.
+
+        Args:
+            request: the request.
+            parse: makes the body of bytes.
+            may_be_long: whether even a short body may be a long conversation.
 
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
@@ -96,7 +103,9 @@ class RequestReader:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
+        raw = await read_body(request, self._config.max_request_bytes)
+        in_thread = may_be_long or len(raw) >= LONG_BODY
+        body, prompt = await self._prepare(raw, parse, in_thread=in_thread)
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
@@ -141,14 +150,16 @@ class RequestReader:
         if name not in self._model_names:
             raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
-        """The body and its prompt; a long body is worked on in a thread, off the event loop."""
+    async def _prepare(
+        self, raw: bytes, parse: Callable[[bytes], Body], *, in_thread: bool
+    ) -> tuple[Body, Prompt]:
+        """The body and its prompt; what may take long is done in a thread, off the event loop."""
 
         def prepare() -> tuple[Body, Prompt]:
             body = parse(raw)
             return body, self._prompt(body)
 
-        return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
+        return await asyncio.to_thread(prepare) if in_thread else prepare()
 
     def _prompt(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatBody):

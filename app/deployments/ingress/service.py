@@ -144,9 +144,11 @@ class Service:
         """The name that answers have."""
         return served_name(self.config.model)
 
-    async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
+    async def read(
+        self, request: Request, parse: Callable[[bytes], Body], *, may_be_long: bool = False
+    ) -> PreparedRequest[Body]:
         """The request, its body parsed by `parse`. Raises `RequestError`, as `RequestReader.read` does."""
-        return await self.reader.read(request, parse)
+        return await self.reader.read(request, parse, may_be_long=may_be_long)
 
     async def begin(self, prepared: PreparedRequest[PromptBody]) -> tuple[RankStream, CacheReport]:
         """The request's output, and what its client is told of its cached tokens.

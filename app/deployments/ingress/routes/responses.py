@@ -35,7 +35,10 @@ def responses_routes(service: Service) -> APIRouter:
 
     @router.get("/{response_id}")
     async def get(request: Request, response_id: str) -> Response:
-        """A stored response."""
+        """A stored response, whole."""
+        if request.query_params.get("stream", "false") != "false":
+            message = "stream: a stored response can't be streamed; leave it out"
+            raise InvalidRequestError(message, param="stream", code="unsupported_field")
         response, _ = _own(service, request, response_id).get(response_id)
         return JSONResponse(response)
 
@@ -61,7 +64,9 @@ def responses_routes(service: Service) -> APIRouter:
 async def _respond(service: Service, request: Request) -> Response:
     tenant = named_tenant(request.headers, service.config.ingress.tenant_header)
     stored = None if service.responses is None else service.responses.of(tenant)
-    prepared = await service.read(request, partial(parse_response, earlier=stored))
+    # With an earlier response a short body is a long conversation.
+    parse = partial(parse_response, earlier=stored)
+    prepared = await service.read(request, parse, may_be_long=stored is not None)
     body = prepared.body
     is_stored = body.store and stored is not None
     shape = _shape(service, prepared, is_stored=is_stored)
