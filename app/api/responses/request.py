@@ -67,7 +67,7 @@ class EarlierResponses(Protocol):
         ...
 
 
-class StreamOptions(RequestModel):
+class ResponseStreamOptions(RequestModel):
     """What a stream carries besides its events: nothing here."""
 
     unserved: ClassVar[Fields] = STREAM_OPTIONS
@@ -136,7 +136,7 @@ class ResponseRequest(RequestBody, ChatBody):
     store: bool = True
     metadata: Annotated[dict[str, str], Field(max_length=16)] = Field(default_factory=dict)
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     top_k: Int = Field(0, ge=-1, lt=2**31)
     min_p: float = Field(0.0, ge=0, le=1)

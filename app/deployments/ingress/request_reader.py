@@ -14,8 +14,9 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.chat_body import ChatBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
+from app.api.openai.prompts import of_prompt
 from app.deployments.ingress.http.request_body import read_body
-from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestError, shown
 from app.generation import GenerateRequest, SamplingParams
 from app.settings.ingress import IngressConfig
 from app.text.chat_prompt import TOKENS_ONLY, ChatPrompter, Prompt, PromptSource
@@ -27,6 +28,7 @@ LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
 
 Body = TypeVar("Body", bound=PromptBody)
+Result = TypeVar("Result")
 Body_co = TypeVar("Body_co", bound=PromptBody, covariant=True)
 
 
@@ -90,26 +92,55 @@ class RequestReader:
     async def read(
         self, request: Request, parse: Callable[[bytes], Body], *, may_be_long: bool = False
     ) -> PreparedRequest[Body]:
-        """The request, its body parsed by `parse`.
-
-        Args:
-            request: the request.
-            parse: makes the body of bytes.
-            may_be_long: whether even a short body may be a long conversation.
+        """The request, its body parsed by `parse`; see `worked_on` for `may_be_long`.
 
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
         """
+        (prepared,) = await self.read_all(request, lambda raw: (parse(raw),), may_be_long=may_be_long)
+        return prepared
+
+    async def read_all(
+        self, request: Request, parse: Callable[[bytes], Sequence[Body]], *, may_be_long: bool = False
+    ) -> list[PreparedRequest[Body]]:
+        """The requests of a body of which `parse` makes one for each prompt. Raises as `read` does.
+
+        The id of each of several is the answer's with a hyphen and its number.
+        """
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        raw = await read_body(request, self._config.max_request_bytes)
-        in_thread = may_be_long or len(raw) >= LONG_BODY
-        body, prompt = await self._prepare(raw, parse, in_thread=in_thread)
+        bodies = await self.worked_on(
+            request,
+            lambda raw: [(body, self._prompt(body)) for body in parse(raw)],
+            may_be_long=may_be_long,
+        )
+        first, prompt_of_first = bodies[0]
+        # An error from now on tells of them too.
+        request.state.ignored_fields = (*first.ignored_fields, *prompt_of_first.ignored_fields)
+        answer_id = uuid.uuid4().hex
+        prepared = []
+        for place, (body, prompt) in enumerate(bodies):
+            request_id = answer_id if len(bodies) == 1 else f"{answer_id}-{place}"
+            try:
+                prepared.append(self._prepared(request, request_id, body, prompt, tenant, session_id))
+            except RequestError as error:
+                raise error if len(bodies) == 1 else of_prompt(error, place) from None
+        return prepared
+
+    def _prepared(
+        self,
+        request: Request,
+        request_id: str,
+        body: Body,
+        prompt: Prompt,
+        tenant: str | None,
+        session_id: str | None,
+    ) -> PreparedRequest[Body]:
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
-            uuid.uuid4().hex,
+            request_id,
             prompt.token_ids,
             params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
@@ -145,25 +176,40 @@ class RequestReader:
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
 
+    def check_model(self, name: str | None) -> None:
+        """Raises `ModelNameError` if a request names another model than the served one."""
+        if name is not None:
+            self.check_model_name(name)
+
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""
         if name not in self._model_names:
             raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def _prepare(
-        self, raw: bytes, parse: Callable[[bytes], Body], *, in_thread: bool
-    ) -> tuple[Body, Prompt]:
-        """The body and its prompt; what may take long is done in a thread, off the event loop."""
+    async def worked_on(
+        self, request: Request, work: Callable[[bytes], Result], *, may_be_long: bool = False
+    ) -> Result:
+        """What `work` makes of a request's body; of a long one in a thread, off the event loop.
 
-        def prepare() -> tuple[Body, Prompt]:
-            body = parse(raw)
-            return body, self._prompt(body)
+        Args:
+            request: the request.
+            work: makes something of the body's bytes.
+            may_be_long: whether even a short body may stand for a long conversation.
 
-        return await asyncio.to_thread(prepare) if in_thread else prepare()
+        Raises:
+            RequestError: the body can't be read, or what `work` raises.
+        """
+        raw = await read_body(request, self._config.max_request_bytes)
+        in_thread = may_be_long or len(raw) >= LONG_BODY
+        return await asyncio.to_thread(work, raw) if in_thread else work(raw)
+
+    def chat_prompt(self, body: ChatBody) -> Prompt:
+        """The prompt of a chat; may take long for a long one."""
+        return self._prompter.prompt(body.chat())
 
     def _prompt(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatBody):
-            return self._prompter.prompt(body.chat())
+            return self.chat_prompt(body)
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
             add_special_tokens = body.add_special_tokens is not False
@@ -172,8 +218,7 @@ class RequestReader:
         return Prompt(body.prompt)
 
     def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
-        if body.model is not None:
-            self.check_model_name(body.model)
+        self.check_model(body.model)
         if not token_ids:
             message = f"{body.prompt_field}: no tokens; at least one is needed"
             raise InvalidRequestError(message, param=body.prompt_field)

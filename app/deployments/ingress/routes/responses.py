@@ -14,6 +14,7 @@ from app.api.responses.answer import ResponseShape
 from app.api.responses.request import ResponseRequest, parse_response
 from app.deployments.ingress.answers.events import AnswerEvents
 from app.deployments.ingress.answers.responses import stream_response, whole_response
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.request_reader import PreparedRequest
 from app.deployments.ingress.service import Service
 from app.deployments.ingress.stored_responses import OwnResponses
@@ -22,18 +23,23 @@ from app.errors import InvalidRequestError, UnknownResponseError, shown
 
 MAX_PAGE = 100
 """Items of an answer at most, as OpenAI has it."""
+PAGE = {
+    "limit": f"Items at most, 1 to {MAX_PAGE}; 20 by default.",
+    "order": "desc, the last item first, or asc.",
+    "after": "The id of the item after which the answer begins.",
+}
 
 
 def responses_routes(service: Service) -> APIRouter:
     """The routes below `/v1/responses`."""
     router = APIRouter(prefix="/v1/responses")
 
-    @router.post("")
+    @router.post("", openapi_extra=described(ResponseRequest, answer="Response", events="ResponseEvent"))
     async def create(request: Request) -> Response:
         """The next items of a conversation."""
         return await _respond(service, request)
 
-    @router.get("/{response_id}")
+    @router.get("/{response_id}", openapi_extra=described(answer="Response"))
     async def get(request: Request, response_id: str) -> Response:
         """A stored response, whole."""
         if request.query_params.get("stream", "false") != "false":
@@ -42,15 +48,15 @@ def responses_routes(service: Service) -> APIRouter:
         response, _ = _own(service, request, response_id).get(response_id)
         return JSONResponse(response)
 
-    @router.delete("/{response_id}")
+    @router.delete("/{response_id}", openapi_extra=described(answer="DeletedResponse"))
     async def delete(request: Request, response_id: str) -> Response:
         """Forget a stored response."""
         _own(service, request, response_id).delete(response_id)
         return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
-    @router.get("/{response_id}/input_items")
+    @router.get("/{response_id}/input_items", openapi_extra=described(answer="ResponseInput", query=PAGE))
     async def input_items(request: Request, response_id: str) -> Response:
-        """The input of a stored response, the last item first. Query: `limit`, `order`, `after`."""
+        """The input of a stored response, the last item first."""
         query = request.query_params
         limit, order = _wanted_items(query.get("limit")), query.get("order", "desc")
         if order not in ("asc", "desc"):
