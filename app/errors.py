@@ -23,6 +23,7 @@ KvbeaconError
     ├── NotAllowedError         403: this deployment's config doesn't allow it
     ├── ModelNameError          404: the request names a model that isn't served here
     ├── UnknownDecisionError    404: no router remembers the request
+    ├── UnknownResponseError    404: no response with this id is stored
     ├── RequestTooLargeError    413: the body is larger than this server reads
     ├── UnsupportedEncodingError 415: the body is compressed in another way than gzip
     ├── QueueFullError          429: the rank's queue is full; says when to try again
@@ -197,6 +198,16 @@ class UnknownDecisionError(RequestError):
         shown = request_id if len(request_id) <= 64 else request_id[:61] + "..."
         message = f"request_id = {shown!r}: no router remembers it; known are the ids of the last answers"
         super().__init__(message, param="request_id", code="decision_not_found")
+
+
+class UnknownResponseError(RequestError):
+    """No response with this id is stored, or it is another tenant's."""
+
+    status = 404
+
+    def __init__(self, response_id: str) -> None:
+        message = f"response_id = {shown(response_id)}: it isn't stored here, or isn't any more"
+        super().__init__(message, param="response_id", code="response_not_found")
 
 
 class RequestTooLargeError(RequestError):

@@ -203,3 +203,46 @@ NATIVE_SAMPLING: Fields = {
     "seed": Meaning(instead="send sampling_seed"),
 }
 """Of their `sampling_params`."""
+
+RESPONSE: Fields = {
+    **_all(INFORMS, "user safety_identifier prompt_cache_key client_metadata request_id"),
+    # Of tools that the server runs, and it runs none.
+    **_all(INFORMS, "max_tool_calls"),
+    "service_tier": _hint("auto", "default"),
+    "prompt_cache_retention": _hint("in-memory", "in_memory"),
+    "prompt_cache_options": _hint({}),
+    # What doesn't fit is an error, with it or without.
+    "truncation": _hint("disabled"),
+    "context_management": _hint([]),
+    "background": FLAG,
+    "conversation": Meaning(instead="send previous_response_id"),
+    **_all(REFUSED, "prompt moderation image access_programs"),
+    "messages": Meaning(instead="send input, or send them to /v1/chat/completions"),
+    **_all(Meaning(instead="send max_output_tokens"), "max_tokens max_completion_tokens"),
+    "response_format": Meaning(instead="send text.format"),
+    "reasoning_effort": Meaning(instead="send reasoning.effort"),
+    "verbosity": Meaning(instead="send text.verbosity"),
+    "n": Meaning((1,)),
+    **_all(REFUSED, "structured_outputs logprobs previous_input_messages"),
+    **_all(FLAG, "enable_response_messages"),
+    **_all(EMPTY, "vllm_xargs mm_processor_kwargs media_io_kwargs kv_transfer_params"),
+}
+"""Of requests for a response."""
+
+RESPONSE_ITEM: Fields = {
+    **_all(INFORMS, "id status phase caller cache_control"),
+    **_all(_hint(), "name namespace"),
+}
+"""Of a response's items, as clients send an output back."""
+
+RESPONSE_TOOL: Fields = {
+    **_all(INFORMS, "cache_control allowed_callers output_schema"),
+    # Every tool is in the prompt from the beginning, and a call is answered before the model goes on.
+    "defer_loading": _hint(False),
+    "async": FLAG,
+    "function": Meaning(instead="send what is in it beside the type"),
+}
+"""Of the tools that a response may call."""
+
+RESPONSE_REASONING: Fields = {**_all(_hint(), "summary generate_summary mode context")}
+"""Of `reasoning`: thoughts are shown as they are."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -71,6 +71,19 @@ class RequestModel(Settings):
     meaningful_nulls: ClassVar[Collection[str]] = ()
 
     @classmethod
+    def kind_of(cls, values: Mapping[str, Any], path: str) -> type[RequestModel]:
+        """The model of an object, where a field may have one of several: the first of them is asked.
+
+        Args:
+            values: the object.
+            path: its own in the body, with a dot at its end.
+
+        Raises:
+            InvalidRequestError: it is none of them.
+        """
+        return cls
+
+    @classmethod
     def unwrapped(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The object's fields, where it may come in another form than this model's."""
         return values
@@ -96,6 +109,11 @@ class RequestBody(RequestModel):
     def ignored_fields(self) -> tuple[str, ...]:
         """Paths of the body's fields that were ignored and must be told, places in lists left out."""
         return self._ignored_fields
+
+    def told(self, field: str) -> Self:
+        """This body, whose client must be told that `field` is ignored too."""
+        self._ignored_fields = (*self._ignored_fields, field)
+        return self
 
     @property
     def rank_fields(self) -> dict[str, int | None]:
@@ -168,6 +186,7 @@ class _Sieve:
         if not isinstance(value, dict):
             return value
         kept = {}
+        model = model.kind_of(value, path)
         served = _served(model)
         for name, inner in model.unwrapped(value).items():
             if name not in served:

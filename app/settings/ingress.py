@@ -59,6 +59,17 @@ class IngressConfig(Settings):
         description="Origins of web pages whose scripts may read answers (`https://example.org`, with a port "
         "if it isn't the usual one), or `*` for all. None: no other page's.",
     )
+    stored_responses: int = Field(
+        1000,
+        ge=0,
+        strict=True,
+        description="Responses of `/v1/responses` kept in memory, the last used, so that requests can go on "
+        "from them (`previous_response_id`); 0: none. Only where `num_ingresses` is 1: each ingress would "
+        "know only its own. They are lost when the ingress is replaced.",
+    )
+    stored_responses_bytes: PositiveInt = Field(
+        64 * 2**20, description="Bytes of JSON that these responses and their inputs have at most, in all."
+    )
     drain_timeout_s: float = Field(
         300.0, ge=0, description="Seconds that an ingress which is replaced may go on with its answers."
     )

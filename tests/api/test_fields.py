@@ -14,6 +14,7 @@ from app.api.bodies import parse_any
 from app.api.fields import Meaning
 from app.api.native.request import parse_generate
 from app.api.openai.requests import parse_chat, parse_text
+from app.api.responses.request import parse_response
 from app.api.tokens import parse_tokenize
 from app.errors import InvalidRequestError
 from tests.support.completion_bodies import chat, refusal, text
@@ -34,6 +35,22 @@ CHAT = {
     "stream_options": {"include_usage": True},
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
 }
+RESPONSE = {
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+        {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}]},
+    ],
+    "tools": [
+        {"type": "function", "name": "f"},
+        {"type": "custom", "name": "g", "format": {"type": "text"}},
+        {"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "h"}]},
+    ],
+    "tool_choice": {"type": "function", "name": "f"},
+    "text": {"format": {"type": "text"}},
+    "reasoning": {"effort": "low"},
+    "stream_options": {},
+}
 LEVELS: list[tuple[dict[str, Any], list[str | int]]] = [
     (CHAT, []),
     (CHAT, ["messages", 0]),
@@ -49,6 +66,22 @@ LEVELS: list[tuple[dict[str, Any], list[str | int]]] = [
     ({"prompt": "a", "structured_outputs": {"regex": "a"}}, ["structured_outputs"]),
     ({"text": "a", "sampling_params": {"n": 1}}, []),
     ({"text": "a", "sampling_params": {"n": 1}}, ["sampling_params"]),
+    (RESPONSE, []),
+    (RESPONSE, ["input", 0]),
+    (RESPONSE, ["input", 0, "content", 0]),
+    (RESPONSE, ["input", 1]),
+    (RESPONSE, ["input", 2]),
+    (RESPONSE, ["input", 2, "summary", 0]),
+    (RESPONSE, ["tools", 0]),
+    (RESPONSE, ["tools", 1]),
+    (RESPONSE, ["tools", 1, "format"]),
+    (RESPONSE, ["tools", 2]),
+    (RESPONSE, ["tools", 2, "tools", 0]),
+    (RESPONSE, ["tool_choice"]),
+    (RESPONSE, ["text"]),
+    (RESPONSE, ["text", "format"]),
+    (RESPONSE, ["reasoning"]),
+    (RESPONSE, ["stream_options"]),
 ]
 """Bodies, and the way to an object in them."""
 
@@ -103,6 +136,10 @@ PARSERS: dict[str, tuple[Parse, dict[str, Any], list[str | int]]] = {
     "RESPONSE_FORMAT": (parse_chat, CHAT, ["response_format"]),
     "STRUCTURED_OUTPUTS": (parse_text, LEVELS[11][0], ["structured_outputs"]),
     "NATIVE": (parse_generate, LEVELS[12][0], []),
+    "RESPONSE": (parse_response, RESPONSE, []),
+    "RESPONSE_ITEM": (parse_response, RESPONSE, ["input", 2]),
+    "RESPONSE_TOOL": (parse_response, RESPONSE, ["tools", 0]),
+    "RESPONSE_REASONING": (parse_response, RESPONSE, ["reasoning"]),
     "NATIVE_SAMPLING": (parse_generate, LEVELS[12][0], ["sampling_params"]),
 }
 

@@ -47,7 +47,13 @@ def ask(
 
 
 def test_everything_that_takes_a_prompt_is_known() -> None:
-    assert PROMPT_PATHS == ["/generate", "/router/explain", "/v1/chat/completions", "/v1/completions"]
+    assert PROMPT_PATHS == [
+        "/generate",
+        "/router/explain",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+    ]
 
 
 @pytest.mark.parametrize("path", PROMPT_PATHS)
@@ -250,3 +256,25 @@ def test_neither_tenant_nor_salt_is_written_or_said_anywhere(graph: ServeGraph) 
     for secret in (tenant, salt, hashing.tenant_salt(tenant, salt)[:32]):
         assert secret not in "".join(said)
         assert secret not in logs
+
+
+def test_stored_responses_are_a_tenants_own(graph: ServeGraph) -> None:
+    def asked(tenant: str, **fields: Any) -> httpx.Response:
+        body = {"input": "a", "max_output_tokens": 2} | fields
+        return graph.http.post("/v1/responses", json=body, headers={HEADER: tenant})
+
+    first = asked("one").json()
+    path, item = f"/v1/responses/{first['id']}", {"id": first["output"][0]["id"]}
+    for other in ("two", "One"):
+        headers = {HEADER: other}
+        for method, place in (("GET", path), ("DELETE", path), ("GET", f"{path}/input_items")):
+            refused(graph.http.request(method, place, headers=headers), 404, code="response_not_found")
+        message = refused(asked(other, previous_response_id=first["id"]), 400)
+        assert message == refused(asked("one", previous_response_id="resp_0"), 400).replace(
+            "resp_0", first["id"]
+        )
+        refused(asked(other, input=[item]), 400, code="item_not_found")
+    refused(graph.http.get(path), 400, code="invalid_tenant")
+    assert asked("one", previous_response_id=first["id"]).status_code == 200
+    assert graph.http.get(path, headers={HEADER: "one"}).json() == first
+    assert graph.http.delete(path, headers={HEADER: "one"}).json()["deleted"]

@@ -52,7 +52,7 @@ class MessageParts:
                 self._thoughts.append(text)
                 return {"reasoning_content": text} if self._shows_thoughts else None
             case CallStart(index, name):
-                call = _Call(self._call_id(index), name)
+                call = _Call(call_id(self._sample_id, index, self._id_chars), name)
                 self._calls.append(call)
                 return {"tool_calls": [{"index": index, **_shown(call)}]}
             case CallArguments(index, text):
@@ -69,9 +69,17 @@ class MessageParts:
             message["tool_calls"] = [_shown(call) for call in self._calls]
         return message
 
-    def _call_id(self, index: int) -> str:
-        digest = hashlib.sha256(f"{self._sample_id}-{index}".encode()).hexdigest()
-        return f"call_{digest[:24]}" if self._id_chars is None else digest[: self._id_chars]
+
+def call_id(sample_id: str, index: int, id_chars: int | None) -> str:
+    """The id of a sample's call: the same whole and streamed, and wherever its answer goes on.
+
+    Args:
+        sample_id: the sample's.
+        index: the call's number in it.
+        id_chars: how long it must be; None is OpenAI's form.
+    """
+    digest = hashlib.sha256(f"{sample_id}-{index}".encode()).hexdigest()
+    return f"call_{digest[:24]}" if id_chars is None else digest[:id_chars]
 
 
 def _shown(call: _Call) -> Json:

@@ -22,6 +22,7 @@ from app.deployments.ingress.routes.model import model_routes
 from app.deployments.ingress.routes.native import native_routes
 from app.deployments.ingress.routes.openai import openai_routes
 from app.deployments.ingress.routes.operators import operators_routes
+from app.deployments.ingress.routes.responses import responses_routes
 from app.deployments.ingress.routes.tokens import tokens_routes
 from app.deployments.ingress.service import Service
 from app.deployments.messages import Json
@@ -49,7 +50,15 @@ def build_api(service: Service) -> FastAPI:
     api.exception_handler(ClientDisconnect)(_gone)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
-    for routes in (openai_routes, native_routes, model_routes, tokens_routes, docs_routes, operators_routes):
+    for routes in (
+        openai_routes,
+        responses_routes,
+        native_routes,
+        model_routes,
+        tokens_routes,
+        docs_routes,
+        operators_routes,
+    ):
         api.include_router(routes(service))
     return api
 

@@ -89,17 +89,19 @@ class RequestReader:
         self._max_model_len = max_model_len
         self._tenant_salt_chars = tenant_salt_chars
 
-    async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
-        """The request, its body parsed by `parse`.
+    async def read(
+        self, request: Request, parse: Callable[[bytes], Body], *, may_be_long: bool = False
+    ) -> PreparedRequest[Body]:
+        """The request, its body parsed by `parse`; see `worked_on` for `may_be_long`.
 
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
         """
-        (prepared,) = await self.read_all(request, lambda raw: (parse(raw),))
+        (prepared,) = await self.read_all(request, lambda raw: (parse(raw),), may_be_long=may_be_long)
         return prepared
 
     async def read_all(
-        self, request: Request, parse: Callable[[bytes], Sequence[Body]]
+        self, request: Request, parse: Callable[[bytes], Sequence[Body]], *, may_be_long: bool = False
     ) -> list[PreparedRequest[Body]]:
         """The requests of a body of which `parse` makes one for each prompt. Raises as `read` does.
 
@@ -109,7 +111,9 @@ class RequestReader:
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
         bodies = await self.worked_on(
-            request, lambda raw: [(body, self._prompt(body)) for body in parse(raw)]
+            request,
+            lambda raw: [(body, self._prompt(body)) for body in parse(raw)],
+            may_be_long=may_be_long,
         )
         first, prompt_of_first = bodies[0]
         # An error from now on tells of them too.
@@ -182,14 +186,22 @@ class RequestReader:
         if name not in self._model_names:
             raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def worked_on(self, request: Request, work: Callable[[bytes], Result]) -> Result:
+    async def worked_on(
+        self, request: Request, work: Callable[[bytes], Result], *, may_be_long: bool = False
+    ) -> Result:
         """What `work` makes of a request's body; of a long one in a thread, off the event loop.
+
+        Args:
+            request: the request.
+            work: makes something of the body's bytes.
+            may_be_long: whether even a short body may stand for a long conversation.
 
         Raises:
             RequestError: the body can't be read, or what `work` raises.
         """
         raw = await read_body(request, self._config.max_request_bytes)
-        return work(raw) if len(raw) < LONG_BODY else await asyncio.to_thread(work, raw)
+        in_thread = may_be_long or len(raw) >= LONG_BODY
+        return await asyncio.to_thread(work, raw) if in_thread else work(raw)
 
     def chat_prompt(self, body: ChatBody) -> Prompt:
         """The prompt of a chat; may take long for a long one."""

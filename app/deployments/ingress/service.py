@@ -23,6 +23,7 @@ from app.deployments.ingress.misses.prompt_notes import PromptNotes
 from app.deployments.ingress.native.rank_control import RankControl
 from app.deployments.ingress.rank_watch import RankWatch
 from app.deployments.ingress.request_reader import Body_co, PreparedRequest, RequestReader
+from app.deployments.ingress.stored_responses import StoredResponses
 from app.deployments.messages import Json
 from app.deployments.rank_client import RankClient
 from app.deployments.rank_directory import RankDirectory
@@ -66,6 +67,7 @@ class Service:
         tokenizer: the model's.
         reader: the one way in for prompts.
         ignored: tells which fields were ignored.
+        responses: those that requests can go on from; None where none are stored.
         routers, directory, control: ask all routers, and all ranks.
     """
 
@@ -91,6 +93,7 @@ class Service:
         self.tokenizer = Tokenizer.from_folder(model_dir)
         self.control = RankControl(self._ranks, self.directory, dp_size=config.expected_dp_size)
         self.ignored = IgnoredFields()
+        self.responses = StoredResponses.by(config.ingress)
         self.reader = RequestReader(
             config.ingress,
             self.tokenizer,
@@ -141,9 +144,11 @@ class Service:
         """The name that answers have."""
         return served_name(self.config.model)
 
-    async def read(self, request: Request, parse: Callable[[bytes], Body]) -> PreparedRequest[Body]:
+    async def read(
+        self, request: Request, parse: Callable[[bytes], Body], *, may_be_long: bool = False
+    ) -> PreparedRequest[Body]:
         """The request, its body parsed by `parse`. Raises `RequestError`, as `RequestReader.read` does."""
-        return await self.reader.read(request, parse)
+        return await self.reader.read(request, parse, may_be_long=may_be_long)
 
     async def begin(self, prepared: PreparedRequest[PromptBody]) -> tuple[RankStream, CacheReport]:
         """The request's output, and what its client is told of its cached tokens.

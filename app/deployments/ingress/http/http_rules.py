@@ -29,7 +29,7 @@ EXPOSED_HEADERS = (
     "x-kvbeacon-cache",
     "retry-after",
 )
-METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 PREFLIGHT_S = 600
 """For how long a browser may remember what it was told."""
 

@@ -49,6 +49,24 @@ def _choice(required: str, **properties: Json) -> Json:
 
 _USAGE = _named("Usage")
 
+_TRUE: Json = {"const": True}
+_COUNTS = ("input_tokens", "output_tokens", "total_tokens")
+_RESPONSE = _object(
+    "id object created_at status model output usage error incomplete_details tools tool_choice",
+    id=STRING,
+    object={"const": "response"},
+    created_at=INTEGER,
+    status={"enum": ["in_progress", "completed", "incomplete", "failed"]},
+    model=STRING,
+    output=_list(_object("id type status", id=STRING, type=STRING, status=STRING)),
+    usage={"anyOf": [_object(" ".join(_COUNTS), **dict.fromkeys(_COUNTS, INTEGER)), {"type": "null"}]},
+    error={"type": ["object", "null"]},
+    incomplete_details={"type": ["object", "null"]},
+    previous_response_id=TEXT_OR_NULL,
+    tools=_list(ANY_OBJECT),
+    tool_choice={"type": ["string", "object"]},
+)
+
 ANSWERS: dict[str, Json] = {
     "Error": _object(
         "error",
@@ -72,6 +90,26 @@ ANSWERS: dict[str, Json] = {
         "chat.completion.chunk", _choice("delta", delta=_object("", role=STRING, **_SAID)), usage=_USAGE
     ),
     "TextCompletion": _completion("text_completion", _choice("text", text=STRING), usage=_USAGE),
+    "Response": _RESPONSE,
+    "ResponseEvent": _object(
+        "type sequence_number",
+        type=STRING,
+        sequence_number=INTEGER,
+        output_index=INTEGER,
+        item_id=STRING,
+        delta=STRING,
+        item=ANY_OBJECT,
+        response=_named("Response"),
+    ),
+    "DeletedResponse": _object("id object deleted", id=STRING, object={"const": "response"}, deleted=_TRUE),
+    "ResponseInput": _object(
+        "object data has_more",
+        object={"const": "list"},
+        data=_list(ANY_OBJECT),
+        first_id=TEXT_OR_NULL,
+        last_id=TEXT_OR_NULL,
+        has_more={"type": "boolean"},
+    ),
     "Generated": _one_or_list(
         _object("text output_ids meta_info", text=STRING, output_ids=TOKENS, meta_info=ANY_OBJECT)
     ),

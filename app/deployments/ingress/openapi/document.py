@@ -15,6 +15,7 @@ from app import __version__
 from app.api.native.request import GenerateBody
 from app.api.openai.requests import ChatRequest, TextRequest
 from app.api.request_model import RequestModel
+from app.api.responses.request import ResponseRequest
 from app.api.tokens import DetokenizeBody, TokenizeChat, TokenizeText
 from app.deployments.ingress.openapi.answers import ANSWERS
 from app.deployments.ingress.openapi.describe import SCHEMAS
@@ -24,6 +25,7 @@ Json = dict[str, Any]
 BODIES: tuple[type[RequestModel], ...] = (
     ChatRequest,
     TextRequest,
+    ResponseRequest,
     GenerateBody,
     TokenizeText,
     TokenizeChat,

@@ -13,7 +13,7 @@ from app.errors import UnknownDecisionError
 from app.routing.decisions.decision_log import LostResult
 
 _LOST = get_args(LostResult)
-_ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-)?(.*)", re.DOTALL)
+_ANSWER_ID = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?(.*)", re.DOTALL)
 
 
 def named_request(answer_id: str) -> str:

@@ -17,6 +17,8 @@ from app.api.native.request import parse_generate
 from app.api.openai.prompts import parse_texts
 from app.api.openai.requests import parse_chat
 from app.api.openai.responses import AnswerShape, Choice, Usage, error_json
+from app.api.responses.answer import ResponseShape, ResponseUsage
+from app.api.responses.request import parse_response
 from app.api.tokens import detokenize_answer, parse_detokenize, parse_tokenize, tokenize_answer
 from app.deployments.ingress.api import build_api
 from app.deployments.ingress.service import Service
@@ -108,6 +110,20 @@ BODIES: list[tuple[str, Parse, dict[str, Any]]] = [
     ("TokenizeText", parse_tokenize, {"prompt": ["a", "b"], "add_special_tokens": False}),
     ("TokenizeChat", parse_tokenize, {"messages": HELLO, "return_token_strs": True, "tools": [TOOL]}),
     ("DetokenizeBody", parse_detokenize, {"tokens": [[5], [6, 7]]}),
+    ("ResponseRequest", parse_response, {"input": "Hello", "store": None}),
+    (
+        "ResponseRequest",
+        parse_response,
+        {
+            "input": [
+                *HELLO,
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "id": "x"},
+            ],
+            "tools": [{"type": "function", "name": "f"}, {"type": "custom", "name": "g"}],
+            "tool_choice": {"type": "custom", "name": "g"},
+            "reasoning": {"effort": None, "summary": "auto"},
+        },
+    ),
 ]
 
 
@@ -150,6 +166,11 @@ def test_answers_keep_to_it() -> None:
     assert fits(text.whole([Choice("a", "length", token_ids=[6])], usage), "TextCompletion")
     assert fits(text.chunk("a", is_first=False), "TextCompletion")
     assert not fits(text.chunk("a", is_first=False), "ChatCompletionChunk")
+    echo = parse_response(b'{"input": "a"}').echo()
+    response = ResponseShape("1", "m", echo)
+    item = {"id": "msg_1", "type": "message", "status": "completed"}
+    for each in (response.begun(), response.whole([item], ResponseUsage(usage), "stop")):
+        assert fits(each, "Response")
     for error in (InvalidRequestError("a", param="b", code="c"), QueueFullError("d")):
         assert fits(error_json(error), "Error")
     for is_list in (True, False):
