@@ -13,14 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.api.openai.responses import error_headers, error_json
+from app.api.error_shapes import REQUEST_ID_HEADER, answer_headers, error_body
+from app.api.openai.responses import error_headers
 from app.deployments.ingress.http.http_rules import HttpRules
 from app.deployments.ingress.routes.model import model_routes
 from app.deployments.ingress.routes.native import native_routes
 from app.deployments.ingress.routes.openai import openai_routes
 from app.deployments.ingress.routes.operators import operators_routes
 from app.deployments.ingress.service import Service
-from app.errors import InvalidRequestError, RequestError
+from app.errors import InternalError, InvalidRequestError, RequestError
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,7 +40,9 @@ def build_api(service: Service) -> FastAPI:
 
 
 async def _request_error(request: Request, error: RequestError) -> JSONResponse:
-    return JSONResponse(error_json(error), status_code=error.status, headers=error_headers(error))
+    where = (request.url.path, request.headers.get(REQUEST_ID_HEADER))
+    headers = {**answer_headers(*where), **error_headers(error)}
+    return JSONResponse(error_body(error, *where), status_code=error.status, headers=headers)
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
@@ -48,12 +51,13 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
-    answer = error_json(InvalidRequestError(message, code="not_found" if error.status_code == 404 else None))
-    return JSONResponse(answer, status_code=error.status_code, headers=error.headers)
+    shown = InvalidRequestError(message, code="not_found" if error.status_code == 404 else None)
+    shown.status = error.status_code
+    answer = await _request_error(request, shown)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    logger.exception("request %s failed", request.headers.get("x-request-id"), exc_info=error)
-    failure = {"message": "internal error; the server's log has more", "type": "server_error"}
-    answer = {"error": {**failure, "param": None, "code": "internal_error"}}
-    return JSONResponse(answer, status_code=500)
+    logger.exception("request %s failed", request.headers.get(REQUEST_ID_HEADER), exc_info=error)
+    return await _request_error(request, InternalError())
