@@ -75,6 +75,15 @@ class RequestModel(Settings):
         """The object's fields, where it may come in another form than this model's."""
         return values
 
+    @classmethod
+    def kind_of(cls, values: dict[str, Any], path: str) -> type[RequestModel]:
+        """The model of an object, where its fields say which of several it is; `path` ends in a dot.
+
+        Raises:
+            InvalidRequestError: it is none.
+        """
+        return cls
+
 
 class RequestBody(RequestModel):
     """A whole body. It can name the only rank that it allows, by SGLang's field or its older name."""
@@ -158,6 +167,7 @@ class _Sieve:
         if not isinstance(value, dict):
             return value
         kept = {}
+        model = model.kind_of(value, path)
         served = _served(model)
         for name, inner in model.unwrapped(value).items():
             if name not in served:
