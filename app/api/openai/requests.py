@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from app.api.chat_body import ChatBody
 from app.api.fields import CHAT, TEXT, Fields
 from app.api.openai.completion import CompletionRequest
 from app.api.openai.logprobs import Kind
@@ -18,7 +19,7 @@ from app.text.chat_prompt import Chat
 from app.text.output.formats import CallWish
 
 
-class ChatRequest(CompletionRequest):
+class ChatRequest(CompletionRequest, ChatBody):
     """The body of POST /v1/chat/completions.
 
     Attributes:
@@ -96,6 +97,10 @@ class ChatRequest(CompletionRequest):
     def wish(self) -> CallWish:
         """The calls that it allows or wants. Raises `InvalidRequestError` for a tool that isn't there."""
         return wish_of(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+
+    @property
+    def splits_thoughts(self) -> bool:
+        return self.separate_reasoning
 
     @property
     def max_output_tokens(self) -> int | None:

@@ -12,8 +12,8 @@ from starlette.requests import Request
 
 from app import hashing
 from app.api.bodies import PromptBody
+from app.api.chat_body import ChatBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
-from app.api.openai.requests import ChatRequest
 from app.deployments.ingress.http.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
 from app.generation import GenerateRequest, SamplingParams
@@ -121,14 +121,14 @@ class RequestReader:
 
     def _output(self, body: PromptBody, prompt: Prompt) -> tuple[SamplingParams, OutputFormat]:
         """How the engine samples, and how its output is read."""
-        if not isinstance(body, ChatRequest):
+        if not isinstance(body, ChatBody):
             return body.engine_params(), PLAIN_OUTPUT
         wish = body.wish()
         params = body.engine_params()
         output = self._outputs.of(
             wish,
             is_thinking=prompt.is_thinking,
-            separates=body.separate_reasoning,
+            separates=body.splits_thoughts,
             wanted=params.structured_output,
         )
         return self._outputs.constrained(params, wish, output), output
@@ -151,7 +151,7 @@ class RequestReader:
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 
     def _prompt(self, body: PromptBody) -> Prompt:
-        if isinstance(body, ChatRequest):
+        if isinstance(body, ChatBody):
             return self._prompter.prompt(body.chat())
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
