@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from app.api.anthropic import errors as anthropic
-from app.api.openai.responses import Json, error_json, sse
+from app.api.openai.logprobs import Json
+from app.api.openai.responses import error_json, sse
 from app.errors import RequestError
 
 _ANTHROPIC = re.compile(r"/v1/messages(/|$)")

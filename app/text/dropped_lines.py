@@ -60,7 +60,8 @@ class DroppedLines:
         patterns = [pattern for pattern in self._patterns if pattern.needed in text]
         if not patterns:
             return text, ()
-        kept, names = [], {}
+        kept: list[str] = []
+        names: dict[str, None] = {}
         for line in text.split("\n"):
             bare = line.removesuffix("\r")
             match = next((pattern for pattern in patterns if pattern.matches(bare)), None)

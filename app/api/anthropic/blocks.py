@@ -17,6 +17,9 @@ from app.errors import InvalidRequestError, shown
 from app.validation import one_of
 
 
+Kind = type[RequestModel]
+
+
 def type_in(values: Mapping[str, Any], path: str, allowed: Mapping[str, object]) -> str:
     """The type of an object, where its fields depend on it; `path` ends in a dot.
 
@@ -50,7 +53,7 @@ class TextBlock(Block):
     text: str
 
     @classmethod
-    def kind_of(cls, values: dict[str, Any], path: str) -> type[RequestModel]:
+    def kind_of(cls, values: dict[str, Any], path: str) -> Kind:
         """Of a message's content, whose first kind it is."""
         return _IN_MESSAGES[type_in(values, path, _IN_MESSAGES)]
 
@@ -91,7 +94,7 @@ class ToolReferenceBlock(Block):
     tool_name: str
 
     @classmethod
-    def kind_of(cls, values: dict[str, Any], path: str) -> type[RequestModel]:
+    def kind_of(cls, values: dict[str, Any], path: str) -> Kind:
         """Of a result's content, whose first kind it is."""
         return _IN_RESULTS[type_in(values, path, _IN_RESULTS)]
 
@@ -129,11 +132,13 @@ Content = list[
     ]
 ]
 
-_IN_MESSAGES: Mapping[str, type[RequestModel]] = {
+AnyBlock = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock
+
+_IN_MESSAGES: Mapping[str, Kind] = {
     "text": TextBlock,
     "thinking": ThinkingBlock,
     "redacted_thinking": RedactedThinkingBlock,
     "tool_use": ToolUseBlock,
     "tool_result": ToolResultBlock,
 }
-_IN_RESULTS: Mapping[str, type[RequestModel]] = {"text": TextBlock, "tool_reference": ToolReferenceBlock}
+_IN_RESULTS: Mapping[str, Kind] = {"text": TextBlock, "tool_reference": ToolReferenceBlock}

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from app.api.error_shapes import REQUEST_ID_HEADER, answer_headers, error_body
 from app.api.openai.responses import error_headers
 from app.deployments.ingress.http.http_rules import HttpRules
+from app.deployments.ingress.routes.anthropic import anthropic_routes
 from app.deployments.ingress.routes.model import model_routes
 from app.deployments.ingress.routes.native import native_routes
 from app.deployments.ingress.routes.openai import openai_routes
@@ -34,7 +35,7 @@ def build_api(service: Service) -> FastAPI:
     api.exception_handler(ClientDisconnect)(_gone)
     api.exception_handler(HTTPException)(_http_error)
     api.exception_handler(Exception)(_internal_error)
-    for routes in (openai_routes, native_routes, model_routes, operators_routes):
+    for routes in (openai_routes, anthropic_routes, native_routes, model_routes, operators_routes):
         api.include_router(routes(service))
     return api
 

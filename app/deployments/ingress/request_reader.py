@@ -27,6 +27,7 @@ LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
 
 Body = TypeVar("Body", bound=PromptBody)
+Result = TypeVar("Result")
 Body_co = TypeVar("Body_co", bound=PromptBody, covariant=True)
 
 
@@ -96,7 +97,7 @@ class RequestReader:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
+        body, prompt = await self.worked_on(request, lambda raw: self._with_prompt(parse(raw)))
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
@@ -136,23 +137,35 @@ class RequestReader:
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
 
+    def check_model(self, name: str | None) -> None:
+        """Raises `ModelNameError` if a request names another model than the served one."""
+        if name is not None:
+            self.check_model_name(name)
+
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""
         if name not in self._model_names:
             raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
-        """The body and its prompt; a long body is worked on in a thread, off the event loop."""
+    async def worked_on(self, request: Request, work: Callable[[bytes], Result]) -> Result:
+        """What `work` makes of a request's body; of a long one in a thread, off the event loop.
 
-        def prepare() -> tuple[Body, Prompt]:
-            body = parse(raw)
-            return body, self._prompt(body)
+        Raises:
+            RequestError: the body can't be read, or what `work` raises.
+        """
+        raw = await read_body(request, self._config.max_request_bytes)
+        return work(raw) if len(raw) < LONG_BODY else await asyncio.to_thread(work, raw)
 
-        return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
+    def chat_prompt(self, body: ChatBody) -> Prompt:
+        """The prompt of a chat; may take long for a long one."""
+        return self._prompter.prompt(body.chat())
+
+    def _with_prompt(self, body: Body) -> tuple[Body, Prompt]:
+        return body, self._prompt(body)
 
     def _prompt(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatBody):
-            return self._prompter.prompt(body.chat())
+            return self.chat_prompt(body)
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
             add_special_tokens = body.add_special_tokens is not False
@@ -161,8 +174,7 @@ class RequestReader:
         return Prompt(body.prompt)
 
     def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
-        if body.model is not None:
-            self.check_model_name(body.model)
+        self.check_model(body.model)
         if not token_ids:
             message = f"{body.prompt_field}: no tokens; at least one is needed"
             raise InvalidRequestError(message, param=body.prompt_field)
