@@ -65,9 +65,9 @@ class IngressConfig(Settings):
     )
     dropped_system_lines: Annotated[tuple[LinePattern, ...], Field(max_length=32)] = Field(
         ("x-anthropic-billing-header:*",),
-        description="Patterns of lines that are left out of chats' system prompts, because they are other ones "
-        "with every request; `*` stands for any characters, and the whole line must match. By default the line "
-        "that Claude Code puts there. []: none is left out.",
+        description="Patterns of lines that are left out of chats' system prompts, because they are other "
+        "ones with every request; `*` stands for any characters, and the whole line must match. By default "
+        "the line that Claude Code puts there. []: none is left out.",
     )
     drain_timeout_s: float = Field(
         300.0, ge=0, description="Seconds that an ingress which is replaced may go on with its answers."

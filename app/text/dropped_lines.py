@@ -1,8 +1,8 @@
 """Lines of system prompts that are left out of the prompt, because they are other ones with every request.
 
-Such a line is a client's message to its vendor, not to the model; in front of a conversation it would cost all of
-its cached prefix. Patterns are plain text with `*` for any characters. They have no repetitions to go back into,
-as regular expressions do: a line is looked through once, whatever is in it.
+Such a line is a client's message to its vendor, not to the model; in front of a conversation it would cost
+all of its cached prefix. Patterns are plain text with `*` for any characters. Unlike regular expressions they
+have nothing to go back into: a line is looked through once, whatever is in it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Anthropic's answer to a conversation: a message, whole or as the events of a stream.
 
-    message_start  ( content_block_start  content_block_delta*  content_block_stop )*  message_delta  message_stop
+    message_start ( content_block_start content_block_delta* content_block_stop )* message_delta message_stop
 
 A block is a text, thoughts or a call of a tool; the next one begins where the output turns to something else.
 """
@@ -162,7 +162,7 @@ class MessageContent:
 def _arguments(text: str) -> Json:
     """A call's arguments; of one that the limit cut, what there was."""
     try:
-        given = from_json(text or "{}", allow_partial="trailing-strings")
+        given = from_json(text or "{}", allow_partial=True)
     except ValueError:
         return {}
     return given if isinstance(given, dict) else {}

@@ -16,7 +16,6 @@ from app.api.request_model import RequestModel
 from app.errors import InvalidRequestError, shown
 from app.validation import one_of
 
-
 Kind = type[RequestModel]
 
 

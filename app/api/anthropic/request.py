@@ -1,7 +1,7 @@
 """The bodies of POST /v1/messages and /v1/messages/count_tokens.
 
-Source: https://docs.anthropic.com/en/api/messages, the types of Anthropic's Python client, and what the Claude
-Code command line sends.
+Source: https://docs.anthropic.com/en/api/messages, types of Anthropic's Python client, what Claude Code
+sends.
 """
 
 from __future__ import annotations

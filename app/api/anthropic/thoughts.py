@@ -1,11 +1,11 @@
-"""Thoughts on their way to a client and back: as a text, or for a client that doesn't want it in the signature.
+"""Thoughts on their way to a client and back: as a text, or in the signature if the client doesn't want it.
 
-    display           the client gets                           and sends back
-    (or summarized)   {"thinking": "…", "signature": MARK}      the same
-    omitted           {"thinking": "", "signature": MARK + …}   the same, and the prompt has the thoughts again
+    display       the client gets, and sends back
+    summarized    {"thinking": "…", "signature": MARK}
+    omitted       {"thinking": "", "signature": MARK + …}      the prompt has the thoughts again
 
-Without them the next prompt would be another one than what the rank's cache holds. A client may read them in the
-signature: they are left out to save its time, not to hide them.
+Without them the next prompt would be another one than what the rank's cache holds. A client may read them in
+the signature: they are left out to save its time, not to hide them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from app.api.anthropic.answer import MessageShape
 from app.api.anthropic.request import CountRequest, parse_count, parse_messages
 from app.api.error_shapes import REQUEST_ID_HEADER
+from app.api.headers import named_tenant
 from app.deployments.ingress.answers.anthropic import stream_message, whole_message
 from app.deployments.ingress.answers.completions import MISTRAL_ID_CHARS
 from app.deployments.ingress.answers.events import AnswerEvents
@@ -31,6 +32,7 @@ def anthropic_routes(service: Service) -> APIRouter:
     @router.post("/count_tokens")
     async def count_tokens(request: Request) -> Response:
         """How many tokens the prompt of a conversation has."""
+        named_tenant(request.headers, service.config.ingress.tenant_header)
         body, prompt = await service.reader.worked_on(request, partial(_read, service))
         ignored = (*body.ignored_fields, *prompt.ignored_fields)
         return JSONResponse({"input_tokens": len(prompt.token_ids)}, headers=service.ignored.headers(ignored))
