@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -71,18 +71,22 @@ class RequestModel(Settings):
     meaningful_nulls: ClassVar[Collection[str]] = ()
 
     @classmethod
+    def kind_of(cls, values: Mapping[str, Any], path: str) -> type[RequestModel]:
+        """The model of an object, where a field may have one of several: the first of them is asked.
+
+        Args:
+            values: the object.
+            path: its own in the body, with a dot at its end.
+
+        Raises:
+            InvalidRequestError: it is none of them.
+        """
+        return cls
+
+    @classmethod
     def unwrapped(cls, values: dict[str, Any]) -> dict[str, Any]:
         """The object's fields, where it may come in another form than this model's."""
         return values
-
-    @classmethod
-    def kind_of(cls, values: dict[str, Any], path: str) -> type[RequestModel]:
-        """The model of an object, where its fields say which of several it is; `path` ends in a dot.
-
-        Raises:
-            InvalidRequestError: it is none.
-        """
-        return cls
 
 
 class RequestBody(RequestModel):

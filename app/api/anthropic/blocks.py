@@ -52,7 +52,7 @@ class TextBlock(Block):
     text: str
 
     @classmethod
-    def kind_of(cls, values: dict[str, Any], path: str) -> Kind:
+    def kind_of(cls, values: Mapping[str, Any], path: str) -> Kind:
         """Of a message's content, whose first kind it is."""
         return _IN_MESSAGES[type_in(values, path, _IN_MESSAGES)]
 
@@ -93,7 +93,7 @@ class ToolReferenceBlock(Block):
     tool_name: str
 
     @classmethod
-    def kind_of(cls, values: dict[str, Any], path: str) -> Kind:
+    def kind_of(cls, values: Mapping[str, Any], path: str) -> Kind:
         """Of a result's content, whose first kind it is."""
         return _IN_RESULTS[type_in(values, path, _IN_RESULTS)]
 

@@ -7,7 +7,7 @@ referred to it, and is written there: so the cached prefix stays what it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -37,7 +37,7 @@ class ToolSpec(RequestModel):
     defer_loading: bool = False
 
     @classmethod
-    def kind_of(cls, values: dict[str, Any], path: str) -> Kind:
+    def kind_of(cls, values: Mapping[str, Any], path: str) -> Kind:
         """See `RequestModel.kind_of`. The type of a client's own tool may be left out."""
         if values.get("type") is not None:
             type_in(values, path, _CUSTOM)
