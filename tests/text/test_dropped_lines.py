@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.config import load_config
+from app.errors import ConfigError
 from app.text.dropped_lines import DroppedLines, LinePattern
 
 BILLING = "x-anthropic-billing-header:*"
@@ -53,6 +55,22 @@ def test_each_pattern_is_named_once() -> None:
 def test_a_star_is_any_text(pattern: str, line: str) -> None:
     expected = re.fullmatch(fnmatch.translate(pattern), line) is not None
     assert LinePattern(pattern).matches(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("", "'': String should have at least 1 character"),
+        ("*", "text besides * is needed, or it would match every line"),
+        (" ** ", "text besides * is needed, or it would match every line"),
+        ("a\nb", "a pattern is of one line"),
+        ("a" * 257, "String should have at most 256 characters"),
+    ],
+)
+def test_a_pattern_that_is_none_is_a_config_error(pattern: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=r"args\.ingress\.dropped_system_lines") as caught:
+        load_config({"ingress": {"dropped_system_lines": [pattern]}})
+    assert why in str(caught.value)
 
 
 def test_no_line_takes_long() -> None:
