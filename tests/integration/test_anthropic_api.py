@@ -25,6 +25,7 @@ QUESTION_OF_FRANCE: Any = {
     **{"type": "text", "text": "What is the capital of France?"},
     "cache_control": {"type": "ephemeral"},
 }
+RANK_0 = {"X-Data-Parallel-Rank": "0"}
 SERIAL = itertools.count()
 
 
@@ -43,6 +44,7 @@ def test_a_question_is_answered_whole_and_streamed(smollm2_graph: ServeGraph) ->
         "model": "smollm2-135m-instruct",
         "max_tokens": 12,
         "extra_body": {"temperature": 0},
+        "extra_headers": RANK_0,
         "messages": [{"role": "user", "content": [QUESTION_OF_FRANCE]}],
     }
     with client_of(smollm2_graph) as client:
@@ -55,7 +57,9 @@ def test_a_question_is_answered_whole_and_streamed(smollm2_graph: ServeGraph) ->
     (block,) = whole.content
     assert block.type == "text"
     assert "Paris" in block.text
-    assert streamed.content == whole.content
+    assert [each.model_dump(exclude_none=True) for each in streamed.content] == [
+        block.model_dump(exclude_none=True)
+    ]
     assert text == block.text
     assert whole.stop_reason == streamed.stop_reason
     for usage in (whole.usage, streamed.usage):
@@ -139,7 +143,7 @@ def turn(graph: ServeGraph, path: str, agent: str, billing: str) -> httpx.Respon
     else:
         parts = [{"type": "text", "text": text} for text in (line, agent)]
         body = {"system": parts, "messages": [QUESTION]}
-    answer = graph.http.post(path, json=body | {"max_tokens": 1})
+    answer = graph.http.post(path, json=body | {"max_tokens": 1}, headers=RANK_0)
     assert answer.status_code == 200, answer.text
     return answer
 
