@@ -29,6 +29,7 @@ KvbeaconError
     ├── QueueFullError          429: the rank's queue is full; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
+    ├── InternalError           500: a fault of this server's own
     ├── RankDiedError           502: the rank was lost while it answered, and no other could go on
     ├── IngressDiedError        502: the ingress died while it answered
     └── NoRankError             503: no rank can take the request now
@@ -258,6 +259,16 @@ class EngineFailedError(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="engine_failed")
+
+
+class InternalError(RequestError):
+    """A fault of this server's own, which its log describes."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(self) -> None:
+        super().__init__("internal error; the server's log has more", code="internal_error")
 
 
 class RankDiedError(RequestError):

@@ -33,6 +33,7 @@ _KINDS = {
     "dict_type": "an object",
     "model_type": "an object",
     "model_attributes_type": "an object",
+    "union_tag_not_found": "an object",
 }
 """What is needed where a value has another type."""
 

@@ -204,6 +204,68 @@ NATIVE_SAMPLING: Fields = {
 }
 """Of their `sampling_params`."""
 
+MESSAGES: Fields = {
+    **{name: meaning for name, meaning in COMPLETION.items() if name != "thinking"},
+    **_all(INFORMS, "cache_control anthropic_version anthropic_beta betas user_profile_id workspace_id"),
+    **_all(INFORMS, "billing_policy stream_options"),
+    "service_tier": _hint("auto", "standard_only"),
+    "speed": _hint("standard"),
+    **_all(_hint(), "inference_geo diagnostics fallback_credit_token verbosity"),
+    # What Anthropic's servers do besides answering,
+    **_all(EMPTY, "mcp_servers fallbacks"),
+    **_all(REFUSED, "container compaction thread"),
+    "output_format": Meaning(instead="send output_config.format"),
+    # and what belongs to other APIs.
+    **_all(Meaning((1,)), "n repetition_penalty"),
+    **_all(Meaning((0,)), "min_p presence_penalty frequency_penalty min_tokens top_logprobs"),
+    **_all(Meaning((False,)), "logprobs ignore_eos continue_final_message return_token_ids"),
+    **_all(Meaning((False,)), "include_stop_str_in_output no_stop_trim add_special_tokens"),
+    **_all(Meaning((True,)), "add_generation_prompt include_reasoning separate_reasoning"),
+    **_all(Meaning((True,)), "skip_special_tokens"),
+    **_all(EMPTY, "logit_bias stop_token_ids documents chat_template_kwargs"),
+    **_all(REFUSED, "chat_template structured_outputs guided_json guided_regex guided_choice guided_grammar"),
+    "prompt": Meaning(instead="send messages"),
+    "stop": Meaning(([],), instead="send stop_sequences"),
+    "max_completion_tokens": Meaning(instead="send max_tokens"),
+    "response_format": Meaning(({"type": "text"},), instead="send output_config.format"),
+    "reasoning_effort": Meaning(instead="send output_config.effort"),
+    "parallel_tool_calls": Meaning((True,), instead="send tool_choice.disable_parallel_tool_use"),
+}
+"""Of Anthropic's messages, as bodies."""
+
+ANTHROPIC_MESSAGE: Fields = {
+    **_all(INFORMS, "id type model stop_reason stop_sequence stop_details usage container diagnostics"),
+    **_all(INFORMS, "metadata cache_control context_management"),
+    "output_config": _hint({}),
+    "clear_at": Meaning(("never",)),
+    **_all(Meaning(([],), instead="send tool_use blocks"), "tool_calls"),
+    "tool_call_id": Meaning(instead="send tool_result blocks"),
+    "reasoning_content": Meaning(("",), instead="send thinking blocks"),
+}
+"""Of one of them, also as clients send an answer back."""
+
+ANTHROPIC_BLOCK: Fields = {
+    **_all(INFORMS, "cache_control citations caller toolset_name index annotations"),
+    **_all(REFUSED, "source image_url"),
+}
+"""Of the blocks of their content."""
+
+REDACTED_THINKING: Fields = {"data": _hint(), "cache_control": INFORMS}
+"""Of thoughts that only Anthropic's server can read."""
+
+ANTHROPIC_TOOL: Fields = {
+    **_all(INFORMS, "cache_control eager_input_streaming"),
+    "input_examples": _hint([]),
+    "allowed_callers": Meaning((["direct"],)),
+    **_all(Meaning(instead="send name, description and input_schema"), "function parameters"),
+}
+"""Of the tools that they offer."""
+
+THINKING: Fields = {"budget_tokens": _hint()}
+"""Of their `thinking`: how long a model thinks, it decides."""
+
+OUTPUT_CONFIG: Fields = {"task_budget": _hint()}
+
 RESPONSE: Fields = {
     **_all(INFORMS, "user safety_identifier prompt_cache_key client_metadata request_id"),
     # Of tools that the server runs, and it runs none.

@@ -12,7 +12,8 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.openai.responses import error_headers, error_json, sse
+from app.api.error_shapes import REQUEST_ID_HEADER, answer_headers, error_body, error_event
+from app.api.openai.responses import error_headers
 from app.errors import IngressDiedError
 
 
@@ -39,7 +40,7 @@ class WholeAnswers:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = _Answer(scope, send)
         await self._app(scope, receive, answer.send)
         await answer.complete()
 
@@ -47,7 +48,8 @@ class WholeAnswers:
 class _Answer:
     """How far one answer has come."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._send = send
         self._start: Message | None = None
         self._is_whole = False
@@ -63,13 +65,14 @@ class _Answer:
         if self._is_whole:
             return
         error = IngressDiedError()
+        where = (self._scope["path"], Headers(scope=self._scope).get(REQUEST_ID_HEADER))
         if self._start is None:
-            headers = {"content-type": "application/json", **error_headers(error)}
+            headers = {"content-type": "application/json", **error_headers(error), **answer_headers(*where)}
             raw = [(name.encode(), value.encode()) for name, value in headers.items()]
             await self._send({"type": "http.response.start", "status": error.status, "headers": raw})
-            await self._send_last(msgspec.json.encode(error_json(error)))
+            await self._send_last(msgspec.json.encode(error_body(error, *where)))
         elif Headers(raw=self._start["headers"]).get("content-type", "").startswith("text/event-stream"):
-            await self._send_last(sse(error_json(error)))
+            await self._send_last(error_event(error, *where))
 
     async def _send_last(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -26,6 +27,9 @@ _TAKEN_HEADERS = re.compile(
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+")
 """What browsers send as Origin (RFC 6454, 6.2), of pages that come by HTTP."""
+
+
+LinePattern = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class IngressConfig(Settings):
@@ -59,6 +63,12 @@ class IngressConfig(Settings):
         description="Origins of web pages whose scripts may read answers (`https://example.org`, with a port "
         "if it isn't the usual one), or `*` for all. None: no other page's.",
     )
+    dropped_system_lines: Annotated[tuple[LinePattern, ...], Field(max_length=32)] = Field(
+        ("x-anthropic-billing-header:*",),
+        description="Patterns of lines that are left out of chats' system prompts, because they are other "
+        "ones with every request; `*` stands for any characters, and the whole line must match. By default "
+        "the line that Claude Code puts there. []: none is left out.",
+    )
     stored_responses: int = Field(
         1000,
         ge=0,
@@ -85,6 +95,16 @@ class IngressConfig(Settings):
             raise ValueError(
                 f"{wrong[0]!r}: * or http://host or https://host is needed, with a port or without"
             )
+        return value
+
+    @field_validator("dropped_system_lines")
+    @classmethod
+    def _match_some_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            if "\n" in pattern or "\r" in pattern:
+                raise ValueError(f"{pattern!r}: a pattern is of one line")
+            if not pattern.replace("*", "").strip():
+                raise ValueError(f"{pattern!r}: text besides * is needed, or it would match every line")
         return value
 
     @field_validator("tenant_header")

@@ -14,6 +14,7 @@ from typing import Any
 
 from app.errors import InvalidRequestError, shown
 from app.settings.model import ModelConfig
+from app.text.dropped_lines import DroppedLines
 from app.text.outline import Span
 from app.text.template.chat_template import ChatTemplate
 from app.text.template.message_spans import Messages, message_spans
@@ -22,7 +23,10 @@ from app.text.tokenizer import Tokenizer
 _OWN_FIELDS = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """What a template reads and a request has fields of its own for."""
 
+_PLACES = re.compile(r"\.\d+(?=\.|$)")
 _THINK = "<think>"
+_SWITCHES = ("enable_thinking", "thinking")
+"""What templates call the variable by which a model thinks or doesn't: Qwen's and DeepSeek's name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Chat:
         hints: the same for fields of the request itself.
         hint_fields: these fields' names, where they aren't the variables'.
         required: the same, but what the template doesn't read is refused: `tools`, `documents`.
+        thinks: whether the model should think, for templates with a switch for it; None leaves that to them.
+            It is told as ignored only if `hint_fields` has a name for `thinks`.
     """
 
     messages: Sequence[ChatMessage]
@@ -69,6 +75,7 @@ class Chat:
     hints: Mapping[str, Any] = field(default_factory=dict)
     hint_fields: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
+    thinks: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -118,10 +125,14 @@ class ChatPrompter:
     Args:
         tokenizer: the model's.
         config: whether its template takes parts, and what special tokens in messages are.
+        dropped: what is left out of system messages.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, config: ModelConfig, dropped: DroppedLines | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._dropped = dropped or DroppedLines()
         self._format = config.chat_template_content_format
         self._as_text = config.special_tokens_in_messages == "text"
 
@@ -134,6 +145,7 @@ class ChatPrompter:
                 field that changes the answer.
         """
         template = self._tokenizer.chat_template
+        chat, dropped = self._without_dropped_lines(chat)
         hidden = _Hidden(self._tokenizer.special_texts if self._as_text else ())
         messages = [hidden.message(each) for each in chat.messages]
         variables, ignored = _variables(template, chat)
@@ -159,7 +171,27 @@ class ChatPrompter:
             ),
         )
         token_ids = self._token_ids(pieces, chat.add_special_tokens)
-        return Prompt(token_ids, ignored, text.rstrip().endswith(_THINK), source)
+        return Prompt(token_ids, (*dropped, *ignored), text.rstrip().endswith(_THINK), source)
+
+    def _without_dropped_lines(self, chat: Chat) -> tuple[Chat, tuple[str, ...]]:
+        """`chat` without the lines that system messages mustn't have, and what is told of them.
+
+        A system message that has nothing else is left out, unless it is the only message.
+        """
+        told: dict[str, None] = {}
+        kept: list[ChatMessage] = []
+        for place, message in enumerate(chat.messages):
+            field = _content_field(message, place)
+            shown = replace(message, content_field=field, calls_field=_calls_field(message, place))
+            if message.role == "system":
+                each = [self._dropped.drop(text) for text in message.texts]
+                names = [name for _, names in each for name in names]
+                told |= dict.fromkeys(f"{_PLACES.sub('', field)}.{name}" for name in names)
+                shown = replace(shown, texts=tuple(text for text, _ in each if text)) if names else shown
+                if names and not shown.texts and len(chat.messages) > 1:
+                    continue
+            kept.append(shown)
+        return (replace(chat, messages=kept), tuple(told)) if told else (chat, ())
 
     def _shown(self, template: ChatTemplate, message: ChatMessage) -> dict[str, Any]:
         """The message as the template takes it."""
@@ -198,6 +230,11 @@ def _variables(template: ChatTemplate, chat: Chat) -> tuple[dict[str, Any], tupl
         variables.setdefault("enable_thinking", False)
         effort = names.get("reasoning_effort", "reasoning_effort")
         ignored = tuple(path for path in ignored if path != effort)
+    if chat.thinks is not None:
+        switches = [name for name in _SWITCHES if name in template.variables]
+        variables |= dict.fromkeys(switches, chat.thinks)
+        as_wanted = switches or chat.thinks == (_THINK in template.source)
+        ignored += () if as_wanted or "thinks" not in names else (names["thinks"],)
     return {**variables, **chat.required}, ignored
 
 
@@ -208,6 +245,10 @@ def _ending_in(message: ChatMessage, mark: str) -> ChatMessage:
 
 def _content_field(message: ChatMessage, place: int) -> str:
     return message.content_field or f"messages.{place}.content"
+
+
+def _calls_field(message: ChatMessage, place: int) -> str:
+    return message.calls_field or f"messages.{place}.tool_calls"
 
 
 def _cut_at(mark: str, text: str, field: str) -> str:
@@ -235,8 +276,7 @@ def _check_whole(given: Sequence[ChatMessage], rendered: Sequence[ChatMessage], 
         for call in shown_as.fields.get("tool_calls", ()):
             name = call["function"]["name"]
             if not _has(prompt, name):
-                calls_field = message.calls_field or f"messages.{place}.tool_calls"
-                raise _left_out(calls_field, f"the call of {shown(name)}")
+                raise _left_out(_calls_field(message, place), f"the call of {shown(name)}")
 
 
 def _left_out(path: str, what: str) -> InvalidRequestError:

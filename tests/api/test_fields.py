@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.api import fields as tables
+from app.api.anthropic.request import parse_messages
 from app.api.bodies import parse_any
 from app.api.fields import Meaning
 from app.api.native.request import parse_generate
@@ -34,6 +35,31 @@ CHAT = {
     "stream": True,
     "stream_options": {"include_usage": True},
     "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}},
+}
+MESSAGES: dict[str, Any] = {
+    "max_tokens": 9,
+    "system": [{"type": "text", "text": "a"}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "redacted_thinking"},
+                {"type": "tool_use", "id": "1", "name": "f", "input": {}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "b"}]}
+            ],
+        },
+    ],
+    "tools": [{"name": "f", "input_schema": {}}],
+    "tool_choice": {"type": "auto"},
+    "thinking": {"type": "adaptive"},
+    "output_config": {"format": {"type": "json_schema", "schema": {}}},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "all"}}]},
 }
 RESPONSE = {
     "input": [
@@ -66,6 +92,20 @@ LEVELS: list[tuple[dict[str, Any], list[str | int]]] = [
     ({"prompt": "a", "structured_outputs": {"regex": "a"}}, ["structured_outputs"]),
     ({"text": "a", "sampling_params": {"n": 1}}, []),
     ({"text": "a", "sampling_params": {"n": 1}}, ["sampling_params"]),
+    (MESSAGES, ["system", 0]),
+    (MESSAGES, ["messages", 1]),
+    (MESSAGES, ["messages", 1, "content", 0]),
+    (MESSAGES, ["messages", 1, "content", 1]),
+    (MESSAGES, ["messages", 2, "content", 0]),
+    (MESSAGES, ["messages", 2, "content", 0, "content", 0]),
+    (MESSAGES, ["tools", 0]),
+    (MESSAGES, ["tool_choice"]),
+    (MESSAGES, ["thinking"]),
+    (MESSAGES, ["output_config"]),
+    (MESSAGES, ["output_config", "format"]),
+    (MESSAGES, ["context_management"]),
+    (MESSAGES, ["context_management", "edits", 0]),
+    (MESSAGES, ["context_management", "edits", 0, "keep"]),
     (RESPONSE, []),
     (RESPONSE, ["input", 0]),
     (RESPONSE, ["input", 0, "content", 0]),
@@ -135,6 +175,13 @@ PARSERS: dict[str, tuple[Parse, dict[str, Any], list[str | int]]] = {
     "STREAM_OPTIONS": (parse_chat, CHAT, ["stream_options"]),
     "RESPONSE_FORMAT": (parse_chat, CHAT, ["response_format"]),
     "STRUCTURED_OUTPUTS": (parse_text, LEVELS[11][0], ["structured_outputs"]),
+    "MESSAGES": (parse_messages, MESSAGES, []),
+    "ANTHROPIC_MESSAGE": (parse_messages, MESSAGES, ["messages", 1]),
+    "ANTHROPIC_BLOCK": (parse_messages, MESSAGES, ["messages", 1, "content", 1]),
+    "REDACTED_THINKING": (parse_messages, MESSAGES, ["messages", 1, "content", 0]),
+    "ANTHROPIC_TOOL": (parse_messages, MESSAGES, ["tools", 0]),
+    "THINKING": (parse_messages, MESSAGES, ["thinking"]),
+    "OUTPUT_CONFIG": (parse_messages, MESSAGES, ["output_config"]),
     "NATIVE": (parse_generate, LEVELS[12][0], []),
     "RESPONSE": (parse_response, RESPONSE, []),
     "RESPONSE_ITEM": (parse_response, RESPONSE, ["input", 2]),

@@ -34,10 +34,10 @@ def application(*messages: Message) -> ASGIApp:
     return wrapped
 
 
-async def answer_of(*messages: Message) -> httpx.Response:
+async def answer_of(*messages: Message, path: str = "/") -> httpx.Response:
     transport = httpx.ASGITransport(application(*messages))
     async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
-        return await client.get("/")
+        return await client.get(path, headers={"x-request-id": "r1"})
 
 
 async def test_an_answer_that_never_began_is_an_error_in_json() -> None:
@@ -54,6 +54,18 @@ async def test_a_stream_that_broke_off_ends_with_an_error_event() -> None:
     first, last, end = answer.text.split("\n\n")
     assert (first, end) == ("data: 1", "")
     assert last.startswith('data: {"error":{"message":"the ingress died')
+
+
+async def test_anthropics_clients_read_it_in_their_shape() -> None:
+    error = {
+        **{"type": "api_error", "message": ERROR["error"]["message"]},
+        "details": {"error_code": "ingress_died"},
+    }
+    whole = {"type": "error", "error": error, "request_id": "r1"}
+    answer = await answer_of(path="/v1/messages")
+    assert (answer.status_code, answer.json(), answer.headers["request-id"]) == (502, whole, "r1")
+    stream = await answer_of(start(b"text/event-stream"), path="/v1/messages")
+    assert stream.text.startswith('event: error\ndata: {"type":"error","error":{"type":"api_error"')
 
 
 @pytest.mark.parametrize("content_type", [b"text/event-stream", b"application/json"])
@@ -75,5 +87,5 @@ async def test_json_that_broke_off_stays_incomplete() -> None:
         start(b"application/json"),
         {"type": "http.response.body", "body": b"{", "more_body": True},
     )
-    await application(*messages)({"type": "http"}, receive, send)
+    await application(*messages)({"type": "http", "path": "/", "headers": []}, receive, send)
     assert sent == list(messages)

@@ -47,13 +47,10 @@ def ask(
 
 
 def test_everything_that_takes_a_prompt_is_known() -> None:
-    assert PROMPT_PATHS == [
-        "/generate",
-        "/router/explain",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-    ]
+    assert [
+        *("/generate", "/router/explain", "/v1/chat/completions", "/v1/completions"),
+        *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
+    ] == PROMPT_PATHS
 
 
 @pytest.mark.parametrize("path", PROMPT_PATHS)

@@ -12,8 +12,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from app.errors import InvalidRequestError
+from app.settings.ingress import IngressConfig
 from app.settings.model import ModelConfig
 from app.text.chat_prompt import Chat, ChatMessage, ChatPrompter
+from app.text.dropped_lines import DroppedLines
 from app.text.template.chat_template import ChatTemplate
 from app.text.tokenizer import Tokenizer
 
@@ -276,3 +278,78 @@ def test_a_beginning_of_the_text_is_not_doubled(backend: Backend) -> None:
         token_ids = prompter.prompt(Chat([ChatMessage("user", (text,))], add_special_tokens=True)).token_ids
         assert token_ids[0] == bos
         assert token_ids[1] != bos
+
+
+BILLING = "x-anthropic-billing-header: cc_version=2.1; cch={};"
+AGENT = "You are an agent."
+
+
+def with_dropped(tokenizer: Tokenizer, *messages: ChatMessage) -> tuple[str, tuple[str, ...]]:
+    dropped = DroppedLines(IngressConfig().dropped_system_lines)
+    prompt = ChatPrompter(tokenizer, ModelConfig(), dropped).prompt(Chat(messages))
+    return tokenizer.decode(prompt.token_ids, skip_special_tokens=False), prompt.ignored_fields
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        (BILLING.format("a1"), AGENT),
+        (f"{BILLING.format('b2')}\n{AGENT}",),
+        (f"{AGENT}\n{BILLING.format('c3')}",),
+    ],
+)
+def test_a_line_that_changes_with_every_request_is_no_part_of_the_prompt(
+    new_tokenizer: NewTokenizer, texts: tuple[str, ...]
+) -> None:
+    tokenizer = new_tokenizer(CHATML)
+    plain, nothing = with_dropped(tokenizer, ChatMessage("system", (AGENT,)), USER)
+    system = ChatMessage("system", texts, content_field="system")
+    told = ("system.x_anthropic_billing_header",)
+    assert with_dropped(tokenizer, system, USER) == (plain, told)
+    assert nothing == ()
+    in_a_chat = ChatMessage("system", texts)
+    told = ("messages.content.x_anthropic_billing_header",)
+    assert with_dropped(tokenizer, in_a_chat, USER) == (plain, told)
+
+
+def test_only_operators_lines_are_dropped(new_tokenizer: NewTokenizer) -> None:
+    line = BILLING.format("a1")
+    asked = ChatMessage("user", (line,))
+    for message in (asked, ChatMessage("assistant", (line,)), ChatMessage("tool", (line,))):
+        prompt, told = with_dropped(new_tokenizer(CHATML), message, USER)
+        assert (line in prompt, told) == (True, ())
+
+
+def test_a_system_message_that_has_nothing_else_is_left_out(new_tokenizer: NewTokenizer) -> None:
+    tokenizer = new_tokenizer(CHATML)
+    system = ChatMessage("system", (BILLING.format("a1"),))
+    told = ("messages.content.x_anthropic_billing_header",)
+    assert with_dropped(tokenizer, system, USER) == (with_dropped(tokenizer, USER)[0], told)
+    assert with_dropped(tokenizer, system)[1] == told
+    lost = new_tokenizer("{{ messages[-1].content }}")
+    with pytest.raises(InvalidRequestError) as caught:
+        with_dropped(lost, system, ChatMessage("user", ("lost",)), USER)
+    assert caught.value.param == "messages.1.content"
+
+
+@pytest.mark.parametrize(
+    ("template", "thinks", "written", "told"),
+    [
+        ("{{ enable_thinking }}{{ messages[0].content }}", True, "True", ()),
+        ("{{ enable_thinking }}{{ messages[0].content }}", False, "False", ()),
+        ("{{ thinking }}{{ messages[0].content }}", True, "True", ()),
+        ("{{ messages[0].content }}", True, "", ("thinking",)),
+        ("{{ messages[0].content }}", False, "", ()),
+        ("{{ messages[0].content }}<think>", True, "", ()),
+        ("{{ messages[0].content }}<think>", False, "", ("thinking",)),
+    ],
+)
+def test_a_template_may_have_a_switch_for_thoughts(
+    new_tokenizer: NewTokenizer, template: str, thinks: bool, written: str, told: tuple[str, ...]
+) -> None:
+    tokenizer = new_tokenizer(template)
+    chat = Chat([USER], thinks=thinks, hint_fields={"thinks": "thinking"})
+    assert prompt_of(tokenizer, chat).startswith(f"{written}What")
+    assert ChatPrompter(tokenizer, ModelConfig()).prompt(chat).ignored_fields == told
+    free = Chat([USER], thinks=thinks)
+    assert ChatPrompter(tokenizer, ModelConfig()).prompt(free).ignored_fields == ()

@@ -13,10 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.api.openai.responses import error_headers, error_json
+from app.api.error_shapes import REQUEST_ID_HEADER, answer_headers, error_body
+from app.api.openai.responses import error_headers
 from app.deployments.ingress.http.http_rules import HttpRules
 from app.deployments.ingress.ignored_fields import ignored_header
 from app.deployments.ingress.openapi.document import openapi_document
+from app.deployments.ingress.routes.anthropic import anthropic_routes
 from app.deployments.ingress.routes.docs import docs_routes
 from app.deployments.ingress.routes.model import model_routes
 from app.deployments.ingress.routes.native import native_routes
@@ -26,7 +28,7 @@ from app.deployments.ingress.routes.responses import responses_routes
 from app.deployments.ingress.routes.tokens import tokens_routes
 from app.deployments.ingress.service import Service
 from app.deployments.messages import Json
-from app.errors import InvalidRequestError, RequestError
+from app.errors import InternalError, InvalidRequestError, RequestError
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,6 +55,7 @@ def build_api(service: Service) -> FastAPI:
     for routes in (
         openai_routes,
         responses_routes,
+        anthropic_routes,
         native_routes,
         model_routes,
         tokens_routes,
@@ -64,9 +67,10 @@ def build_api(service: Service) -> FastAPI:
 
 
 async def _request_error(request: Request, error: RequestError) -> JSONResponse:
+    where = (request.url.path, request.headers.get(REQUEST_ID_HEADER))
     ignored = error.ignored_fields or getattr(request.state, "ignored_fields", ())
-    headers = {**error_headers(error), **ignored_header(ignored)}
-    return JSONResponse(error_json(error), status_code=error.status, headers=headers)
+    headers = {**answer_headers(*where), **error_headers(error), **ignored_header(ignored)}
+    return JSONResponse(error_body(error, *where), status_code=error.status, headers=headers)
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
@@ -75,12 +79,13 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {error.detail}"
-    answer = error_json(InvalidRequestError(message, code="not_found" if error.status_code == 404 else None))
-    return JSONResponse(answer, status_code=error.status_code, headers=error.headers)
+    shown = InvalidRequestError(message, code="not_found" if error.status_code == 404 else None)
+    shown.status = error.status_code
+    answer = await _request_error(request, shown)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:
-    logger.exception("request %s failed", request.headers.get("x-request-id"), exc_info=error)
-    failure = {"message": "internal error; the server's log has more", "type": "server_error"}
-    answer = {"error": {**failure, "param": None, "code": "internal_error"}}
-    return JSONResponse(answer, status_code=500)
+    logger.exception("request %s failed", request.headers.get(REQUEST_ID_HEADER), exc_info=error)
+    return await _request_error(request, InternalError())

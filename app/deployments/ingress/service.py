@@ -35,6 +35,7 @@ from app.hashing import MAX_SALT_CHARS, WORKER_SALT_CHARS
 from app.models.context import context_length, resolve_max_model_len
 from app.models.store import resolve_model, served_name, served_names
 from app.text.chat_prompt import ChatPrompter
+from app.text.dropped_lines import DroppedLines
 from app.text.output.formats import OutputFormats
 from app.text.text_stream import TextStream
 from app.text.tokenizer import Tokenizer
@@ -97,7 +98,7 @@ class Service:
         self.reader = RequestReader(
             config.ingress,
             self.tokenizer,
-            ChatPrompter(self.tokenizer, config.model),
+            ChatPrompter(self.tokenizer, config.model, DroppedLines(config.ingress.dropped_system_lines)),
             # A worker by URL may have no grammars, or other ones.
             OutputFormats(self.tokenizer, config.model, constrains=config.remote_ranks is None),
             model_names=self.model_names,

@@ -22,9 +22,14 @@ def cached_tokens(answer: httpx.Response) -> int:
 
 
 def refused(response: httpx.Response, status: int, **expected: Any) -> str:
-    """The message of a well-formed error with this status and these fields."""
+    """The message of a well-formed error with this status and these fields, in either shape."""
     assert response.status_code == status, response.text
-    error: Json = response.json()["error"]
+    body: Json = response.json()
+    error: Json = body["error"]
+    if body.get("type") == "error":
+        assert body["request_id"] == response.headers["request-id"]
+        details = error.pop("details", {})
+        error |= {"param": details.get("param"), "code": details.get("error_code")}
     assert error.keys() == {"message", "type", "param", "code"}
     assert error | expected == error
     message: str = error["message"]

@@ -5,26 +5,28 @@ header bytes that aren't ASCII        400, which names the header
 HEAD                                  as GET, without the body
 OPTIONS                               204 with the methods of the path in Allow, or a browser's question
 Origin in `ingress.cors_origins`      the headers by which a browser lets a page read the answer (CORS)
+below /v1/messages                    `request-id`, by which Anthropic's clients know a request
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.openai.responses import error_json
+from app.api.error_shapes import REQUEST_ID_HEADER, answer_headers, error_body
 from app.errors import InvalidRequestError
 from app.settings.ingress import IngressConfig
 
 EXPOSED_HEADERS = (
     "x-dp-rank",
     "x-request-id",
+    "request-id",
     "x-kvbeacon-ignored-fields",
     "x-kvbeacon-cache",
     "retry-after",
@@ -53,11 +55,12 @@ class HttpRules:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": _SLASHES.sub("/", scope["path"]).rstrip("/") or "/"}
+        send = _with_headers(answer_headers(scope["path"], _request_id(scope)), send)
         strange = [name for name, value in scope["headers"] if not (name.isascii() and value.isascii())]
         if strange:
-            await _refuse(strange[0], send)
+            await _refuse(strange[0], scope, send)
             return
-        scope = {**scope, "path": _SLASHES.sub("/", scope["path"]).rstrip("/") or "/"}
         origins = self._settings().cors_origins
         origin = Headers(scope=scope).get("origin")
         if origin is not None and ("*" in origins or origin in origins):
@@ -112,10 +115,27 @@ def _bodiless(send: Send) -> Send:
     return send_without_body
 
 
-async def _refuse(name: bytes, send: Send) -> None:
+def _request_id(scope: Scope) -> str | None:
+    return Headers(scope=scope).get(REQUEST_ID_HEADER)
+
+
+def _with_headers(added: Mapping[str, str], send: Send) -> Send:
+    if not added:
+        return send
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(added)
+        await send(message)
+
+    return send_with_headers
+
+
+async def _refuse(name: bytes, scope: Scope, send: Send) -> None:
     shown = name.decode("ascii", "backslashreplace")
     message = f"{shown}: bytes that aren't ASCII; a header has only ASCII characters"
-    body = msgspec.json.encode(error_json(InvalidRequestError(message, param=shown, code="invalid_header")))
+    error = InvalidRequestError(message, param=shown, code="invalid_header")
+    body = msgspec.json.encode(error_body(error, scope["path"], _request_id(scope)))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -139,3 +139,18 @@ def test_origins_that_are_allowed(origin: str) -> None:
 def test_origins_that_are_none(origin: str) -> None:
     with pytest.raises(ValueError, match="http://host or https://host is needed"):
         IngressConfig(cors_origins=(origin,))
+
+
+@pytest.mark.parametrize("more", [(), ((b"x-name", b"\xff"),)])
+async def test_anthropics_clients_read_the_requests_id_and_errors_in_their_shape(
+    more: tuple[tuple[bytes, bytes], ...],
+) -> None:
+    answer = await ask("GET", "/v1//messages/", headers=[(b"x-request-id", b"r1"), *more])
+    assert answer.headers["request-id"] == "r1"
+    if more:
+        assert (answer.status_code, answer.json()["type"], answer.json()["request_id"]) == (
+            400,
+            "error",
+            "r1",
+        )
+    assert "request-id" not in (await ask("GET", "/v1/models", headers=[(b"x-request-id", b"r1")])).headers
