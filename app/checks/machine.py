@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from app.api.access.access import check_key_files
 from app.checks.plan import Plan
 from app.config import AppConfig
 from app.engine.check import check_architecture, check_backend, ranks_in_memory
@@ -63,6 +64,7 @@ def check_for_control(plan: Plan) -> None:
     Raises:
         ModelError, ConfigError: what one of them would raise when it starts.
     """
+    check_key_files(plan.config.ingress.access)
     check_model(plan.config, weights=False)
     if plan.events.config is not None and plan.events.config.curve is not None:
         load_router_keys(plan.events.config.curve)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.api.openai.responses import error_headers, error_json
+from app.deployments.ingress.access.gate import Gate
 from app.deployments.ingress.http.http_rules import HttpRules
 from app.deployments.ingress.routes.model import model_routes
 from app.deployments.ingress.routes.native import native_routes
@@ -28,6 +29,8 @@ logger = logging.getLogger("ray.serve")
 def build_api(service: Service) -> FastAPI:
     """The application that answers with what `service` does."""
     api = FastAPI(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
+    # The last one is the first that sees a request.
+    api.add_middleware(Gate, entrance=lambda: service.entrance, answer_error=_request_error)
     api.add_middleware(HttpRules, settings=lambda: service.config.ingress)
     api.exception_handler(RequestError)(_request_error)
     api.exception_handler(ClientDisconnect)(_gone)

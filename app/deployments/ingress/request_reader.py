@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
+from app.deployments.ingress.access.visit import Visit, visit_of
 from app.deployments.ingress.http.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
 from app.generation import GenerateRequest, SamplingParams
@@ -43,6 +45,7 @@ class PreparedRequest(Generic[Body_co]):
         tenant: the tenant's label, if there are tenants.
         ignored_fields: fields of the body that change nothing here, and of which the client must be told.
         output: how a chat's output is read.
+        visit: what it holds of limits, and its time.
     """
 
     body: Body_co
@@ -53,6 +56,7 @@ class PreparedRequest(Generic[Body_co]):
     tenant: str | None = None
     ignored_fields: tuple[str, ...] = ()
     output: OutputFormat = PLAIN_OUTPUT
+    visit: Visit = field(default_factory=Visit)
 
 
 class RequestReader:
@@ -92,11 +96,22 @@ class RequestReader:
 
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
+                Or the body is too slow, or the request's time is over.
         """
+        visit = visit_of(request)
+        async with nullcontext() if visit.deadline is None else visit.deadline.ends():
+            return await self._read(request, parse, visit)
+
+    async def _read(
+        self, request: Request, parse: Callable[[bytes], Body], visit: Visit
+    ) -> PreparedRequest[Body]:
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, prompt = await self._prepare(await read_body(request, self._config.max_request_bytes), parse)
+        limits = self._config
+        raw = await read_body(request, limits.max_request_bytes, limits.body_timeout_s)
+        visit.begin_wait()
+        body, prompt = await self._prepare(raw, parse)
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
@@ -117,6 +132,7 @@ class RequestReader:
             tenant=None if tenant is None else hashing.tenant_label(tenant),
             ignored_fields=(*body.ignored_fields, *prompt.ignored_fields),
             output=output,
+            visit=visit,
         )
 
     def _output(self, body: PromptBody, prompt: Prompt) -> tuple[SamplingParams, OutputFormat]:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from app.api.bodies import PromptBody
 from app.config import AppConfig
 from app.deployments.background import BatchSender
+from app.deployments.ingress.access.gate import Entrance
 from app.deployments.ingress.dispatch.dispatcher import Dispatcher
 from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.ingress.dispatch.rank_search import SearchLimits
@@ -64,6 +65,7 @@ class Service:
         config, events: the present ones.
         max_model_len: tokens of the context.
         tokenizer: the model's.
+        entrance: lets requests in.
         reader: the one way in for prompts.
         ignored: tells which fields were ignored.
         routers, directory, control: ask all routers, and all ranks.
@@ -84,6 +86,7 @@ class Service:
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
+        self.entrance = Entrance(config.ingress)
         model_dir = resolve_model(config.model, weights=False)
         self.config = config
         self.events = events
@@ -149,11 +152,19 @@ class Service:
         """The request's output, and what its client is told of its cached tokens.
 
         Raises:
-            RequestError: no rank took it.
+            RequestError: no rank took it, its time is over, or its key has no tokens left.
         """
+        visit = prepared.visit
+        visit.charge_prompt(len(prepared.generate.prompt_token_ids))
         notes = self._notes.of(prepared)
-        start = partial(self._dispatcher.start, on_choice=notes.on_choice)
+        start = partial(
+            self._dispatcher.start,
+            on_choice=notes.on_choice,
+            on_tokens=visit.charge_output,
+            deadline=visit.deadline,
+        )
         stream = await _dispatch(prepared, start)
+        visit.begin_output()
         notes.report.begin(stream)
         return stream, notes.report
 
