@@ -16,6 +16,7 @@ from app.api.bodies import PromptBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
 from app.api.openai.requests import ChatRequest
 from app.deployments.ingress.access.visit import Visit, visit_of
+from app.deployments.ingress.http.body_size import check_size
 from app.deployments.ingress.http.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
 from app.generation import GenerateRequest, SamplingParams
@@ -161,8 +162,13 @@ class RequestReader:
         """The body and its prompt; a long body is worked on in a thread, off the event loop."""
 
         def prepare() -> tuple[Body, Prompt]:
+            check_size(raw, self._max_model_len)
             body = parse(raw)
-            return body, self._prompt(body)
+            try:
+                return body, self._prompt(body)
+            except PromptTooLongError as error:
+                error.param = body.prompt_field
+                raise
 
         return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
 
@@ -172,7 +178,7 @@ class RequestReader:
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
             add_special_tokens = body.add_special_tokens is not False
-            token_ids = self._tokenizer.encode(body.prompt, add_special_tokens)
+            token_ids = self._tokenizer.encode(body.prompt, add_special_tokens, most=self._max_model_len)
             return Prompt(token_ids, source=PromptSource(body.prompt))
         return Prompt(body.prompt)
 

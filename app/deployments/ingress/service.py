@@ -97,7 +97,7 @@ class Service:
         self.reader = RequestReader(
             config.ingress,
             self.tokenizer,
-            ChatPrompter(self.tokenizer, config.model),
+            ChatPrompter(self.tokenizer, config.model, most=self.max_model_len),
             # A worker by URL may have no grammars, or other ones.
             OutputFormats(self.tokenizer, config.model, constrains=config.remote_ranks is None),
             model_names=self.model_names,

@@ -9,12 +9,13 @@ import pytest
 from app.deployments.ingress.dispatch.deadline import Deadline
 from app.errors import DeadlineError, NoRankError
 from tests.support.dispatch_rig import FIRST, LAST, RANKS, REQUEST, Rig
+from tests.support.fake_deployments import Silence
 
 SOON_S, LONG_S = 0.05, 60.0
 
 
 async def test_a_time_that_is_over_before_the_first_token() -> None:
-    rig = Rig(RANKS, {"a": ["wait"]})
+    rig = Rig(RANKS, {"a": [Silence()]})
     with pytest.raises(DeadlineError, match=r"time is over \(header = 0.05 s\)"):
         await rig.dispatcher.start(REQUEST, None, None, deadline=Deadline(SOON_S, "header"))
     assert rig.results == [(0, "aborted")]
@@ -29,8 +30,8 @@ async def test_a_time_that_is_over_while_no_rank_is_found() -> None:
 
 
 async def test_a_time_that_is_over_in_the_middle() -> None:
-    rig = Rig(RANKS, {"a": [FIRST, "wait"]})
-    deadline = Deadline(1.0, "header")
+    rig = Rig(RANKS, {"a": [FIRST, Silence()]})
+    deadline = Deadline(0.3, "header")
     stream = await rig.dispatcher.start(REQUEST, None, None, deadline=deadline)
     chunks = aiter(stream)
     await anext(chunks)

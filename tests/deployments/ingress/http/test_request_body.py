@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
 import zlib
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.deployments.ingress.http.request_body import read_body
-from app.errors import InvalidRequestError, RequestTooLargeError, UnsupportedEncodingError
+from app.errors import InvalidRequestError, RequestTooLargeError, SlowBodyError, UnsupportedEncodingError
 
 TEXT = b'{"prompt": "Hello, hello, hello"}'
 
