@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.api.access.access import check_key_files as check_api_keys
-from app.checks.machine import check_model, has_python
+from app.checks.machine import check_model, check_worker_keys, has_python
 from app.checks.overrides import check_overrides
 from app.checks.plan import Plan, make_plan
 from app.engine.check import check_arguments
@@ -63,6 +63,7 @@ def check(file: Path, *, is_redeploy: bool = False) -> None:
         for rank, endpoint, port in _endpoints(plan):
             ports.take(f"rank {rank}", endpoint.host, port)
     for plan in plans:
+        check_worker_keys(plan.config)
         if not has_python(plan.config):
             python = plan.config.resources.python
             logger.warning("resources.python = %s can't be run here: the ranks' machines need it", python)

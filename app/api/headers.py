@@ -6,6 +6,7 @@ Kept in one place, so that every API reads them alike. A header of a tenant or a
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,13 +18,27 @@ SESSION_HEADER = "x-session-id"
 RANK_HEADER = "X-Data-Parallel-Rank"
 TIMEOUT_HEADER = "x-kvbeacon-timeout-s"
 KEY_HEADER = "x-api-key"
+ID_HEADER = "x-request-id"
+MAX_ID_CHARS = 64
 
 MAX_NAME_CHARS = 256
 
 # Visible ASCII: what every proxy passes on as it is. A comma may be two headers that a proxy made one.
 NAME = re.compile(rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}")
 _RANK = re.compile(r"-?[0-9]{1,18}")
+_NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def new_request_id(headers: Headers) -> str:
+    """A request's name for routers and ranks, their logs and its answer: the header's, and eight digits.
+
+    Clients may send one id twice, so it can't be the name by itself. Characters that a path, a log or a wire
+    might take for something else become underscores, and long ids are cut.
+    """
+    given = _NOT_IN_ID.sub("_", headers.get(ID_HEADER, ""))[:MAX_ID_CHARS]
+    own = uuid.uuid4().hex
+    return f"{given}-{own[:8]}" if given else own
 
 
 def given_keys(headers: Headers) -> list[str]:

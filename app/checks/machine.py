@@ -51,11 +51,18 @@ def check_for_rank(plan: Plan) -> int | None:
     """
     config = plan.config
     check_backend(config)
+    check_worker_keys(config)
     has_weights = config.remote_ranks is None and is_local(config.model)
     folder = check_model(config, weights=has_weights)
     if plan.events.config is not None and plan.events.config.curve is not None:
         load_rank_keys(plan.events.config.curve)
     return ranks_in_memory(config, folder)
+
+
+def check_worker_keys(config: AppConfig) -> None:
+    """Raises `ConfigError` if a file that has a worker's key can't be read, or has none."""
+    for worker in () if config.remote_ranks is None else config.remote_ranks.workers:
+        worker.read_api_key()
 
 
 def check_for_control(plan: Plan) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from starlette.requests import Request
 
 from app import hashing
 from app.api.bodies import PromptBody
-from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
+from app.api.headers import PinnedRank, named_session, named_tenant, new_request_id, pinned_rank
 from app.api.openai.requests import ChatRequest
 from app.deployments.ingress.access.visit import Visit, visit_of
 from app.deployments.ingress.http.body_size import check_size
@@ -116,7 +115,7 @@ class RequestReader:
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
-            uuid.uuid4().hex,
+            new_request_id(request.headers),
             prompt.token_ids,
             params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
