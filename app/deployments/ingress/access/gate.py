@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +19,8 @@ from app.settings.ingress import IngressConfig
 
 WITH_BODIES = ("POST", "PUT")
 """Methods of requests that limits are for: what asks for no output costs next to nothing."""
+REFUSED_BODY_S = 1.0
+"""For the rest of a body whose request is refused."""
 
 AnswerError = Callable[[Request, RequestError], Awaitable[Response]]
 
@@ -78,12 +82,24 @@ class Gate:
             visit = await self._entrance().admit(request)
         except RequestError as error:
             answer = await self._answer_error(request, error)
+            if request.method in WITH_BODIES and not await _comes_whole(receive):
+                answer.headers["connection"] = "close"  # else it could go on for ever
             await answer(scope, receive, send)
             return
         try:
             await self._app({**scope, VISIT: visit}, receive, send)
         finally:
             visit.leave()
+
+
+async def _comes_whole(receive: Receive) -> bool:
+    """Whether a body that nobody reads ends soon. A connection that is closed before may lose the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REFUSED_BODY_S):
+            while (await receive()).get("more_body", False):
+                pass
+            return True
+    return False
 
 
 def _route_path(scope: Scope) -> str:

@@ -6,6 +6,9 @@ ingress answers nobody else. To count them takes milliseconds, and lets others r
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+
 from app.errors import PromptTooLongError
 
 MORE_VALUES = 50_000
@@ -23,28 +26,30 @@ def check_size(body: bytes, max_tokens: int) -> None:
         PromptTooLongError: it has.
     """
     most = max_tokens + MORE_VALUES
-    # Each of them, but for the first, comes after one of these; strings have some too.
-    if _count(body) > most and (num_values := _count(_without_strings(body))) > most:
-        message = f"the body has {num_values} JSON values; a prompt has at most {max_tokens} tokens here"
+    # Each value, but for the first, comes after one of these; strings have some too.
+    if _exceeds(_pieces(body), most) and _exceeds(_without_strings(body), most):
+        message = f"the body has more than {most} JSON values; a prompt has at most {max_tokens} tokens here"
         raise PromptTooLongError(f"{message}, and all the rest at most {MORE_VALUES} values")
 
 
-def _count(text: bytes) -> int:
-    pieces = (text[start : start + PIECE] for start in range(0, len(text), PIECE))
-    return sum(len(piece.translate(None, _NO_VALUES)) for piece in pieces)
+def _exceeds(pieces: Iterable[bytes], most: int) -> bool:
+    """Whether they have more of `_VALUES`; no more of them is looked at than that needs."""
+    counts = accumulate(len(piece.translate(None, _NO_VALUES)) for piece in pieces)
+    return any(count > most for count in counts)
 
 
-def _without_strings(body: bytes) -> bytes:
+def _pieces(body: bytes) -> Iterator[bytes]:
+    return (body[start : start + PIECE] for start in range(0, len(body), PIECE))
+
+
+def _without_strings(body: bytes) -> Iterator[bytes]:
     """What is outside of strings: every other part between quotes, but for those that are escaped."""
-    bare: list[bytes] = []
     is_inside, rest = False, b""
-    for start in range(0, len(body), PIECE):
-        piece = rest + body[start : start + PIECE]
-        rest = b""
+    for piece in _pieces(body):
+        piece = rest + piece
         num_slashes = len(piece) - len(piece.rstrip(b"\\"))
-        if num_slashes % 2:  # what it escapes is in the next piece
-            piece, rest = piece[:-1], b"\\"
+        # What the last of an odd number escapes is in the next piece.
+        piece, rest = (piece[:-1], b"\\") if num_slashes % 2 else (piece, b"")
         parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        bare += parts[is_inside::2]
+        yield b"".join(parts[is_inside::2])
         is_inside ^= len(parts) % 2 == 0
-    return b"".join(bare)

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Message
 
 from app.api.openai.responses import error_headers, error_json
+from app.deployments.ingress.access import gate
 from app.deployments.ingress.access.gate import Entrance, Gate
 from app.deployments.ingress.access.visit import visit_of
 from app.deployments.ingress.http.http_rules import HttpRules
@@ -99,14 +100,20 @@ def keys_file(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 KeysFile = Callable[..., dict[str, Any]]
 
 
-async def test_without_a_key_nothing_of_the_body_is_read(keys_file: KeysFile) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        raise AssertionError("it was read")
-        yield b""
+async def test_without_a_key_no_body_is_waited_for(
+    keys_file: KeysFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.Event().wait()
 
+    monkeypatch.setattr(gate, "REFUSED_BODY_S", 0.01)
     async with Server(**keys_file()).client() as client:
-        answer = await client.post("/wait", content=body())
+        answer = await client.post("/wait", content=endless())
+        assert (answer.status_code, answer.headers["connection"]) == (401, "close")
+        answer = await client.post("/wait", content=b"{}")
         assert answer.status_code == 401
+        assert "connection" not in answer.headers
         assert answer.headers["www-authenticate"] == "Bearer"
         error = answer.json()["error"]
         assert (error["type"], error["code"], error["param"]) == (

@@ -35,7 +35,7 @@ def test_values_are_counted_outside_of_strings_alone(value: Any, piece: int) -> 
         patch.setattr(body_size, "MORE_VALUES", 0)
         check_size(body, expected)
         if expected:
-            with pytest.raises(PromptTooLongError, match=rf"has {expected} JSON values"):
+            with pytest.raises(PromptTooLongError, match=rf"has more than {expected - 1} JSON values"):
                 check_size(body, expected - 1)
 
 
