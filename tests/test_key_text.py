@@ -52,7 +52,12 @@ def url(asked: list[str | None]) -> str:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=lambda: (server.handle_request(), server.server_close())).start()
+
+    def answer_once() -> None:
+        with server:
+            server.handle_request()
+
+    Thread(target=answer_once).start()
     return f"http://127.0.0.1:{server.server_port}"
 
 
