@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from app.api.access.access import Access
+from app.check import IMPORT_PATH, check
 from app.errors import ConfigError, NotAllowedError, NotAuthenticatedError
 from app.settings.access import AccessConfig
 from app.validation import validate
+from tests.support.free_ports import find_free_ports
 
 CLIENT, ADMIN, WRONG = "sk-client-0123456789", "sk-admin-0123456789", "sk-wrong-0123456789"
 PATHS = (
@@ -85,3 +88,21 @@ def test_settings() -> None:
         validate(AccessConfig, {"server_info_needs_key": True}, where="access")
     with pytest.raises(ConfigError, match="allowed is an absolute path"):
         validate(AccessConfig, {"keys_file": "keys.yaml"}, where="access")
+
+
+@pytest.mark.parametrize("setting", ["keys_file", "admin_keys_file"])
+def test_the_check_before_a_start_reads_the_files(tmp_path: Path, setting: str) -> None:
+    path = tmp_path / "keys.yaml"
+    application = {
+        "name": "kvbeacon",
+        "import_path": IMPORT_PATH,
+        "args": {"ingress": {"access": {setting: str(path)}}},
+    }
+    file = tmp_path / "serve_config.yaml"
+    http = {"port": find_free_ports(1)}
+    file.write_text(yaml.safe_dump({"http_options": http, "applications": [application]}))
+    with pytest.raises(ConfigError, match=rf"^ingress\.access\.{setting} = '.*': No such file or directory$"):
+        check(file)
+    path.write_text("keys: [{name: some}]")
+    with pytest.raises(ConfigError, match=r"keys\.0: .* either key or sha256 is needed$"):
+        check(file)
