@@ -55,8 +55,15 @@ def graph(graphs: Graphs, tiny_model: str, folder: Path) -> ServeGraph:
         "admin_keys_file": str(folder / "admins"),
         "server_info_needs_key": False,
     }
-    args = tiny_args(tiny_model)
-    return graphs.get({"/": merged(args, {"ingress": {"access": access, "body_timeout_s": BODY_TIMEOUT_S}})})
+    changes = {"ingress": {"access": access, "body_timeout_s": BODY_TIMEOUT_S}}
+    return graphs.get({"/": merged(tiny_args(tiny_model), changes)}, api_key=ADMIN)
+
+
+@pytest.fixture
+def http(graph: ServeGraph) -> Iterator[httpx.Client]:
+    """A client without a key."""
+    with httpx.Client(base_url=graph.url, timeout=60) as client:
+        yield client
 
 
 def bearing(key: str) -> dict[str, str]:
