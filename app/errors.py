@@ -121,11 +121,13 @@ class RequestError(KvbeaconError):
         code: a machine-readable reason, as in OpenAI's error object.
         retry_after_s: whole seconds after which a retry makes sense (HTTP's Retry-After), if one does.
         headers: what else HTTP says of this kind of error, in lower case.
+        ignored_fields: of a body that was refused, the fields that were ignored before its fault was found.
     """
 
     status = 400
     type = "invalid_request_error"
     headers: Mapping[str, str] = MappingProxyType({})
+    ignored_fields: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -97,11 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         detail = error.read().decode(errors="replace")[:500]
         print(f"{given.url}: HTTP {error.code}: {detail}", file=sys.stderr)
         return 1
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"{given.url}: {error}", file=sys.stderr)
+    except (ConfigError, OSError, ValueError) as error:
+        where = "" if isinstance(error, ConfigError) else f"{given.url}: "
+        print(f"{where}{error}", file=sys.stderr)
         return 1
     return 0
 

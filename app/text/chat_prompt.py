@@ -34,11 +34,15 @@ class ChatMessage:
         texts: its content, in the client's parts; none is no text.
         fields: what else a template may read of it: `name`, `tool_calls`, `tool_call_id`,
             `reasoning_content`.
+        content_field, calls_field: the client's fields that hold the texts and the calls, for errors; None
+            where they are OpenAI's, by the message's place: `messages.0.content`, `messages.0.tool_calls`.
     """
 
     role: str
     texts: tuple[str, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
+    content_field: str | None = field(default=None, compare=False)
+    calls_field: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Chat:
         variables: the template's by their names (`chat_template_kwargs`); those that it doesn't read are
             ignored.
         hints: the same for fields of the request itself.
+        hint_fields: these fields' names, where they aren't the variables'.
         required: the same, but what the template doesn't read is refused: `tools`, `documents`.
     """
 
@@ -62,6 +67,7 @@ class Chat:
     add_special_tokens: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     hints: Mapping[str, Any] = field(default_factory=dict)
+    hint_fields: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -145,7 +151,7 @@ class ChatPrompter:
         text = write([self._shown(template, each) for each in given])
         _check_whole(chat.messages, messages, text)
         if chat.continue_final_message:
-            text = _cut_at(mark, text, len(messages) - 1)
+            text = _cut_at(mark, text, _content_field(chat.messages[-1], len(messages) - 1))
         pieces = hidden.pieces(text)
         source = PromptSource(
             "".join(piece for piece, _ in pieces),
@@ -186,12 +192,14 @@ def _variables(template: ChatTemplate, chat: Chat) -> tuple[dict[str, Any], tupl
         path = f"chat_template_kwargs.{own}"
         raise InvalidRequestError(f"{path}: send it as the field {own}", param=path, code="unsupported_field")
     given = {f"chat_template_kwargs.{name}": (name, value) for name, value in chat.variables.items()}
-    given |= {name: (name, value) for name, value in chat.hints.items()}
+    names = chat.hint_fields
+    given |= {names.get(name, name): (name, value) for name, value in chat.hints.items()}
     ignored = tuple(path for path, (name, _) in given.items() if name not in template.variables)
     variables = {name: value for name, value in given.values() if name in template.variables}
     if chat.hints.get("reasoning_effort") == "none" and "enable_thinking" in template.variables:
         variables.setdefault("enable_thinking", False)
-        ignored = tuple(path for path in ignored if path != "reasoning_effort")
+        effort = names.get("reasoning_effort", "reasoning_effort")
+        ignored = tuple(path for path in ignored if path != effort)
     return {**variables, **chat.required}, ignored
 
 
@@ -200,11 +208,15 @@ def _ending_in(message: ChatMessage, mark: str) -> ChatMessage:
     return replace(message, texts=(*texts, last + mark))
 
 
-def _cut_at(mark: str, text: str, place: int) -> str:
-    """`text` up to the end of message `place`, which ends in `mark` and a space, as transformers cuts it."""
+def _content_field(message: ChatMessage, place: int) -> str:
+    return message.content_field or f"messages.{place}.content"
+
+
+def _cut_at(mark: str, text: str, field: str) -> str:
+    """`text` up to the end of the message of `field`, in `mark` and a space, as transformers cuts it."""
     before, found, after = text.rpartition(mark)
     if not found:
-        raise _left_out(f"messages.{place}.content", "the message that is to be continued")
+        raise _left_out(field, "the message that is to be continued")
     # A template that trims its messages would have trimmed this one too.
     return before if after.startswith(" ") else before.rstrip()
 
@@ -221,11 +233,12 @@ def _check_whole(given: Sequence[ChatMessage], rendered: Sequence[ChatMessage], 
         texts = zip(message.texts, shown_as.texts, strict=True)
         missing = [text for text, rendered_text in texts if not _has(prompt, rendered_text)]
         if missing and message.role in ("user", "tool"):
-            raise _left_out(f"messages.{place}.content", shown(missing[0]))
+            raise _left_out(_content_field(message, place), shown(missing[0]))
         for call in shown_as.fields.get("tool_calls", ()):
             name = call["function"]["name"]
             if not _has(prompt, name):
-                raise _left_out(f"messages.{place}.tool_calls", f"the call of {shown(name)}")
+                calls_field = message.calls_field or f"messages.{place}.tool_calls"
+                raise _left_out(calls_field, f"the call of {shown(name)}")
 
 
 def _left_out(path: str, what: str) -> InvalidRequestError:

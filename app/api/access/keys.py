@@ -89,13 +89,7 @@ def parse_keys(content: bytes) -> Keys:
     Raises:
         ValueError: it isn't such a file. The message has the places, and nothing of a key.
     """
-    try:
-        document = yaml.load(content, Loader=_LOADER)
-    except yaml.MarkedYAMLError as error:
-        where = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise ValueError(f"it isn't YAML{where}") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ValueError("it isn't YAML") from None
+    document = _document(content)
     if not isinstance(document, dict) or document.keys() != {"keys"} or document["keys"] is None:
         raise ValueError("a mapping is needed that has the list `keys`, and nothing else")
     try:
@@ -109,6 +103,16 @@ def parse_keys(content: bytes) -> Keys:
     if len(found) < len(entries):
         raise ValueError("keys: two names have one key")
     return found
+
+
+def _document(content: bytes) -> Any:
+    try:
+        return yaml.load(content, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        where = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise ValueError(f"it isn't YAML{where}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ValueError("it isn't YAML") from None
 
 
 def _limits_of(entry: _Entry) -> KeyLimits:

@@ -12,12 +12,13 @@ from starlette.requests import Request
 
 from app import hashing
 from app.api.bodies import PromptBody
+from app.api.chat_body import ChatBody
 from app.api.headers import PinnedRank, named_session, named_tenant, new_request_id, pinned_rank
-from app.api.openai.requests import ChatRequest
+from app.api.openai.prompts import of_prompt
 from app.deployments.ingress.access.visit import Visit, visit_of
 from app.deployments.ingress.http.body_size import check_size
 from app.deployments.ingress.http.request_body import read_body
-from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestError, shown
 from app.generation import GenerateRequest, SamplingParams
 from app.settings.ingress import IngressConfig
 from app.text.chat_prompt import TOKENS_ONLY, ChatPrompter, Prompt, PromptSource
@@ -29,6 +30,7 @@ LONG_BODY = 20_000
 """Bytes of a body that take some 10 ms to parse and tokenize."""
 
 Body = TypeVar("Body", bound=PromptBody)
+Result = TypeVar("Result")
 Body_co = TypeVar("Body_co", bound=PromptBody, covariant=True)
 
 
@@ -98,24 +100,48 @@ class RequestReader:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
                 Or the body is too slow, or the request's time is over.
         """
-        visit = visit_of(request)
-        async with nullcontext() if visit.deadline is None else visit.deadline.ends():
-            return await self._read(request, parse, visit)
+        (prepared,) = await self.read_all(request, lambda raw: (parse(raw),))
+        return prepared
 
-    async def _read(
-        self, request: Request, parse: Callable[[bytes], Body], visit: Visit
-    ) -> PreparedRequest[Body]:
+    async def read_all(
+        self, request: Request, parse: Callable[[bytes], Sequence[Body]]
+    ) -> list[PreparedRequest[Body]]:
+        """The requests of a body of which `parse` makes one for each prompt. Raises as `read` does.
+
+        The id of each of several is the answer's with a hyphen and its number.
+        """
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        limits = self._config
-        raw = await read_body(request, limits.max_request_bytes, limits.body_timeout_s)
-        visit.begin_wait()
-        body, prompt = await self._prepare(raw, parse)
+        bodies = await self.worked_on(
+            request, lambda raw: [(body, self._prompt(body)) for body in parse(raw)]
+        )
+        first, prompt_of_first = bodies[0]
+        # An error from now on tells of them too.
+        request.state.ignored_fields = (*first.ignored_fields, *prompt_of_first.ignored_fields)
+        answer_id = new_request_id(request.headers)
+        prepared = []
+        for place, (body, prompt) in enumerate(bodies):
+            request_id = answer_id if len(bodies) == 1 else f"{answer_id}-{place}"
+            try:
+                prepared.append(self._prepared(request, request_id, body, prompt, tenant, session_id))
+            except RequestError as error:
+                raise error if len(bodies) == 1 else of_prompt(error, place) from None
+        return prepared
+
+    def _prepared(
+        self,
+        request: Request,
+        request_id: str,
+        body: Body,
+        prompt: Prompt,
+        tenant: str | None,
+        session_id: str | None,
+    ) -> PreparedRequest[Body]:
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
-            new_request_id(request.headers),
+            request_id,
             prompt.token_ids,
             params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
@@ -132,19 +158,19 @@ class RequestReader:
             tenant=None if tenant is None else hashing.tenant_label(tenant),
             ignored_fields=(*body.ignored_fields, *prompt.ignored_fields),
             output=output,
-            visit=visit,
+            visit=visit_of(request),
         )
 
     def _output(self, body: PromptBody, prompt: Prompt) -> tuple[SamplingParams, OutputFormat]:
         """How the engine samples, and how its output is read."""
-        if not isinstance(body, ChatRequest):
+        if not isinstance(body, ChatBody):
             return body.engine_params(), PLAIN_OUTPUT
         wish = body.wish()
         params = body.engine_params()
         output = self._outputs.of(
             wish,
             is_thinking=prompt.is_thinking,
-            separates=body.separate_reasoning,
+            separates=body.splits_thoughts,
             wanted=params.structured_output,
         )
         return self._outputs.constrained(params, wish, output), output
@@ -152,28 +178,47 @@ class RequestReader:
     def _cache_salt(self, tenant: str | None, given: str | None) -> str | None:
         return given if tenant is None else hashing.tenant_salt(tenant, given, self._tenant_salt_chars)
 
+    def check_model(self, name: str | None) -> None:
+        """Raises `ModelNameError` if a request names another model than the served one."""
+        if name is not None:
+            self.check_model_name(name)
+
     def check_model_name(self, name: str) -> None:
         """Raises `ModelNameError` unless `name` is the served model's."""
         if name not in self._model_names:
             raise ModelNameError(f"model = {shown(name)}; served here: {one_of(self._model_names)}")
 
-    async def _prepare(self, raw: bytes, parse: Callable[[bytes], Body]) -> tuple[Body, Prompt]:
-        """The body and its prompt; a long body is worked on in a thread, off the event loop."""
+    async def worked_on(self, request: Request, work: Callable[[bytes], Result]) -> Result:
+        """What `work` makes of a request's body; of a long one in a thread, off the event loop.
 
-        def prepare() -> tuple[Body, Prompt]:
+        Raises:
+            RequestError: the body can't be read or is too slow, what `work` raises, or the time is over.
+        """
+        visit, limits = visit_of(request), self._config
+
+        def checked(raw: bytes) -> Result:
             check_size(raw, self._max_model_len)
-            body = parse(raw)
-            try:
-                return body, self._prompt(body)
-            except PromptTooLongError as error:
-                error.param = body.prompt_field
-                raise
+            return work(raw)
 
-        return prepare() if len(raw) < LONG_BODY else await asyncio.to_thread(prepare)
+        async with nullcontext() if visit.deadline is None else visit.deadline.ends():
+            raw = await read_body(request, limits.max_request_bytes, limits.body_timeout_s)
+            visit.begin_wait()
+            return checked(raw) if len(raw) < LONG_BODY else await asyncio.to_thread(checked, raw)
+
+    def chat_prompt(self, body: ChatBody) -> Prompt:
+        """The prompt of a chat; may take long for a long one."""
+        return self._prompter.prompt(body.chat())
 
     def _prompt(self, body: PromptBody) -> Prompt:
-        if isinstance(body, ChatRequest):
-            return self._prompter.prompt(body.chat())
+        try:
+            return self._prompt_of(body)
+        except PromptTooLongError as error:
+            error.param = body.prompt_field
+            raise
+
+    def _prompt_of(self, body: PromptBody) -> Prompt:
+        if isinstance(body, ChatBody):
+            return self.chat_prompt(body)
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
             add_special_tokens = body.add_special_tokens is not False
@@ -182,8 +227,7 @@ class RequestReader:
         return Prompt(body.prompt)
 
     def _check_prompt(self, body: PromptBody, token_ids: list[int]) -> None:
-        if body.model is not None:
-            self.check_model_name(body.model)
+        self.check_model(body.model)
         if not token_ids:
             message = f"{body.prompt_field}: no tokens; at least one is needed"
             raise InvalidRequestError(message, param=body.prompt_field)

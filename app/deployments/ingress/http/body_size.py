@@ -6,36 +6,44 @@ ingress answers nobody else. To count them takes milliseconds, and lets others r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
 
 from app.errors import PromptTooLongError
 
 MORE_VALUES = 50_000
-"""Values of a body beside those of a prompt of token ids: messages, tools, schemas, biases."""
+"""Values of a body beside those of prompts of token ids: messages, tools, schemas, biases."""
 PIECE = 2**16
 """Bytes that are looked at in one call, which is well below a millisecond's work."""
-_VALUES = b"[{,"
-_NO_VALUES = bytes(set(range(256)) - set(_VALUES))
+_MARKS = b"[{,"
+_NO_MARKS = bytes(set(range(256)) - set(_MARKS))
 
 
 def check_size(body: bytes, max_tokens: int) -> None:
-    """Refuse JSON that has more values than a prompt of `max_tokens` token ids and `MORE_VALUES`.
+    """Refuse JSON that has more values than its lists could hold as prompts of `max_tokens` token ids.
+
+    Beside these there may be `MORE_VALUES`, and as many lists and objects. No more of the body is looked at
+    than a refusal needs.
 
     Raises:
-        PromptTooLongError: it has.
+        PromptTooLongError: it has more.
     """
-    most = max_tokens + MORE_VALUES
-    # Each value, but for the first, comes after one of these; strings have some too.
-    if _exceeds(_pieces(body), most) and _exceeds(_without_strings(body), most):
-        message = f"the body has more than {most} JSON values; a prompt has at most {max_tokens} tokens here"
-        raise PromptTooLongError(f"{message}, and all the rest at most {MORE_VALUES} values")
+    if sum(len(_marks(piece)) for piece in _pieces(body)) <= MORE_VALUES:  # with those in strings
+        return
+    num_lists = num_objects = num_commas = 0
+    for bare in _without_strings(body):
+        marks = _marks(bare)
+        num_lists += marks.count(b"[")
+        num_objects += marks.count(b"{")
+        num_commas += marks.count(b",")
+        most = MORE_VALUES + max_tokens * num_lists
+        if num_commas > most or num_lists + num_objects > MORE_VALUES:
+            allowed = f"{max_tokens} in a list of token ids, which is the context, and {MORE_VALUES} more"
+            raise PromptTooLongError(f"the body has too many JSON values; at most {allowed}")
 
 
-def _exceeds(pieces: Iterable[bytes], most: int) -> bool:
-    """Whether they have more of `_VALUES`; no more of them is looked at than that needs."""
-    counts = accumulate(len(piece.translate(None, _NO_VALUES)) for piece in pieces)
-    return any(count > most for count in counts)
+def _marks(text: bytes) -> bytes:
+    """All that values come after, but for the first."""
+    return text.translate(None, _NO_MARKS)
 
 
 def _pieces(body: bytes) -> Iterator[bytes]:

@@ -26,23 +26,28 @@ async def read_body(request: Request, limit: int, timeout_s: float = math.inf) -
     if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise UnsupportedEncodingError(encoding)
     unzip = _Unzip(limit) if encoding.endswith("gzip") else None
-    num_read, body = 0, bytearray()
+    body = bytearray()
     in_time = asyncio.timeout(None if timeout_s == math.inf else timeout_s)
     try:
         async with in_time:
-            async for part in request.stream():
-                num_read += len(part)
-                body += part if unzip is None else unzip.take(part)
-                if max(num_read, len(body)) > limit:
-                    raise RequestTooLargeError(f"the body is larger than {limit} bytes")
+            await _read_into(body, request, unzip, limit)
     except TimeoutError:
         if not in_time.expired():
             raise
-        came = f"{num_read} bytes of the body came in {timeout_s:g} s"
+        came = f"{len(body)} bytes of the body came in {timeout_s:g} s"
         raise SlowBodyError(f"{came}, and not its end (ingress.body_timeout_s)") from None
+    return bytes(body)
+
+
+async def _read_into(body: bytearray, request: Request, unzip: _Unzip | None, limit: int) -> None:
+    num_read = 0
+    async for part in request.stream():
+        num_read += len(part)
+        body += part if unzip is None else unzip.take(part)
+        if max(num_read, len(body)) > limit:
+            raise RequestTooLargeError(f"the body is larger than {limit} bytes")
     if unzip is not None:
         unzip.check_whole()
-    return bytes(body)
 
 
 class _Unzip:

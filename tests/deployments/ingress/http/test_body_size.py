@@ -19,28 +19,50 @@ VALUES = st.recursive(
 )
 
 
-def most_commas_and_brackets(value: Any) -> int:
-    if isinstance(value, dict | list):
-        inner = list(value.values()) if isinstance(value, dict) else value
-        return 1 + max(0, len(inner) - 1) + sum(map(most_commas_and_brackets, inner))
-    return 0
+def counts(value: Any) -> tuple[int, int]:
+    """Commas, and lists and objects."""
+    if not isinstance(value, dict | list):
+        return 0, 0
+    inner = [counts(each) for each in (value.values() if isinstance(value, dict) else value)]
+    commas = max(0, len(value) - 1) + sum(each[0] for each in inner)
+    return commas, 1 + sum(each[1] for each in inner)
 
 
 @given(value=VALUES, piece=st.integers(1, 12))
 def test_values_are_counted_outside_of_strings_alone(value: Any, piece: int) -> None:
     body = json.dumps(value).encode()
-    expected = most_commas_and_brackets(value)
+    most = max(counts(value))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(body_size, "PIECE", piece)
-        patch.setattr(body_size, "MORE_VALUES", 0)
-        check_size(body, expected)
-        if expected:
-            with pytest.raises(PromptTooLongError, match=rf"has more than {expected - 1} JSON values"):
-                check_size(body, expected - 1)
+        patch.setattr(body_size, "MORE_VALUES", most)
+        check_size(body, 0)
+        if most:
+            patch.setattr(body_size, "MORE_VALUES", most - 1)
+            with pytest.raises(PromptTooLongError, match=r"too many JSON values"):
+                check_size(body, 0)
 
 
-def test_a_prompt_of_the_whole_context_and_a_text_full_of_commas_fit() -> None:
-    check_size(json.dumps({"prompt": [1] * 8192}).encode(), 8192)
-    check_size(json.dumps({"prompt": ',"[{' * 10**6}).encode(), 8192)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [1] * 8192},
+        {"prompt": [[1] * 8192] * 20},
+        {"prompt": ',"[{' * 10**5},
+        {"messages": [{"role": "user", "content": "a"}] * 8000},
+    ],
+)
+def test_what_may_fit_passes(fields: Any) -> None:
+    check_size(json.dumps(fields).encode(), 8192)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [1] * (8192 + MORE_VALUES + 2)},
+        {"messages": [{}] * (MORE_VALUES + 1)},
+        {"x": [[]] * (MORE_VALUES + 1)},
+    ],
+)
+def test_what_cant_is_refused(fields: Any) -> None:
     with pytest.raises(PromptTooLongError):
-        check_size(json.dumps({"prompt": [1] * (8192 + MORE_VALUES + 1)}).encode(), 8192)
+        check_size(json.dumps(fields).encode(), 8192)
