@@ -18,7 +18,8 @@ import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from app.checks.machine import check_model, has_python
+from app.api.access.access import check_key_files as check_api_keys
+from app.checks.machine import check_model, check_worker_keys, has_python
 from app.checks.overrides import check_overrides
 from app.checks.plan import Plan, make_plan
 from app.engine.check import check_arguments
@@ -44,8 +45,8 @@ def check(file: Path, *, is_redeploy: bool = False) -> None:
 
     Raises:
         ConfigError: the file can't be read, isn't YAML, a setting in it is wrong, an option of Serve's
-            contradicts ours, two parts need one port, or a key file that is readable here isn't what it must
-            be.
+            contradicts ours, two parts need one port, a file of API keys isn't one, or another key file that
+            is readable here isn't what it must be.
         ModelError: a model isn't to be found, can't be fetched, or isn't supported.
         EndpointInUseError: a port that HTTP or a rank needs is taken on this machine.
     """
@@ -62,11 +63,13 @@ def check(file: Path, *, is_redeploy: bool = False) -> None:
         for rank, endpoint, port in _endpoints(plan):
             ports.take(f"rank {rank}", endpoint.host, port)
     for plan in plans:
+        check_worker_keys(plan.config)
         if not has_python(plan.config):
             python = plan.config.resources.python
             logger.warning("resources.python = %s can't be run here: the ranks' machines need it", python)
         elif plan.config.resources.python is None:
             check_arguments(plan.config)
+        check_api_keys(plan.config.ingress.access)
         check_model(plan.config, weights=plan.config.remote_ranks is None)
 
 

@@ -20,26 +20,32 @@ KvbeaconError
     │   ├── LiveRequestIdError  400: another request of the rank has its id, and hasn't ended
     │   └── UnknownRankError    400: the rank that it names is none that there is, or may be
     ├── PromptTooLongError      400: longer than the context or than the KV cache can ever hold
-    ├── NotAllowedError         403: this deployment's config doesn't allow it
+    ├── NotAuthenticatedError   401: a key is needed, and none that is known was sent
+    ├── NotAllowedError         403: this deployment's config, or the key, doesn't allow it
     ├── ModelNameError          404: the request names a model that isn't served here
     ├── UnknownDecisionError    404: no router remembers the request
     ├── UnknownResponseError    404: no response with this id is stored
+    ├── SlowBodyError           408: the body didn't come in time
     ├── RequestTooLargeError    413: the body is larger than this server reads
     ├── UnsupportedEncodingError 415: the body is compressed in another way than gzip
     ├── QueueFullError          429: the rank's queue is full; says when to try again
+    ├── RateLimitError          429: the key's limit is reached; says when to try again
     ├── RequestFailedError      500: the engine could not compute this request
     ├── EngineFailedError       500: the rank's engine broke, or can serve nothing now
     ├── InternalError           500: a fault of this server's own
     ├── RankDiedError           502: the rank was lost while it answered, and no other could go on
     ├── IngressDiedError        502: the ingress died while it answered
-    └── NoRankError             503: no rank can take the request now
-        ├── NoRankAliveError    503: there is none at all
-        └── NoRouterError       503: no router answers, so no rank can be chosen
+    ├── NoRankError             503: no rank can take the request now
+    │   ├── NoRankAliveError    503: there is none at all
+    │   └── NoRouterError       503: no router answers, so no rank can be chosen
+    └── DeadlineError           504: the request's time is over
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 MAX_SHOWN = 80
@@ -116,11 +122,13 @@ class RequestError(KvbeaconError):
         param: the request's field at fault, if one is.
         code: a machine-readable reason, as in OpenAI's error object.
         retry_after_s: whole seconds after which a retry makes sense (HTTP's Retry-After), if one does.
+        headers: what else HTTP says of this kind of error, in lower case.
         ignored_fields: of a body that was refused, the fields that were ignored before its fault was found.
     """
 
     status = 400
     type = "invalid_request_error"
+    headers: Mapping[str, str] = MappingProxyType({})
     ignored_fields: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
@@ -142,8 +150,19 @@ class LiveRequestIdError(InvalidRequestError):
         super().__init__(f"request_id = {request_id!r}: a live request has this id")
 
 
+class NotAuthenticatedError(RequestError):
+    """A key is needed. Whatever was sent, no message shows it."""
+
+    status = 401
+    type = "authentication_error"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key")
+
+
 class NotAllowedError(RequestError):
-    """This deployment's config doesn't allow it. The message names the setting."""
+    """This deployment's config, or the key that was sent, doesn't allow it. The message says what does."""
 
     status = 403
 
@@ -211,6 +230,16 @@ class UnknownResponseError(RequestError):
         super().__init__(message, param="response_id", code="response_not_found")
 
 
+class SlowBodyError(RequestError):
+    """The request's body didn't come in time; the connection is closed."""
+
+    status = 408
+    headers = MappingProxyType({"connection": "close"})
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="body_timeout")
+
+
 class RequestTooLargeError(RequestError):
     """The request's body is larger than this server reads."""
 
@@ -238,6 +267,17 @@ class QueueFullError(RequestError):
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, code="queue_full")
+        self.retry_after_s = retry_after_s
+
+
+class RateLimitError(RequestError):
+    """The key's limit is reached. The message names the limit and its value."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(f"{message}; come again in {retry_after_s} s", code="rate_limit_exceeded")
         self.retry_after_s = retry_after_s
 
 
@@ -309,6 +349,16 @@ class NoRankAliveError(NoRankError):
 
 class NoRouterError(NoRankError):
     """No router answers, so no rank can be chosen."""
+
+
+class DeadlineError(RequestError):
+    """The request's time is over; its work was cancelled."""
+
+    status = 504
+    type = "server_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="deadline_exceeded")
 
 
 def shown(value: Any) -> str:

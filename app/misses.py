@@ -2,6 +2,7 @@
 
 It reads `/router/misses` of a running service. The worst places come first; words stand there only where the
 operator allows texts (`routing.misses.texts`). Exits with 1 when the service doesn't answer.
+Where the service wants an operator's key, `--key-file` names a file with it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from app.errors import ConfigError
 from app.hashing import tenant_label
+from app.settings.key_text import read_key
 
 Json = dict[str, Any]
 TIMEOUT_S = 10.0
@@ -62,16 +66,16 @@ def _where(row: Json) -> str:
     return ", ".join(parts)
 
 
-def fetch(url: str, limit: int) -> Json:
-    """The answer of `/router/misses` of the service at `url`.
+def fetch(url: str, limit: int, key: str | None = None) -> Json:
+    """The answer of `/router/misses` of the service at `url`, which may want a key.
 
     Raises:
         OSError: it doesn't answer.
         ValueError: what answers is no kvbeacon, or `url` is none.
     """
-    with urllib.request.urlopen(
-        f"{url.rstrip('/')}/router/misses?limit={limit}", timeout=TIMEOUT_S
-    ) as answer:
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{url.rstrip('/')}/router/misses?limit={limit}", headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         found: Json = json.load(answer)
     return found
 
@@ -82,17 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("url", help="of the service, such as http://localhost:8000")
     parser.add_argument("--tenant", help="only the rows of this tenant")
     parser.add_argument("--limit", type=int, default=DEFAULT_ROWS, help="rows at most (default: %(default)s)")
+    parser.add_argument("--key-file", type=Path, help="file with an operator's key, where one is needed")
     given = parser.parse_args(arguments)
     if not given.url.startswith(("http://", "https://")):
         parser.error(f"url = {given.url!r}; it begins with http:// or https://")
     try:
-        print(report(fetch(given.url, given.limit), given.tenant))
+        key = None if given.key_file is None else read_key("--key-file", given.key_file)
+        print(report(fetch(given.url, given.limit, key), given.tenant))
     except urllib.error.HTTPError as error:
         detail = error.read().decode(errors="replace")[:500]
         print(f"{given.url}: HTTP {error.code}: {detail}", file=sys.stderr)
         return 1
-    except (OSError, ValueError) as error:
-        print(f"{given.url}: {error}", file=sys.stderr)
+    except (ConfigError, OSError, ValueError) as error:
+        where = "" if isinstance(error, ConfigError) else f"{given.url}: "
+        print(f"{where}{error}", file=sys.stderr)
         return 1
     return 0
 

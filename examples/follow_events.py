@@ -1,6 +1,6 @@
 """Follows every rank's KV events, knowing nothing but the server's URL.
 
-    python examples/follow_events.py http://127.0.0.1:8000 [NAME.key_secret]
+    python examples/follow_events.py http://127.0.0.1:8000 [NAME.key_secret] [--api-key-file FILE]
 
 This is all that an outside router has to do: read `/server_info`, subscribe at every rank, decode, and ask
 for a replay of what it missed, beginning with what was published before it came; where the ranks encrypt,
@@ -12,8 +12,10 @@ with a key that they allow. Each line printed is one batch: rank, sequence numbe
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -21,12 +23,13 @@ import httpx
 import zmq
 from zmq.auth import load_certificate
 
-from app.errors import WireError
+from app.errors import ConfigError, WireError
 from app.events.batch_codec import decode_batch
 from app.events.descriptor import read_publishers
 from app.events.publisher_info import PublisherAddress
 from app.events.replay import ReplayRequest, parse_reply, request_frames
 from app.events.schema import BlockRemoved, BlockStored, split_message
+from app.settings.key_text import read_key
 
 REPLAY_TIMEOUT_MS = 1000
 POLL_MS = 100
@@ -97,9 +100,9 @@ class Follower:
         return socket
 
 
-def publishers_at(url: str) -> list[PublisherAddress]:
+def publishers_at(url: str, headers: dict[str, str] | None = None) -> list[PublisherAddress]:
     """Every rank's publisher that the server at `url` describes; says which ranks it doesn't see."""
-    info = server_info(url)
+    info = server_info(url, headers)
     try:
         described = read_publishers(info, urlsplit(url).hostname or "")
     except WireError as error:
@@ -114,7 +117,7 @@ def publishers_at(url: str) -> list[PublisherAddress]:
     return list(described.to_dial)
 
 
-def server_info(url: str) -> dict[str, Any]:
+def server_info(url: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
     """What `/server_info` answers, an object with the key `kv_events` or `publishers`."""
     try:
         parts = urlsplit(url)
@@ -125,7 +128,7 @@ def server_info(url: str) -> dict[str, Any]:
         fail(f"{url!r} is no URL of a server; one is http://127.0.0.1:8000")
     at = f"{url.rstrip('/')}/server_info"
     try:
-        response = httpx.get(at, timeout=10).raise_for_status()
+        response = httpx.get(at, timeout=10, headers=headers or {}).raise_for_status()
         info = response.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(f"{at}: {error}")
@@ -146,8 +149,12 @@ def fail(message: str) -> NoReturn:
     sys.exit(message)
 
 
-def main(url: str, key_file: str | None = None) -> None:
-    publishers = publishers_at(url)
+def main(url: str, key_file: str | None, api_key_file: Path | None) -> None:
+    try:
+        key = None if api_key_file is None else read_key("--api-key-file", api_key_file)
+    except ConfigError as error:
+        fail(str(error))
+    publishers = publishers_at(url, {} if key is None else {"Authorization": f"Bearer {key}"})
     if key_file is None and any(each.curve_public_key is not None for each in publishers):
         fail(f"{url} encrypts: name the secret key file of a client that it allows")
     try:
@@ -167,6 +174,9 @@ def main(url: str, key_file: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        fail("usage: python examples/follow_events.py URL [NAME.key_secret]")
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description="Follow every rank's KV events.")
+    parser.add_argument("url")
+    parser.add_argument("key_file", nargs="?", metavar="NAME.key_secret", help="where the ranks encrypt")
+    parser.add_argument("--api-key-file", type=Path, help="where /server_info needs a key")
+    given = parser.parse_args()
+    main(given.url, given.key_file, given.api_key_file)

@@ -1,4 +1,4 @@
-"""Everything that a request says in its headers: the tenant, the session, the rank that it is pinned to.
+"""Everything that a request says in its headers: key, tenant, session, pinned rank, time.
 
 Kept in one place, so that every API reads them alike. A header of a tenant or a session holds a name.
 """
@@ -6,6 +6,7 @@ Kept in one place, so that every API reads them alike. A header of a tenant or a
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,12 +16,53 @@ from app.errors import InvalidRequestError, shown
 
 SESSION_HEADER = "x-session-id"
 RANK_HEADER = "X-Data-Parallel-Rank"
+TIMEOUT_HEADER = "x-kvbeacon-timeout-s"
+KEY_HEADER = "x-api-key"
+ID_HEADER = "x-request-id"
+MAX_ID_CHARS = 64
 
 MAX_NAME_CHARS = 256
 
 # Visible ASCII: what every proxy passes on as it is. A comma may be two headers that a proxy made one.
 NAME = re.compile(rf"[!-+\--~]{{1,{MAX_NAME_CHARS}}}")
 _RANK = re.compile(r"-?[0-9]{1,18}")
+_NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def new_request_id(headers: Headers) -> str:
+    """A request's name for routers and ranks, their logs and its answer: the header's, and eight digits.
+
+    Clients may send one id twice, so it can't be the name by itself. Characters that a path, a log or a wire
+    might take for something else become underscores, and long ids are cut.
+    """
+    given = _NOT_IN_ID.sub("_", headers.get(ID_HEADER, ""))[:MAX_ID_CHARS]
+    own = uuid.uuid4().hex
+    return f"{given}-{own[:8]}" if given else own
+
+
+def given_keys(headers: Headers) -> list[str]:
+    """Every key that the request has: `Authorization: Bearer KEY` as OpenAI's clients send it, `x-api-key` as
+    Anthropic's do."""
+    schemes = (value.strip().partition(" ") for value in headers.getlist("authorization"))
+    bearers = [key.strip() for scheme, _, key in schemes if scheme.lower() == "bearer"]
+    return bearers + [value.strip() for value in headers.getlist(KEY_HEADER)]
+
+
+def given_timeout_s(headers: Headers) -> float | None:
+    """The seconds that the request may take, if it says so.
+
+    Raises:
+        InvalidRequestError: the header is no positive number, or comes more than once.
+    """
+    values = headers.getlist(TIMEOUT_HEADER)
+    if not values:
+        return None
+    if len(values) > 1 or not _SECONDS.fullmatch(values[0]) or not float(values[0]):
+        given = f"{len(values)} headers" if len(values) > 1 else shown(values[0])
+        message = f"{TIMEOUT_HEADER} = {given}; one number of seconds above 0 is allowed, such as 2.5"
+        raise InvalidRequestError(message, param=TIMEOUT_HEADER)
+    return float(values[0])
 
 
 def named_tenant(headers: Headers, header: str | None) -> str | None:

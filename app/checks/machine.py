@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from app.api.access.access import check_key_files
 from app.checks.plan import Plan
 from app.config import AppConfig
 from app.engine.check import check_architecture, check_backend, ranks_in_memory
@@ -50,11 +51,18 @@ def check_for_rank(plan: Plan) -> int | None:
     """
     config = plan.config
     check_backend(config)
+    check_worker_keys(config)
     has_weights = config.remote_ranks is None and is_local(config.model)
     folder = check_model(config, weights=has_weights)
     if plan.events.config is not None and plan.events.config.curve is not None:
         load_rank_keys(plan.events.config.curve)
     return ranks_in_memory(config, folder)
+
+
+def check_worker_keys(config: AppConfig) -> None:
+    """Raises `ConfigError` if a file that has a worker's key can't be read, or has none."""
+    for worker in () if config.remote_ranks is None else config.remote_ranks.workers:
+        worker.read_api_key()
 
 
 def check_for_control(plan: Plan) -> None:
@@ -63,6 +71,7 @@ def check_for_control(plan: Plan) -> None:
     Raises:
         ModelError, ConfigError: what one of them would raise when it starts.
     """
+    check_key_files(plan.config.ingress.access)
     check_model(plan.config, weights=False)
     if plan.events.config is not None and plan.events.config.curve is not None:
         load_router_keys(plan.events.config.curve)

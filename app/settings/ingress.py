@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from app.settings.base import PerNode, PositiveInt, Settings
+from app.settings.access import AccessConfig
+from app.settings.base import PerNode, PositiveFloat, PositiveInt, Settings
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
 """A token as RFC 9110 has it (5.6.2)."""
@@ -20,7 +21,7 @@ _TAKEN_HEADERS = re.compile(
     r"|content-.*|accept|accept-.*|authorization|cookie|origin|referer|user-agent"
     # and what Ray Serve or the API reads: the first of them is in logs and answers.
     r"|x-request-(id|timeout-seconds|disconnect-disabled)|x-session-id|serve-multiplexed-model-id"
-    r"|x-data-parallel-rank"
+    r"|x-data-parallel-rank|x-api-key|x-kvbeacon-.*"
 )
 """Headers that already have another meaning, in lower case and with hyphens."""
 
@@ -52,6 +53,20 @@ class IngressConfig(Settings):
         "its answer; then it ends with an error.",
     )
     max_request_bytes: PositiveInt = Field(4 * 2**20, description="Largest request body in bytes.")
+    body_timeout_s: PositiveFloat = Field(
+        60.0, description="Seconds that a request's body may take to come; then it is answered 408."
+    )
+    request_timeout_s: PositiveFloat | None = Field(
+        None,
+        description="Seconds that a request for an output may take in all; its client may say less in the "
+        "header `x-kvbeacon-timeout-s`. null: any time.",
+    )
+    max_waiting_requests: PositiveInt = Field(
+        4096,
+        description="Requests of the whole deployment that have come and have no output yet; each ingress "
+        "takes an equal share of them. A request beyond these is answered 429.",
+    )
+    access: AccessConfig = AccessConfig()
     tenant_header: str | None = Field(
         None,
         description="The request header by which a trusted gateway names the tenant; without it a prompt is "

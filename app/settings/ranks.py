@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.settings.base import MAX_DP_SIZE, PerNode, PositiveFloat, PositiveInt, Settings
+from app.settings.key_text import read_key
 from app.validation import field_fault
 
 
@@ -19,6 +20,23 @@ class RemoteWorker(Settings):
     dp_size: PositiveInt = Field(
         1, le=MAX_DP_SIZE, description="Its DP ranks, each one of ours: a worker that is down can't say it."
     )
+    api_key_file: Path | None = Field(
+        None,
+        description="File with the key that the worker wants, on every node that may hold a rank; null: it "
+        "wants none. A kvbeacon's operator's key, if its cache is to be emptied (`adopt: flush`).",
+    )
+
+    def read_api_key(self) -> str | None:
+        """The key; None: the worker wants none. Raises `ConfigError` if the file has none."""
+        where = "remote_ranks.workers.api_key_file"
+        return None if self.api_key_file is None else read_key(where, self.api_key_file)
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _is_the_same_from_everywhere(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("an absolute path is needed: ranks on many nodes read it")
+        return value
 
     @field_validator("url")
     @classmethod

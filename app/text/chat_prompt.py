@@ -126,14 +126,21 @@ class ChatPrompter:
         tokenizer: the model's.
         config: whether its template takes parts, and what special tokens in messages are.
         dropped: what is left out of system messages.
+        most: tokens of a prompt; None: any number.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, config: ModelConfig, dropped: DroppedLines | None = None
+        self,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        dropped: DroppedLines | None = None,
+        *,
+        most: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._dropped = dropped or DroppedLines()
         self._format = config.chat_template_content_format
+        self._most = most
         self._as_text = config.special_tokens_in_messages == "text"
 
     def prompt(self, chat: Chat) -> Prompt:
@@ -141,8 +148,8 @@ class ChatPrompter:
 
         Raises:
             InvalidRequestError: the model has no template, or it refuses the messages, or leaves out a text
-            or a
-                field that changes the answer.
+                or a field that changes the answer.
+            PromptTooLongError: as its beginning shows.
         """
         template = self._tokenizer.chat_template
         chat, dropped = self._without_dropped_lines(chat)
@@ -204,10 +211,10 @@ class ChatPrompter:
 
     def _token_ids(self, pieces: Sequence[tuple[str, bool]], add_special_tokens: bool) -> list[int]:
         if len(pieces) == 1:
-            return self._tokenizer.encode(pieces[0][0], add_special_tokens)
+            return self._tokenizer.encode(pieces[0][0], add_special_tokens, most=self._most)
         token_ids = []
         for text, is_text_only in pieces:
-            token_ids += self._tokenizer.encode(text, special_tokens_as_text=is_text_only)
+            token_ids += self._tokenizer.encode(text, special_tokens_as_text=is_text_only, most=self._most)
         return self._tokenizer.with_bos(token_ids) if add_special_tokens else token_ids
 
 

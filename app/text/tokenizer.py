@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
+from app.errors import InvalidRequestError, ModelNotFoundError, PromptTooLongError, UnsupportedModelError
 from app.text.template.chat_template import ChatTemplate
 from app.text.text_stream import TextStream
 from app.text.token_spelling import TokenSpelling, byte_fallback_bytes, byte_level_bytes
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+BEGINNING_CHARS = 8
+"""Characters for each token that is allowed, after which a text is looked at: prose has 4 or 5 a token."""
 
 
 class Tokenizer:
@@ -83,7 +86,12 @@ class Tokenizer:
         )
 
     def encode(
-        self, text: str, add_special_tokens: bool = False, *, special_tokens_as_text: bool = False
+        self,
+        text: str,
+        add_special_tokens: bool = False,
+        *,
+        special_tokens_as_text: bool = False,
+        most: int | None = None,
     ) -> list[int]:
         """Token ids of `text`; with `add_special_tokens` also the tokens that the tokenizer adds to a text.
 
@@ -91,8 +99,12 @@ class Tokenizer:
         inside `text`, for example a client's "<|im_end|>", becomes that token: chat templates rely on it, and
         transformers does the same. With `special_tokens_as_text` it becomes the tokens of its characters.
 
+        With `most` a text of many more tokens is refused by its beginning: no text costs more than a few
+        times what the longest one costs that has so many. One of a few more isn't refused.
+
         Raises:
             InvalidRequestError: `text` has a lone surrogate, which no UTF-8 can express.
+            PromptTooLongError: it has more than `most` tokens.
         """
         try:
             text.encode()
@@ -103,6 +115,8 @@ class Tokenizer:
             ) from None
         # Unlike `encode`, this lets other threads run meanwhile: a long text takes seconds.
         backend = self._text_only_backend if special_tokens_as_text else self._backend
+        if most is not None:
+            _check_beginning(backend, text, most)
         (encoding,) = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         token_ids: list[int] = encoding.ids
         is_doubled = add_special_tokens and token_ids[:2] == [self._bos_token_id] * 2
@@ -200,6 +214,22 @@ class Tokenizer:
 
     def _is_unknown(self, token_id: int) -> bool:
         return self._backend.id_to_token(token_id) is None
+
+
+def _check_beginning(backend: tokenizers.Tokenizer, text: str, most: int) -> None:
+    """Refuse a text whose beginning has more than twice as many tokens as are allowed, without reading on.
+
+    The longest token's bytes would be a bound too, but some tokens stand for hundreds of spaces, and with
+    some tokenizers for any number. A beginning says what this text has. What follows it can change its last
+    tokens only: merges, patterns and special tokens reach no further than words do, so twice is enough.
+    """
+    num_chars = BEGINNING_CHARS * max(1, most)
+    while num_chars < len(text):
+        (encoding,) = backend.encode_batch_fast([text[:num_chars]], add_special_tokens=False)
+        if len(encoding) > 2 * most:
+            message = f"the prompt's first {num_chars} of {len(text)} characters have {len(encoding)} tokens"
+            raise PromptTooLongError(f"{message}; the context is {most}")
+        num_chars *= 4
 
 
 def _added_first(backend: tokenizers.Tokenizer) -> int | None:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from app.api.headers import MAX_NAME_CHARS, PinnedRank, named_session, named_tenant, pinned_rank
+from app.api.headers import (
+    MAX_NAME_CHARS,
+    PinnedRank,
+    named_session,
+    named_tenant,
+    new_request_id,
+    pinned_rank,
+)
 from app.api.openai.completion import CompletionRequest
 from app.errors import InvalidRequestError, UnknownRankError
 from tests.support.completion_bodies import chat, refusal, text
@@ -179,3 +186,19 @@ def test_a_rank_that_cannot_exist_is_named_as_the_client_named_it(rank: int) -> 
         error = UnknownRankError.of(rank, 4).named(*named)
         assert (error.status, error.param) == (400, field)
         assert error.message == f"{field} = {rank}: allowed are 0 to 3"
+
+
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [(b"trace-1.b_2", "trace-1.b_2-"), (b"a/b c\n%", "a_b_c__-"), (b"x" * 300, "x" * 64 + "-")],
+)
+def test_a_requests_name_has_the_clients_id(given: bytes, begins: str) -> None:
+    names = {new_request_id(headers(b"x-request-id", given)) for _ in range(2)}
+    assert len(names) == 2
+    for name in names:
+        assert name.startswith(begins)
+        assert len(name) == len(begins) + 8
+
+
+def test_a_request_without_an_id_has_a_name_too() -> None:
+    assert new_request_id(headers(b"x-request-id")) != new_request_id(headers(b"x-request-id"))

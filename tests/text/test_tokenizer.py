@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from app.errors import InvalidRequestError, ModelNotFoundError, UnsupportedModelError
+from app.errors import InvalidRequestError, ModelNotFoundError, PromptTooLongError, UnsupportedModelError
 from app.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -348,3 +348,15 @@ def test_a_broken_config_is_named(folder: Path, content: str) -> None:
     (folder / "tokenizer_config.json").write_text(content)
     with pytest.raises(UnsupportedModelError, match=r"tokenizer_config\.json"):
         Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("text", ["hello world " * 9000, "éñ🎉" * 9000, "\n" * 50_000 + "a b" * 50_000])
+def test_a_text_of_far_too_many_tokens_is_refused_by_its_beginning(tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(PromptTooLongError, match=r"first \d+ of \d+ characters have \d+ tokens"):
+        tokenizer.encode(text, most=1000)
+
+
+@pytest.mark.parametrize("text", [" " * 50_000, "word " * 1500, "\n \n" * 9000, "ab" * 400 + " " * 9000])
+def test_a_text_that_fits_is_never_refused(tokenizer: Tokenizer, text: str) -> None:
+    token_ids = tokenizer.encode(text)
+    assert tokenizer.encode(text, most=len(token_ids)) == token_ids

@@ -177,7 +177,8 @@ def error_json(error: RequestError) -> Json:
 
 def error_headers(error: RequestError) -> dict[str, str]:
     """HTTP headers that belong to an error."""
-    return {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    retry = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return {**error.headers, **retry}
 
 
 def sse(event: Json) -> bytes:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from app.api.error_shapes import REQUEST_ID_HEADER, answer_headers, error_body
 from app.api.openai.responses import error_headers
+from app.deployments.ingress.access.gate import Gate
 from app.deployments.ingress.http.http_rules import HttpRules
 from app.deployments.ingress.ignored_fields import ignored_header
 from app.deployments.ingress.openapi.document import openapi_document
@@ -47,6 +48,8 @@ def build_api(service: Service) -> FastAPI:
     """The application that answers with what `service` does."""
     # The pages that FastAPI would make load scripts from another host.
     api = Api(title="kvbeacon", docs_url=None, redoc_url=None, openapi_url=None)
+    # The last one is the first that sees a request.
+    api.add_middleware(Gate, entrance=lambda: service.entrance, answer_error=_request_error)
     api.add_middleware(HttpRules, settings=lambda: service.config.ingress)
     api.exception_handler(RequestError)(_request_error)
     api.exception_handler(ClientDisconnect)(_gone)

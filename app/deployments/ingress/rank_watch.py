@@ -169,4 +169,5 @@ class RankWatch:
         for attempt in moved:
             attempt.move(reason, planned=planned)
         if moved:
-            logger.info("rank %d: %d requests go elsewhere: %s", replica.rank, len(moved), reason)
+            names = ", ".join(attempt.request_id for attempt in moved)
+            logger.info("rank %d: %d requests go elsewhere: %s (%s)", replica.rank, len(moved), reason, names)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from starlette.requests import Request
@@ -13,8 +13,10 @@ from starlette.requests import Request
 from app import hashing
 from app.api.bodies import PromptBody
 from app.api.chat_body import ChatBody
-from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
+from app.api.headers import PinnedRank, named_session, named_tenant, new_request_id, pinned_rank
 from app.api.openai.prompts import of_prompt
+from app.deployments.ingress.access.visit import Visit, visit_of
+from app.deployments.ingress.http.body_size import check_size
 from app.deployments.ingress.http.request_body import read_body
 from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestError, shown
 from app.generation import GenerateRequest, SamplingParams
@@ -45,6 +47,7 @@ class PreparedRequest(Generic[Body_co]):
         tenant: the tenant's label, if there are tenants.
         ignored_fields: fields of the body that change nothing here, and of which the client must be told.
         output: how a chat's output is read.
+        visit: what it holds of limits, and its time.
     """
 
     body: Body_co
@@ -55,6 +58,7 @@ class PreparedRequest(Generic[Body_co]):
     tenant: str | None = None
     ignored_fields: tuple[str, ...] = ()
     output: OutputFormat = PLAIN_OUTPUT
+    visit: Visit = field(default_factory=Visit)
 
 
 class RequestReader:
@@ -96,6 +100,7 @@ class RequestReader:
 
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
+                Or the body is too slow, or the request's time is over.
         """
         (prepared,) = await self.read_all(request, lambda raw: (parse(raw),), may_be_long=may_be_long)
         return prepared
@@ -118,7 +123,7 @@ class RequestReader:
         first, prompt_of_first = bodies[0]
         # An error from now on tells of them too.
         request.state.ignored_fields = (*first.ignored_fields, *prompt_of_first.ignored_fields)
-        answer_id = uuid.uuid4().hex
+        answer_id = new_request_id(request.headers)
         prepared = []
         for place, (body, prompt) in enumerate(bodies):
             request_id = answer_id if len(bodies) == 1 else f"{answer_id}-{place}"
@@ -157,6 +162,7 @@ class RequestReader:
             tenant=None if tenant is None else hashing.tenant_label(tenant),
             ignored_fields=(*body.ignored_fields, *prompt.ignored_fields),
             output=output,
+            visit=visit_of(request),
         )
 
     def _output(self, body: PromptBody, prompt: Prompt) -> tuple[SamplingParams, OutputFormat]:
@@ -197,23 +203,38 @@ class RequestReader:
             may_be_long: whether even a short body may stand for a long conversation.
 
         Raises:
-            RequestError: the body can't be read, or what `work` raises.
+            RequestError: the body can't be read or is too slow, what `work` raises, or the time is over.
         """
-        raw = await read_body(request, self._config.max_request_bytes)
-        in_thread = may_be_long or len(raw) >= LONG_BODY
-        return await asyncio.to_thread(work, raw) if in_thread else work(raw)
+        visit, limits = visit_of(request), self._config
+
+        def checked(raw: bytes) -> Result:
+            check_size(raw, self._max_model_len)
+            return work(raw)
+
+        async with nullcontext() if visit.deadline is None else visit.deadline.ends():
+            raw = await read_body(request, limits.max_request_bytes, limits.body_timeout_s)
+            visit.begin_wait()
+            in_thread = may_be_long or len(raw) >= LONG_BODY
+            return await asyncio.to_thread(checked, raw) if in_thread else checked(raw)
 
     def chat_prompt(self, body: ChatBody) -> Prompt:
         """The prompt of a chat; may take long for a long one."""
         return self._prompter.prompt(body.chat())
 
     def _prompt(self, body: PromptBody) -> Prompt:
+        try:
+            return self._prompt_of(body)
+        except PromptTooLongError as error:
+            error.param = body.prompt_field
+            raise
+
+    def _prompt_of(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatBody):
             return self.chat_prompt(body)
         if isinstance(body.prompt, str):
             # A chat template writes its own beginning of the text; here the tokenizer puts it there.
             add_special_tokens = body.add_special_tokens is not False
-            token_ids = self._tokenizer.encode(body.prompt, add_special_tokens)
+            token_ids = self._tokenizer.encode(body.prompt, add_special_tokens, most=self._max_model_len)
             return Prompt(token_ids, source=PromptSource(body.prompt))
         return Prompt(body.prompt)
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from app.api.bodies import PromptBody
 from app.config import AppConfig
 from app.deployments.background import BatchSender
+from app.deployments.ingress.access.gate import Entrance
 from app.deployments.ingress.dispatch.dispatcher import Dispatcher
 from app.deployments.ingress.dispatch.patient_routers import Routers
 from app.deployments.ingress.dispatch.rank_search import SearchLimits
@@ -66,6 +67,7 @@ class Service:
         config, events: the present ones.
         max_model_len: tokens of the context.
         tokenizer: the model's.
+        entrance: lets requests in.
         reader: the one way in for prompts.
         ignored: tells which fields were ignored.
         responses: those that requests can go on from; None where none are stored.
@@ -87,6 +89,7 @@ class Service:
 
     def start(self, config: AppConfig, events: KvEvents) -> None:
         """Make what answers by these settings; again, with other settings, it replaces all of it."""
+        self.entrance = Entrance(config.ingress)
         model_dir = resolve_model(config.model, weights=False)
         self.config = config
         self.events = events
@@ -98,7 +101,12 @@ class Service:
         self.reader = RequestReader(
             config.ingress,
             self.tokenizer,
-            ChatPrompter(self.tokenizer, config.model, DroppedLines(config.ingress.dropped_system_lines)),
+            ChatPrompter(
+                self.tokenizer,
+                config.model,
+                DroppedLines(config.ingress.dropped_system_lines),
+                most=self.max_model_len,
+            ),
             # A worker by URL may have no grammars, or other ones.
             OutputFormats(self.tokenizer, config.model, constrains=config.remote_ranks is None),
             model_names=self.model_names,
@@ -155,11 +163,19 @@ class Service:
         """The request's output, and what its client is told of its cached tokens.
 
         Raises:
-            RequestError: no rank took it.
+            RequestError: no rank took it, its time is over, or its key has no tokens left.
         """
+        visit = prepared.visit
+        visit.charge_prompt(len(prepared.generate.prompt_token_ids))
         notes = self._notes.of(prepared)
-        start = partial(self._dispatcher.start, on_choice=notes.on_choice)
+        start = partial(
+            self._dispatcher.start,
+            on_choice=notes.on_choice,
+            on_tokens=visit.charge_output,
+            deadline=visit.deadline,
+        )
         stream = await _dispatch(prepared, start)
+        visit.begin_output()
         notes.report.begin(stream)
         return stream, notes.report
 

@@ -15,7 +15,7 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
 
     Raises:
         ModelError: the model's folder, which has tokenizer and context, isn't to be had.
-        ConfigError: `model.max_model_len` exceeds the model's context.
+        ConfigError: `model.max_model_len` exceeds the model's context, or a file has no key.
     """
     assert config.remote_ranks is not None, config
     worker, worker_rank = config.remote_ranks.worker_of(dp_rank)
@@ -37,5 +37,6 @@ def load(config: AppConfig, dp_rank: int) -> RankEngine:
         max_requests=scheduler.max_running_requests + scheduler.max_waiting_requests,
         may_flush=config.remote_ranks.adopt == "flush",
         stall_timeout_s=config.engine.stall_timeout_s,
+        api_key=worker.read_api_key(),
     )
     return RemoteEngine(rank)

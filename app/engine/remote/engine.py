@@ -49,7 +49,7 @@ class RemoteEngine:
 
     def __init__(self, rank: RemoteRank) -> None:
         self._rank = rank
-        self._http = WorkerHttp(rank.url)
+        self._http = WorkerHttp(rank.url, rank.api_key)
         self._load = RemoteLoad(rank.dp_rank)
         self._progress = WorkerProgress(self._load, rank.stall_timeout_s)
         self._watch = WorkerWatch(

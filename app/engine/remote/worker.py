@@ -130,6 +130,7 @@ class RemoteRank:
         max_requests: that are sent to the worker at once at most.
         may_flush: whether its cache may be emptied when not all of it can be known.
         stall_timeout_s: how much longer than ever before it may send nothing for our requests.
+        api_key: that the worker wants; None: it wants none.
     """
 
     dp_rank: int
@@ -141,6 +142,7 @@ class RemoteRank:
     max_requests: int
     may_flush: bool
     stall_timeout_s: float
+    api_key: str | None = field(default=None, repr=False)  # a secret: no log and no error may show it
 
 
 def last_part(name: str) -> str:

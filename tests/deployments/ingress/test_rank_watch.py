@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -139,7 +140,10 @@ async def watched() -> AsyncIterator[Watched]:
     await watched.end()
 
 
-async def test_what_waits_at_a_replica_that_drains_leaves_at_once_and_streams_later(watched: Watched) -> None:
+async def test_what_waits_at_a_replica_that_drains_leaves_at_once_and_streams_later(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
     watched.routers.standing, watched.ranks.answer = GONE, RankGoneError("gone")
     began = asyncio.get_running_loop().time()
     waiting, streaming = watched.waiting(), watched.streaming()
@@ -148,6 +152,8 @@ async def test_what_waits_at_a_replica_that_drains_leaves_at_once_and_streams_la
     await asyncio.wait_for(streaming, 5)
     assert asyncio.get_running_loop().time() - began >= DRAIN_S
     assert [str(lost) for lost in watched.lost] == ["rank 1 was left (its replica is being replaced)"] * 2
+    line = "rank 1: 1 requests go elsewhere: its replica is being replaced (request)"
+    assert caplog.messages == [line] * 2
     assert all(lost.is_planned for lost in watched.lost)
 
 

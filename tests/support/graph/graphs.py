@@ -13,12 +13,15 @@ class Graphs:
         self._started: tuple[dict[str, Json], bool] | None = None
         self._graph: ServeGraph | None = None
 
-    def get(self, applications: dict[str, Json], *, behind_haproxy: bool = False) -> ServeGraph:
+    def get(
+        self, applications: dict[str, Json], *, behind_haproxy: bool = False, api_key: str | None = None
+    ) -> ServeGraph:
         """A running graph of these applications: the last one, if that has the same."""
         wanted = (applications, behind_haproxy)
         if wanted != self._started or self._graph is None:
             self.stop()
-            self._graph = ServeGraph(serve_config(applications), behind_haproxy=behind_haproxy)
+            config = serve_config(applications)
+            self._graph = ServeGraph(config, behind_haproxy=behind_haproxy, api_key=api_key)
             self._graph.start()
             self._graph.wait_until_ready()
             self._started = wanted

@@ -40,6 +40,7 @@ class ServeGraph:
         config: the file's content.
         file_text: the file, if it isn't `config` as YAML.
         behind_haproxy: whether HAProxy is Serve's proxy.
+        api_key: an operator's, where the graph wants one; `http` sends it.
 
     Attributes:
         config: the file's content.
@@ -48,7 +49,14 @@ class ServeGraph:
         ray_token: Ray guards every new cluster with a token from the user's home; this one has its own.
     """
 
-    def __init__(self, config: Json, file_text: str | None = None, *, behind_haproxy: bool = False) -> None:
+    def __init__(
+        self,
+        config: Json,
+        file_text: str | None = None,
+        *,
+        behind_haproxy: bool = False,
+        api_key: str | None = None,
+    ) -> None:
         self.config = config
         self.url = f"http://127.0.0.1:{config['http_options']['port']}"
         # Ray puts unix sockets below it, whose paths are limited to 107 characters.
@@ -60,7 +68,8 @@ class ServeGraph:
         self._auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
         self._proxy = haproxy_environment(self._dir) if behind_haproxy else {}
         self._process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self.http = httpx.Client(base_url=self.url, timeout=60, headers=headers)
 
     def start(self) -> None:
         """Start `serve run`, with the variables that `make serve` sets; returns at once."""

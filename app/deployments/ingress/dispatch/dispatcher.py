@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
+from app.deployments.ingress.dispatch.deadline import Deadline
 from app.deployments.ingress.dispatch.live_attempts import LiveAttempts
 from app.deployments.ingress.dispatch.patient_routers import PatientRouters, Routers
 from app.deployments.ingress.dispatch.progress import Progress
@@ -14,7 +16,7 @@ from app.deployments.ingress.dispatch.rank_search import (
     SearchLimits,
     SearchMeans,
 )
-from app.deployments.ingress.dispatch.rank_stream import RankStream
+from app.deployments.ingress.dispatch.rank_stream import OnTokens, RankStream
 from app.deployments.messages import Json
 from app.generation import GenerateRequest
 from app.routing.decisions.decision_log import Outcome
@@ -61,6 +63,8 @@ class Dispatcher:
         pinned_rank: int | None,
         session_id: str | None,
         on_choice: OnChoice = lambda choose, assignment, choice_seq: None,
+        on_tokens: OnTokens = lambda num_tokens: None,
+        deadline: Deadline | None = None,
     ) -> RankStream:
         """The stream of a request that has produced its first token.
 
@@ -69,14 +73,18 @@ class Dispatcher:
             pinned_rank: the only rank that the client allows.
             session_id: the session that the client named, if it did.
             on_choice: learns of every choice of a rank, also of those that go on later.
+            on_tokens: called with the number of tokens in each message.
+            deadline: until when all of it must have come; None: any time.
 
         Raises:
+            DeadlineError: that time is over.
             RequestError: the router or the rank refuses the request, or no rank is left to try.
         """
         progress = Progress(request)
         search = RankSearch(self._means, progress, request, pinned_rank, session_id, on_choice)
-        attempt, first = await search.next_rank()
-        return RankStream(attempt, first, search, progress)
+        async with nullcontext() if deadline is None else deadline.ends():
+            attempt, first = await search.next_rank()
+        return RankStream(attempt, first, search, progress, on_tokens, deadline)
 
     async def explain(
         self, request: GenerateRequest, pinned_rank: int | None, session_id: str | None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from app.deployments.ingress.dispatch.attempt import Attempt, LostRankError
+from app.deployments.ingress.dispatch.deadline import Deadline
 from app.deployments.ingress.dispatch.progress import Progress
 from app.deployments.ingress.dispatch.rank_search import RankSearch
 from app.errors import RankDiedError, RequestError
 from app.generation import TokenChunk
 
 logger = logging.getLogger("ray.serve")
+
+OnTokens = Callable[[int], object]
+"""Called with the number of tokens in each message; must not wait."""
 
 
 class RankStream:
@@ -25,6 +29,8 @@ class RankStream:
         first: these.
         search: finds the ranks that go on.
         progress: what has come, which isn't `first` yet.
+        on_tokens: learns how many come.
+        deadline: until when all must have come; None: any time.
 
     Attributes:
         rank: the rank that began.
@@ -33,10 +39,19 @@ class RankStream:
 
     Raises (while iterating):
         RankDiedError: the rank was lost, and no other could go on.
+        DeadlineError: the time is over.
         RequestError: the rank can't compute the request.
     """
 
-    def __init__(self, attempt: Attempt, first: TokenChunk, search: RankSearch, progress: Progress) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        first: TokenChunk,
+        search: RankSearch,
+        progress: Progress,
+        on_tokens: OnTokens = lambda num_tokens: None,
+        deadline: Deadline | None = None,
+    ) -> None:
         self.rank = attempt.rank
         self.num_prompt_tokens = first.num_prompt_tokens
         self.num_cached_tokens = first.num_cached_tokens
@@ -44,12 +59,15 @@ class RankStream:
         self._first = first
         self._search = search
         self._progress = progress
+        self._on_tokens = on_tokens
+        self._deadline = deadline
         self._result = "aborted"
 
     async def __aiter__(self) -> AsyncIterator[TokenChunk]:
         chunk = self._first
         while True:
             chunk = self._progress.take(chunk)
+            self._on_tokens(len(chunk.token_ids))
             # What happens to the rank after the last token doesn't matter to this request.
             if self._progress.is_finished:
                 self._result = "finished"
@@ -63,6 +81,12 @@ class RankStream:
                 raise
 
     async def _next(self) -> TokenChunk:
+        if self._deadline is None:
+            return await self._next_from_any()
+        async with self._deadline.ends():
+            return await self._next_from_any()
+
+    async def _next_from_any(self) -> TokenChunk:
         try:
             return await self._attempt.next_chunk()
         except LostRankError as lost:

@@ -58,17 +58,17 @@ class StartingRouters:
                 if remaining_s <= 0:
                     raise self._none_started() from None
                 logger.info("no rank runs; request %s waits for one to start", request.request_id)
-            await self._wait_for_any(remaining_s)
+            await self._wait_for_any(request.request_id, remaining_s)
             await asyncio.sleep(self._retry_s)
 
-    async def _wait_for_any(self, timeout_s: float) -> None:
+    async def _wait_for_any(self, request_id: str, timeout_s: float) -> None:
         try:
             await self._ranks.wait_for_any(timeout_s)
         except TimeoutError:
             raise self._none_started() from None
         except RankCallError as error:
             # Such as one that started and failed; Ray starts the next.
-            logger.warning("waiting for a rank: %s", error)
+            logger.warning("request %s waits for a rank: %s", request_id, error)
 
     def _none_started(self) -> NoRankAliveError:
         return NoRankAliveError(

@@ -51,7 +51,7 @@ def _shape(service: Service, requests: Sequence[PreparedRequest[ChatRequest | Te
     prompts = [each.generate.prompt_token_ids for each in requests]
     return AnswerShape(
         kind=body.kind,
-        request_id=generate.request_id.partition("-")[0],
+        request_id=generate.request_id.rpartition("-")[0] if requests[1:] else generate.request_id,
         model=service.model_name,
         spell=None if generate.params.logprobs is None else service.tokenizer.spell,
         prompt_token_ids=prompts if body.return_token_ids else None,

@@ -77,15 +77,16 @@ class Answer:
 
 
 class WorkerHttp:
-    """A client of the worker at `url`; opened and closed on one event loop."""
+    """A client of the worker at `url`, with its key if it wants one; opened and closed on one event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
         limits = httpx2.Limits(
             max_connections=None, max_keepalive_connections=256, keepalive_expiry=KEEP_ALIVE_S
         )
         # No proxy of the environment's: workers are in the same network, and a proxy would buffer streams.
-        self._client = httpx2.AsyncClient(limits=limits, trust_env=False)
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self._client = httpx2.AsyncClient(limits=limits, trust_env=False, headers=headers)
 
     async def __aenter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
 import zlib
@@ -11,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from app.deployments.ingress.http.request_body import read_body
-from app.errors import InvalidRequestError, RequestTooLargeError, UnsupportedEncodingError
+from app.errors import InvalidRequestError, RequestTooLargeError, SlowBodyError, UnsupportedEncodingError
 
 TEXT = b'{"prompt": "Hello, hello, hello"}'
 
@@ -82,3 +83,14 @@ async def test_what_is_no_gzip_is_refused(body: bytes, why: str, part_size: int)
     with pytest.raises(InvalidRequestError) as caught:
         await read(body, "gzip", part_size=part_size)
     assert caught.value.message == f"the body isn't gzip: {why}"
+
+
+async def test_a_body_that_trickles_is_cut_off() -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    request = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+    with pytest.raises(SlowBodyError, match=r"bytes of the body came in 0.05 s, and not its end") as refusal:
+        await read_body(request, 10_000, 0.05)
+    assert refusal.value.headers == {"connection": "close"}

@@ -1,0 +1,1 @@
+"""Who may come in: keys, limits and deadlines of every request, before any route."""
