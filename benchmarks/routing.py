@@ -1,8 +1,12 @@
 """Policies on a trace, in virtual time: `python -m benchmarks.routing --trace FILE --ranks 8,16`.
 
-Reads Mooncake's JSON lines, or makes up requests that share prefixes (`--generate N`). Every number of ranks
-and every speed is a cell. Load per rank is alike in cells of one speed: the trace runs `speed * ranks / 8`
-times as fast as it was recorded, and what is made up comes at `speed * ranks` times `--rate`.
+Reads Mooncake's JSON lines, or makes up requests: of agents (`--agents`), or of groups that share prefixes
+(`--generate N`). Every number of ranks and every speed is a cell. Load per rank is alike in cells of one
+speed: a trace, that of agents too, runs `speed * ranks / 8` times as fast as it was recorded, and groups'
+requests come at `speed * ranks` times `--rate`.
+
+`--policies` also takes other projects' policies (`benchmarks.peers`), where the router knows everything at
+once and the ranks don't decode, as with the preset `mooncake`.
 
 The ranks are those of a preset or of a YAML file with `ClusterConfig`'s fields. `mooncake` is the simplest
 model; with `delayed` the router learns of the ranks as late as in life, which is also faster to simulate.
@@ -22,16 +26,20 @@ from typing import Final
 
 from tqdm import tqdm
 
-from app.errors import KvbeaconError
+from app.errors import ConfigError, KvbeaconError
 from app.routing.policies.registry import POLICIES
 from app.simulation.config import DELAYED, MOONCAKE, ClusterConfig, read_cluster
-from app.simulation.results.bounds import Bound, lower_bound
+from app.simulation.results.bounds import Bound, bound_of_caches, lower_bound
 from app.simulation.results.outcome import Figures
+from app.simulation.results.report import class_table
 from app.simulation.simulator import simulate
+from app.simulation.traces.options import AGENTS_USAGE, agents_from, describe_agents
 from app.simulation.traces.request import SimulatedRequest, speed_up
 from app.simulation.traces.shared_prefixes import SharedPrefixes
 from app.simulation.traces.trace import read_trace
 from benchmarks.arguments import list_of, positive
+from benchmarks.peers.registry import PEERS
+from benchmarks.peers.replay import can_replay, replay
 
 PRESETS: Final = {"mooncake": MOONCAKE, "delayed": DELAYED}
 DEFAULT_POLICIES: Final = tuple(name for name in POLICIES if name != "session")
@@ -47,7 +55,7 @@ class Workload:
     """Where requests come from.
 
     Attributes:
-        trace: the recorded ones, if there are any.
+        trace: the recorded ones or those of agents, if there are any.
         generated: what to make up otherwise, with the rate for one rank.
     """
 
@@ -69,12 +77,18 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cell:
-    """All policies at one number of ranks and one speed; without decoding also what none can beat."""
+    """All policies at one number of ranks and one speed; without decoding also what none can beat.
+
+    Attributes:
+        lower_bound: with caches without end.
+        bound_of_caches: with caches of the ranks' size.
+    """
 
     ranks: int
     speed: float
     policies: Mapping[str, Figures]
     lower_bound: Bound | None
+    bound_of_caches: Bound | None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         base = read_cluster(options.config) if options.config else PRESETS[options.preset]
         workload = _workload(options, base)
+        _check_peers(options.policies, base)
     except KvbeaconError as error:
         parser.error(str(error))
     cells = []
@@ -104,14 +119,19 @@ def run_cell(
     policies: Sequence[str],
     on_request: Callable[[], object] = lambda: None,
 ) -> Cell:
-    """One cell; the bound is left out where there are too many requests to hold at once."""
-    figures = {
-        policy: simulate(config, workload.at(config.ranks, speed), policy, on_request).figures()
-        for policy in policies
-    }
-    has_bound = config.rank.decode is None and workload.trace is not None
-    bound = lower_bound(config, workload.at(config.ranks, speed)) if has_bound else None
-    return Cell(config.ranks, speed, figures, bound)
+    """One cell; the bounds are left out where there are too many requests to hold at once."""
+    figures = {}
+    for policy in policies:
+        requests = workload.at(config.ranks, speed)
+        if policy in PEERS:
+            outcome = replay(config, requests, PEERS[policy](config), on_request)
+        else:
+            outcome = simulate(config, requests, policy, on_request)
+        figures[policy] = outcome.figures()
+    if config.rank.decode is not None or workload.trace is None:
+        return Cell(config.ranks, speed, figures, None, None)
+    trace = list(workload.at(config.ranks, speed))
+    return Cell(config.ranks, speed, figures, lower_bound(config, trace), bound_of_caches(config, trace))
 
 
 def table(cell: Cell) -> str:
@@ -123,27 +143,37 @@ def table(cell: Cell) -> str:
             f"{each.ttft_p90_s:>9.3f}{each.ttft_p99_s:>9.3f}{each.imbalance:>11.3f}"
             f"{each.requests_per_s:>12.0f}{each.choose_us:>11.1f}"
         )
-    if cell.lower_bound is not None:
-        rows.append(
-            f"{'lower bound':<16}{cell.lower_bound.hit_rate:>9.1%}{cell.lower_bound.ttft_mean_s:>9.3f}"
-        )
+    bounds = {"lower bound": cell.lower_bound, "  of such caches": cell.bound_of_caches}
+    for name, bound in bounds.items():
+        if bound is not None:
+            rows.append(f"{name:<16}{bound.hit_rate:>9.1%}{bound.ttft_mean_s:>9.3f}")
+    for name, each in cell.policies.items():
+        classes = class_table(each)
+        if classes:
+            rows += [f"{name}, by class of request", *classes]
     return "\n".join(rows)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.routing",
+        description=__doc__,
+        epilog=describe_agents(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--trace", type=Path, metavar="FILE", help="JSON lines in Mooncake's format")
-    source.add_argument("--generate", type=positive(int), metavar="N", help="make up N requests")
+    source.add_argument("--agents", nargs="*", metavar="NAME=VALUE", help=AGENTS_USAGE)
+    source.add_argument("--generate", type=positive(int), metavar="N", help="make up N requests of groups")
     ranks = parser.add_mutually_exclusive_group()
     ranks.add_argument("--preset", choices=PRESETS, default="mooncake")
     ranks.add_argument("--config", type=Path, metavar="FILE", help="YAML with the fields of ClusterConfig")
     parser.add_argument("--ranks", type=list_of(positive(int)), default=[MOONCAKE.ranks])
     parser.add_argument("--speeds", type=list_of(positive(float)), default=[1.0])
     parser.add_argument("--policies", type=list_of(_policy), default=DEFAULT_POLICIES)
-    parser.add_argument("--rate", type=positive(float), default=2.0, help="made-up requests/s for each rank")
-    parser.add_argument("--groups", type=positive(int), default=200, help="prefixes of what is made up")
-    parser.add_argument("--seed", type=int, default=0, help="of what is made up")
+    parser.add_argument("--rate", type=positive(float), default=2.0, help="groups' requests/s for each rank")
+    parser.add_argument("--groups", type=positive(int), default=200, help="groups of --generate")
+    parser.add_argument("--seed", type=int, default=0, help="of --generate")
     return parser
 
 
@@ -156,13 +186,28 @@ def _workload(options: argparse.Namespace, base: ClusterConfig) -> Workload:
         block_size=block_size,
         seed=options.seed,
     )
-    return Workload(read_trace(options.trace, block_size) if options.trace else None, generated)
+    return Workload(_trace(options, block_size), generated)
+
+
+def _trace(options: argparse.Namespace, block_size: int) -> list[SimulatedRequest] | None:
+    if options.trace:
+        return read_trace(options.trace, block_size)
+    return None if options.agents is None else agents_from(options.agents, block_size)
 
 
 def _policy(name: str) -> str:
-    if name not in POLICIES:
-        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join(POLICIES)}")
+    if name not in POLICIES and name not in PEERS:
+        raise argparse.ArgumentTypeError(f"{name!r}: allowed are {', '.join([*POLICIES, *PEERS])}")
     return name
+
+
+def _check_peers(policies: Sequence[str], config: ClusterConfig) -> None:
+    peers = [policy for policy in policies if policy in PEERS]
+    if peers and not can_replay(config):
+        raise ConfigError(
+            f"--policies = {','.join(peers)}: these need `rank.decode: null`, `routers: 1` and a `feed` "
+            "without delays"
+        )
 
 
 if __name__ == "__main__":

@@ -61,11 +61,9 @@ COMPLETION: Fields = {
     # vLLM's for tokenizers of another kind and for beams, and SGLang's for its own scheduler.
     **_all(INFORMS, "spaces_between_special_tokens length_penalty early_stopping guided_decoding_backend"),
     **_all(INFORMS, "stream_reasoning log_metrics cache_prompt"),
-    "best_of": Meaning((1,)),
-    "echo": FLAG,
     "suffix": Meaning(("",)),
-    "functions": Meaning(([],)),
-    "function_call": Meaning(("none", "auto")),
+    "functions": Meaning(([],), instead="send tools"),
+    "function_call": Meaning(("none", "auto"), instead="send tool_choice"),
     "modalities": Meaning((["text"],)),
     # How the server works on it, not what it answers.
     "store": _hint(False),
@@ -95,6 +93,7 @@ COMPLETION: Fields = {
 CHAT: Fields = {
     **COMPLETION,
     "prompt": Meaning(instead="send messages, or send it to /v1/completions"),
+    "echo": FLAG,
     "chat_template": REFUSED,
     "system": REFUSED,
 }
@@ -119,7 +118,7 @@ TEXT: Fields = {
 
 MESSAGE: Fields = {
     **_all(INFORMS, "id metadata annotations cache_control created_at timestamp reasoning_details"),
-    "function_call": REFUSED,
+    "function_call": Meaning(instead="send tool_calls"),
     "audio": REFUSED,
     "prefix": Meaning((False,), instead="send continue_final_message: true"),
     **_all(Meaning(([],)), "images image_data files attachments"),
@@ -138,6 +137,12 @@ PART: Fields = {
     **_all(REFUSED, "file document source"),
 }
 """Of the parts of a message's content."""
+
+TOKENIZE: Fields = {
+    **_all(REFUSED, "input_ids input text truncate_prompt_tokens truncation_side chat_template"),
+    "suffix": Meaning(("",)),
+}
+"""Of texts that are to be tokenized."""
 
 STREAM_OPTIONS: Fields = {"include_obfuscation": _hint(False)}
 

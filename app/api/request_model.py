@@ -139,12 +139,22 @@ def parse_body(model: type[Body], body: bytes) -> Body:
     Raises:
         InvalidRequestError: the body isn't JSON, or names the first field at fault with its value.
     """
+    return parse_values(model, read_json(body))
+
+
+def parse_values(model: type[Body], values: Any) -> Body:
+    """The request in a body that has been read. Raises `InvalidRequestError` as `parse_body` does."""
     sieve = _Sieve()
-    values = sieve.sifted(model, read_json(body))
     try:
+        values = sieve.sifted(model, values)
         parsed = model.model_validate(values)
     except ValidationError as error:
-        raise invalid(error, values) from None
+        refusal = invalid(error, values)
+        refusal.ignored_fields = tuple(sieve.ignored)
+        raise refusal from None
+    except InvalidRequestError as error:
+        error.ignored_fields = tuple(sieve.ignored)
+        raise
     if sieve.ignored:
         parsed._ignored_fields = tuple(sieve.ignored)
     return parsed

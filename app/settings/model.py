@@ -49,7 +49,9 @@ class ModelConfig(Settings):
         description="What the text of a special token inside a chat's message is, such as `<|im_end|>`: that "
         "token, or as `text` the tokens of its characters, so that no message can end its turn.",
     )
-    tool_call_format: Literal["auto", "none", "hermes", "llama_json", "llama_pythonic", "mistral"] = Field(
+    tool_call_format: Literal[
+        "auto", "none", "hermes", "qwen3_coder", "llama_json", "llama_pythonic", "mistral"
+    ] = Field(
         "auto", description="How the model writes calls of tools. `auto` looks how its chat template does."
     )
     reasoning_format: Literal["auto", "none", "think"] = Field(

@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Tokenizer:
 
     Attributes:
         eos_token_ids: tokens that end an answer.
+        special_tokens: by their names in transformers (`eos_token`), as they are written.
         vocab_size: token ids known here, special ones included; the model's own may be padded to more.
         special_texts: the special tokens as they are written.
     """
@@ -40,6 +42,7 @@ class Tokenizer:
         *,
         eos_token_ids: Sequence[int],
         chat_template: ChatTemplate | None,
+        special_tokens: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         # Serving never cuts or pads a prompt, also where the file asks for that.
         backend.no_truncation()
@@ -56,6 +59,7 @@ class Tokenizer:
         self._token_bytes = byte_level_bytes if is_byte_level else byte_fallback_bytes
         self._bos_token_id = _added_first(backend)
         self.special_texts = tuple(self._added_texts[token_id] for token_id in sorted(self._special_ids))
+        self.special_tokens = special_tokens
         self.eos_token_ids = tuple(eos_token_ids)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
 
@@ -75,6 +79,7 @@ class Tokenizer:
             backend,
             eos_token_ids=_eos_token_ids(folder, backend, special_tokens),
             chat_template=None if source is None else ChatTemplate(source, special_tokens),
+            special_tokens=special_tokens,
         )
 
     def encode(
@@ -118,6 +123,10 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`. Ids outside the vocabulary have none; invalid UTF-8 becomes U+FFFD."""
         return self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def entries(self, token_ids: Sequence[int]) -> list[str]:
+        """The vocabulary's entries, in the tokenizer's own spelling (`Ġworld`); "" for ids outside of it."""
+        return [self._backend.id_to_token(token_id) or "" for token_id in token_ids]
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any

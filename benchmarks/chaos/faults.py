@@ -267,10 +267,9 @@ class Faults:
 
 def _picked(candidates: Sequence[int], fault: Fault) -> int:
     """One of `candidates`, which are oldest first."""
-    allowed = candidates[1:] if fault.spares_oldest else candidates
-    if not allowed:
+    if not candidates:
         raise Skipped("none is there that it could happen to")
-    return allowed[min(int(fault.pick * len(allowed)), len(allowed) - 1)]
+    return candidates[min(int(fault.pick * len(candidates)), len(candidates) - 1)]
 
 
 def _changed(args: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ SPREAD = 0.2
 """Of the weights: wide enough that no two tokens are nearly as likely."""
 REMEMBERED = 50
 """Decisions that a router remembers: few, so that what they take doesn't look like growth."""
+REMEMBERED_BLOCKS = 1000
+"""And blocks that it remembers to say why others were missed."""
 STALL_TIMEOUT_S = 3.0
 READY_WITHIN_S = 240.0
 ANSWER_WITHIN_S = 10.0
@@ -56,7 +58,11 @@ def graph_args(folder: Path, *, ranks: int, routers: int, ingresses: int, max_ra
             "drain_timeout_s": 3.0,
         },
         "resources": {"num_cpus": 0.1},
-        "routing": {"num_routers": routers, "remembered_decisions": REMEMBERED},
+        "routing": {
+            "num_routers": routers,
+            "remembered_decisions": REMEMBERED,
+            "misses": {"remembered_blocks": REMEMBERED_BLOCKS},
+        },
         "ingress": {"num_ingresses": ingresses, "tenant_header": TENANT_HEADER},
     }
     return with_policy(args, "predicted_ttft", max_ranks)

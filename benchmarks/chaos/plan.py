@@ -1,10 +1,12 @@
 """Which faults happen when: a seed's plan, the same at every run.
 
     storm            storm                 storm
-    ├─┬──┬───────────┼──┬─┬────────────────┼─┬─ … ─┤ quiet
+    ├─┬──┬───────────┼──┬─┬────────────────┼─┬─ … ─┤ calm ┤ quiet
     faults overlap   faults overlap
 
-Faults come in storms, so that several are there at once: a replica that dies takes seconds to come back.
+Faults come in storms, so that several are there at once: a replica that dies takes seconds to come back. A
+long run ends in a calm: traffic without faults, in which every process lives long enough to show whether it
+grows.
 """
 
 from __future__ import annotations
@@ -27,8 +29,6 @@ FaultKind = Literal[
     "wrong_deploy",
 ]
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-DEPLOYS: frozenset[FaultKind] = frozenset({"redeploy", "resize", "wrong_deploy"})
-"""Faults that change what is deployed; one at a time."""
 
 SHARES: Mapping[FaultKind, int] = {"kill_rank": 3, "kill_router": 2, "stop_rank_shortly": 2}
 """How often each kind is there in one round of all kinds, where it isn't once."""
@@ -41,9 +41,9 @@ PAUSE_S = (10.0, 20.0)
 """From one storm's beginning to the next one's."""
 QUIET_S = 5.0
 """Before the traffic's end, without a new fault."""
-DEPLOYS_ALL_ALONG_S = 600.0
-"""Runs that last longer deploy in their first half only, and spare in the second half the oldest process of
-each kind: a leak shows in a process that lives."""
+LONG_S = 1200.0
+"""Runs of this length or more have a calm."""
+CALM_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Fault:
         pick: 0 to 1: which of those that it can happen to, in the order of their ids.
         lasts: of a process that stands still: for how long, as a multiple of `engine.stall_timeout_s`.
         dp_size: of a `resize`: how many ranks are wanted.
-        spares_oldest: whether it must not happen to the oldest that it could happen to.
     """
 
     at_s: float
@@ -64,7 +63,6 @@ class Fault:
     pick: float = 0.0
     lasts: float = 0.0
     dp_size: int = 0
-    spares_oldest: bool = False
 
 
 def make_plan(
@@ -79,17 +77,18 @@ def make_plan(
         kinds: those that may happen; every one does before any does again.
     """
     planner = _Planner(random.Random(seed), dp_sizes)
-    is_long = seconds > DEPLOYS_ALL_ALONG_S
-    last_deploy_s = seconds / 2 if is_long else seconds
+    end_s = storms_end_s(seconds)
     storm_s = FIRST_S
-    while storm_s < seconds - QUIET_S:
-        is_late = storm_s > last_deploy_s
-        allowed = [kind for kind in kinds if not (is_late and kind in DEPLOYS)]
-        ends_s = min(storm_s + STORM_S, seconds - QUIET_S)
-        may_be_alone = not is_long or storm_s + PAUSE_S[1] < last_deploy_s
-        planner.storm(storm_s, ends_s, allowed, may_be_alone=may_be_alone, spares_oldest=is_late)
+    while storm_s < end_s:
+        may_be_alone = storm_s + PAUSE_S[1] < end_s or end_s == seconds - QUIET_S
+        planner.storm(storm_s, min(storm_s + STORM_S, end_s), list(kinds), may_be_alone=may_be_alone)
         storm_s += planner.rng.uniform(*PAUSE_S)
     return sorted(planner.faults, key=lambda fault: fault.at_s)
+
+
+def storms_end_s(seconds: float) -> float:
+    """Seconds after the beginning of a run's traffic from which there are no new faults."""
+    return seconds - (CALM_S if seconds >= LONG_S else QUIET_S)
 
 
 class _Planner:
@@ -107,15 +106,7 @@ class _Planner:
         self._dp_size = dp_sizes[0]
         self._bag: list[FaultKind] = []
 
-    def storm(
-        self,
-        from_s: float,
-        to_s: float,
-        kinds: Sequence[FaultKind],
-        *,
-        may_be_alone: bool,
-        spares_oldest: bool,
-    ) -> None:
+    def storm(self, from_s: float, to_s: float, kinds: Sequence[FaultKind], *, may_be_alone: bool) -> None:
         """Add some faults between two times. After one that leaves one rank the next begins with a resize."""
         for number in range(self.rng.choice(STORM_SIZES)):
             is_alone = self._dp_size == 1 and not number
@@ -130,9 +121,7 @@ class _Planner:
                 others = [size for size in self._dp_sizes if size != self._dp_size]
                 dp_size = self.rng.choice([size for size in others if size > 1 or may_be_alone])
                 self._dp_size = dp_size
-            self.faults.append(
-                Fault(round(at_s, 2), kind, round(pick, 4), round(lasts, 2), dp_size, spares_oldest)
-            )
+            self.faults.append(Fault(round(at_s, 2), kind, round(pick, 4), round(lasts, 2), dp_size))
 
     def _draw(self, kinds: Sequence[FaultKind]) -> FaultKind:
         """One of `kinds` from the bag, which is filled when it has none of them."""

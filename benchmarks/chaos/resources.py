@@ -73,7 +73,7 @@ class Growth:
 
     Attributes:
         kind: what it is.
-        seconds: for which it was watched, after its warm-up and in the run's second half.
+        seconds: for which it was watched, after its warm-up and the last fault.
         slopes: of memory_kib, file_descriptors and threads; empty when it lived too shortly to be judged.
         last: the last sample.
     """

@@ -14,7 +14,7 @@ from benchmarks.chaos.accounting import Ledger
 from benchmarks.chaos.checks import Quiet, check_drain, check_quiet
 from benchmarks.chaos.faults import Faults, Happened
 from benchmarks.chaos.graph import READY_WITHIN_S, Graph, graph_args, running_graph
-from benchmarks.chaos.plan import Fault, num_overlapping
+from benchmarks.chaos.plan import Fault, num_overlapping, storms_end_s
 from benchmarks.chaos.requests import Asks, comparable_asks
 from benchmarks.chaos.resources import Growth, Watch
 from benchmarks.chaos.traffic import Traffic
@@ -101,7 +101,7 @@ async def _disturb(options: Options, graph: Graph, said: Callable[[str], object]
             ledger = await _faults_under_traffic(options, traffic, Asks(options.seed, asks), faults, watch)
             said(f"{ledger.num_requests} requests have ended")
             quiet = await check_quiet(graph, time.monotonic())
-            growths = watch.growths(ledger.started_at + options.seconds / 2)
+            growths = watch.growths(ledger.started_at + storms_end_s(options.seconds))
             said("draining")
             drained = await check_drain(graph, traffic, asks[: options.clients])
         finally:

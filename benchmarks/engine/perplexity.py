@@ -42,6 +42,6 @@ def perplexity(model_dir: Path, dtype: torch.dtype, backend: KernelBackend) -> f
         window: kernels.plan_attention(lens, lens, blocks, BLOCK_SIZE, scale, sliding_window=window)
         for window in decoder.sliding_windows
     }
-    batch = Batch(token_ids, places, places, attention, sampled_rows=places[:-1])
+    batch = Batch(token_ids, places, places, attention, wanted_rows=places[:-1])
     logits = decoder.forward(batch, kv_cache_pairs(cache))
     return math.exp(torch.nn.functional.cross_entropy(logits, token_ids[1:]).item())

@@ -100,7 +100,7 @@ def test_every_refusal_is_a_sentence_of_ours_and_names_the_field() -> None:
         ({"response_format": {"type": "xml"}},
          "response_format.type = 'xml': allowed: 'text', 'json_object' or 'json_schema'"),
         ({"structured_outputs": []}, "structured_outputs = []: an object is needed"),
-        ({"echo": True}, "echo = true isn't supported; leave it out, or send false"),
+        ({"use_beam_search": True}, "use_beam_search = true isn't supported; leave it out, or send false"),
         ({"audio": {}}, "audio = {} isn't supported; leave it out"),
     ],
 )  # fmt: skip

@@ -15,6 +15,7 @@ from app.api.bodies import parse_any
 from app.api.fields import Meaning
 from app.api.native.request import parse_generate
 from app.api.openai.requests import parse_chat, parse_text
+from app.api.tokens import parse_tokenize
 from app.errors import InvalidRequestError
 from tests.support.completion_bodies import chat, refusal, text
 
@@ -132,6 +133,7 @@ TABLES = {
 PARSERS: dict[str, tuple[Parse, dict[str, Any], list[str | int]]] = {
     "COMPLETION": (parse_text, {"prompt": "a"}, []),
     "TEXT": (parse_text, {"prompt": "a"}, []),
+    "TOKENIZE": (parse_tokenize, {"prompt": "a"}, []),
     "CHAT": (parse_chat, CHAT, []),
     "MESSAGE": (parse_chat, CHAT, ["messages", 0]),
     "PART": (parse_chat, CHAT, ["messages", 0, "content", 0]),

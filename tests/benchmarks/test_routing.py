@@ -34,6 +34,7 @@ def test_the_last_line_has_every_policy_and_cell(tmp_path: Path, capsys: pytest.
     assert printed["policies"]["predicted_ttft"]["hit_rate"] == pytest.approx(7 / 16)
     assert [(each["ranks"], each["speed"]) for each in printed["cells"]] == [(8, 2), (16, 2)]
     assert printed["cells"][0]["lower_bound"]["ttft_mean_s"] == pytest.approx(0.128 * 9 / 16)
+    assert printed["cells"][0]["bound_of_caches"] == printed["cells"][0]["lower_bound"]
     assert "8 ranks, speed 2" in captured.err
 
 
@@ -44,12 +45,31 @@ def test_made_up_requests_need_no_trace(capsys: pytest.CaptureFixture[str]) -> N
     assert printed["cells"][0]["lower_bound"] is None
 
 
+def test_peers_stand_beside_policies(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--generate", "50", "--ranks", "2", "--policies", "llm-d,predicted_ttft"])
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(printed["policies"]) == ["llm-d", "predicted_ttft"]
+
+
+def test_agents_have_bounds_and_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--agents", "duration_s=100", "--ranks", "2", "--policies", "session"])
+    captured = capsys.readouterr()
+    (cell,) = json.loads(captured.out.splitlines()[-1])["cells"]
+    assert cell["bound_of_caches"]["hit_rate"] >= cell["policies"]["session"]["hit_rate"]
+    assert "sweep" in cell["policies"]["session"]["classes"]
+    assert "session, by class of request" in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--trace", "none.jsonl"], "No such file"),
         (["--generate", "5", "--policies", "best"], "'best': allowed are predicted_ttft"),
         (["--generate", "5", "--ranks", "0"], "--ranks"),
+        (
+            ["--generate", "5", "--preset", "delayed", "--policies", "dynamo"],
+            "--policies = dynamo: these need `rank.decode: null`",
+        ),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,20 +25,23 @@ def cluster_model(new_tiny_llama: Callable[..., Path], smollm2_dir: Path) -> str
 @pytest.fixture(scope="package")
 def cluster(cluster_model: str) -> Iterator[RayCluster]:
     """Two workers with one rank, one router and one ingress each. A test leaves it as it was."""
-    yield from started(cluster_model)
+    with started(cluster_model) as running:
+        yield running
 
 
 @pytest.fixture
 def own_cluster(cluster_model: str) -> Iterator[RayCluster]:
     """As `cluster`, which the test may break."""
-    yield from started(cluster_model)
+    with started(cluster_model) as running:
+        yield running
 
 
-def started(model: str) -> Iterator[RayCluster]:
-    """A cluster that runs, until the generator is closed."""
+@contextmanager
+def started(model: str, num_spare_workers: int = 0) -> Iterator[RayCluster]:
+    """A cluster that runs within the context."""
     if reason := why_not():
         pytest.skip(f"no cluster of several machines here: {reason}")
-    cluster = RayCluster(model)
+    cluster = RayCluster(model, num_spare_workers=num_spare_workers)
     try:
         cluster.start()
         yield cluster

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import ray
 import yaml
 
 from tests.cluster.machines import Machine
 from tests.cluster.switch import Switch
 from tests.support.deadlines import DeadlineMissed, wait_until
-from tests.support.graph.serve_config import Json, merged, tiny_args
+from tests.support.graph.serve_config import Json, merged, tiny_args, with_args
 
 HEAD: Final = "10.77.0.1"
 CLIENT: Final = "10.77.0.100"
@@ -33,6 +34,8 @@ ZMQ_PORTS: Final = {"events": 5557, "loads": 5657, "replays": 5757}
 """Of rank 0; rank r has each + r."""
 START_S: Final = 300.0
 """For all machines, with imports, on two busy cores."""
+RAYLET: Final = str(Path(ray.__file__).parent / "core/src/ray/raylet/raylet")
+"""How the command line of a node's raylet begins."""
 PREFIX: Final = "kvb-cluster-"
 _OBJECT_STORE: Final = str(100 * 2**20)
 _BIN: Final = Path(sys.executable).parent
@@ -50,6 +53,7 @@ class RayCluster:
         model: a folder with the model.
         num_workers: machines for replicas; each gets one rank, one router and one ingress.
         changes: to the application's `args`.
+        num_spare_workers: more machines for replicas, that need none.
 
     Attributes:
         switch: connects the machines.
@@ -57,7 +61,9 @@ class RayCluster:
         workers: by number.
     """
 
-    def __init__(self, model: str, num_workers: int = 2, changes: Json | None = None) -> None:
+    def __init__(
+        self, model: str, num_workers: int = 2, changes: Json | None = None, num_spare_workers: int = 0
+    ) -> None:
         _remove_leftovers()
         # The name has this process: what it leaves behind when it crashes can be told from what is in use.
         self._dir = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
@@ -76,7 +82,9 @@ class RayCluster:
         self.switch = Switch()
         self.client = self._new_machine(CLIENT)
         self.head = self._new_machine(HEAD)
-        self.workers = [self._new_machine(worker(number)) for number in range(num_workers)]
+        self._num_used = num_workers
+        num_machines = num_workers + num_spare_workers
+        self.workers = [self._new_machine(worker(number)) for number in range(num_machines)]
 
     def start(self) -> None:
         """Start Ray on every machine, and the application; returns once every rank can be used."""
@@ -103,6 +111,30 @@ class RayCluster:
         self.workers[number] = self._new_machine(worker(number))
         self._join(self.workers[number])
 
+    def rejoin(self, number: int) -> None:
+        """Start Ray once more on that machine, whose raylet has ended; returns before it serves."""
+        self._join(self.workers[number])
+
+    def drain(self, machine: Machine) -> None:
+        """Tell Ray that the machine is about to go, as a cloud does that takes it away; returns at once."""
+        (raylet,) = machine.pids(RAYLET)
+        arguments = Path(f"/proc/{raylet}/cmdline").read_text().split("\0")
+        node_id = next(each.partition("=")[2] for each in arguments if each.startswith("--node_id="))
+        command = [str(_BIN / "ray"), "drain-node", f"--address={HEAD}:{GCS_PORT}", f"--node-id={node_id}"]
+        command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=a test"]
+        log = self._dir / "drain.log"
+        code = machine.start(command, self._env, log).wait(START_S)
+        assert code == 0, log.read_text(errors="replace")
+
+    def deploy(self, changes: Json) -> None:
+        """Deploy the application with these changes to its `args`; returns once it is whole."""
+        file = self._dir / "changed.yaml"
+        file.write_text(yaml.safe_dump(with_args(self.config, changes)))
+        command = [str(_BIN / "serve"), "run", f"--address={HEAD}:{GCS_PORT}", "--non-blocking", str(file)]
+        log = self._dir / "deploy.log"
+        code = self.head.start(command, self._env, log).wait(START_S)
+        assert code == 0, log.read_text(errors="replace")
+
     def stop(self) -> None:
         """End everything, and remove all files."""
         for machine in (*self.workers, self.head, self.client):
@@ -126,7 +158,7 @@ class RayCluster:
 
     def wait_until_settled(self, machine: Machine, within_s: float) -> None:
         """Wait until, as that machine's ingress says, every router has every rank's blocks."""
-        num = len(self.workers)
+        num = self._num_used
         last: Json = {}
 
         def is_settled() -> bool:

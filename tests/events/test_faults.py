@@ -198,7 +198,7 @@ async def test_a_subscriber_that_stalls_beyond_the_high_water_mark_costs_the_eng
 ) -> None:
     view = followed(None, replay=replay, hwm=100)
     await view.until_live()
-    rank = view.rank
+    rank, before = view.rank, view.subscriber.status
     # The subscriber lives in this thread's event loop, so it reads nothing while this goes on.
     num_blocks = 2_000
     rng, slowest = random.Random(2), 0.0
@@ -218,7 +218,9 @@ async def test_a_subscriber_that_stalls_beyond_the_high_water_mark_costs_the_eng
     assert rank.publisher.counters.dropped_batches == 0
     seconds = await view.seconds_to_agree(polls=not replay)
     report_seconds(seconds, f"{rank.seq} batches, slowest publish {slowest * 1e3:.2f} ms")
-    assert view.subscriber.status.gaps > 0
+    after = view.subscriber.status
+    # On a busy machine ZMQ may give the connection up meanwhile; then that is how the loss is noticed.
+    assert (after.gaps, after.resyncs) > (before.gaps, before.resyncs)
 
 
 @WAYS

@@ -32,7 +32,7 @@ def test_an_unknown_field_is_told_and_one_that_cant_be_honoured_refused(
     [
         ("temperature", "hot"),
         ("temperature", 3),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("stream", "yes"),
         ("top_p", 0),
         ("n", 0),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -55,10 +57,28 @@ def test_a_system_prompt_warmed_on_one_rank_draws_the_requests_that_share_it(
     warmed = chat(smollm2_graph, [system, {"role": "user", "content": "Ready?"}], rank=1)
     assert warmed.headers["x-dp-rank"] == "1"
     assert cached_tokens(warmed) < 64
-    for topic in TOPICS:
+    # One more conversation, and it would be worth a copy on the other rank.
+    for topic in TOPICS[:3]:
         response = chat(smollm2_graph, [system, {"role": "user", "content": f"Say a word on {topic}."}])
         assert response.headers["x-dp-rank"] == "1"
         assert cached_tokens(response) > 400
+
+
+def test_sessions_that_take_turns_behind_one_system_prompt_use_both_ranks(smollm2_graph: ServeGraph) -> None:
+    """Seldom are two in flight: a policy that sees queues and this prompt alone always takes one rank."""
+    system = new_prompt(64)
+    sessions = [list(system) for _ in range(8)]
+    ranks: list[list[str]] = [[] for _ in sessions]
+    for _ in range(5):
+        for prompt, visited in zip(sessions, ranks, strict=True):
+            prompt += new_prompt(32)
+            response = smollm2_graph.complete(prompt)
+            visited.append(response.headers["x-dp-rank"])
+            smollm2_graph.wait_until_followed()
+    counts = Counter(itertools.chain.from_iterable(ranks))
+    assert min(counts["0"], counts["1"]) >= 10, f"of 40 requests, {counts}"
+    # Where its turns are cached, a session stays.
+    assert sum(len(set(visited)) == 1 for visited in ranks) >= 6, ranks
 
 
 def test_requests_that_share_nothing_spread_over_all_ranks(smollm2_graph: ServeGraph) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.errors import ConfigError
 from app.routing.policies.registry import POLICIES
 from app.simulation.config import ClusterConfig, DecodeConfig, FeedConfig, RankConfig
-from app.simulation.results.bounds import lower_bound
+from app.simulation.results.bounds import bound_of_caches, lower_bound
 from app.simulation.results.outcome import Outcome
 from app.simulation.simulator import simulate
 from app.simulation.traces.request import SimulatedRequest
@@ -206,11 +206,39 @@ def test_every_request_gets_one_first_token_no_sooner_than_it_can(
         bound = lower_bound(config, trace)
         assert figures.hit_rate <= bound.hit_rate + 1e-9
         assert figures.ttft_mean_s >= bound.ttft_mean_s - 1e-9
+        sized = bound_of_caches(config, trace)
+        assert figures.hit_rate - 1e-9 <= sized.hit_rate <= bound.hit_rate + 1e-9
+        assert figures.ttft_mean_s + 1e-9 >= sized.ttft_mean_s >= bound.ttft_mean_s
     assert _story(outcome) == _story(simulate(config, trace, policy))
 
 
 def _story(outcome: Outcome) -> tuple[list[int], list[float], list[int]]:
     return list(outcome.ranks), list(outcome.ttfts_s), list(outcome.cached_tokens)
+
+
+def of_class(arrival_s: float, session_id: str | None, name: str | None, *blocks: int) -> SimulatedRequest:
+    return SimulatedRequest(arrival_s, 10 * len(blocks), 1, blocks, session_id, name)
+
+
+def test_every_class_has_figures_of_its_own() -> None:
+    trace = [
+        of_class(0.0, "a", None, 1, 2),
+        of_class(1.0, None, None, 7),
+        of_class(2.0, "a", None, 1, 2, 3, 4),
+        of_class(3.0, "b", "sub-agent", 1, 2, 3),
+        of_class(4.0, "b", None, 1, 2, 3, 5),
+        of_class(5.0, "a", None, 9, 8),
+    ]
+    figures = simulate(cluster(1), trace, "round_robin").figures()
+    assert list(figures.classes) == ["first turn", "no session", "later turn", "sub-agent"]
+    assert [each.num_requests for each in figures.classes.values()] == [1, 1, 3, 1]
+    rates = [each.hit_rate for each in figures.classes.values()]
+    assert rates == pytest.approx([0, 0, 50 / 100, 20 / 30])
+    later = figures.classes["later turn"]
+    assert later.ttft_mean_s == pytest.approx((0.2 + 0.1 + 0.2) / 3)
+    assert later.ttft_p50_s == pytest.approx(0.2)
+    whole = sum(each.num_requests * each.ttft_mean_s for each in figures.classes.values())
+    assert whole / len(trace) == pytest.approx(figures.ttft_mean_s)
 
 
 def test_sessions_stay_on_their_ranks_under_the_policy_session() -> None:

@@ -46,9 +46,21 @@ def test_the_command_prints_table_plot_and_answer(tmp_path: Path, capsys: pytest
     assert "3 ranks are not enough for a p99 of 0.5 s: theirs is 4.000 s" in capsys.readouterr().out
 
 
+def test_agents_need_no_trace_and_have_a_table_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    agents = ["duration_s=300", "sessions_per_s=0.05", "sub_agent_share=0.2", "documents_per_s=0.1"]
+    assert main(["--agents", *agents, "--p99", "100"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    start = printed.index("1 rank, by class of request")
+    assert printed[start + 1].split()[:2] == ["class", "requests"]
+    names = {line[:14].strip() for line in printed[start + 2 : printed.index("", start)]}
+    assert {"first turn", "later turn", "sub-agent", "sweep"} <= names
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--agents", "turns=0", "--p99", "1"], "agents.turns = 0: Input should be"),
+        (["--agents", "--trace", "none.jsonl", "--p99", "1"], "not allowed with argument"),
         (["--trace", "none.jsonl", "--p99", "1"], "No such file"),
         (["--trace", "none.jsonl", "--p99", "0"], "--p99"),
         (["--trace", "none.jsonl", "--p99", "1", "--max-ranks", "2000"], "from 1 to 1024"),

@@ -119,7 +119,7 @@ class Begun(NamedTuple):
     results: list[str]
 
 
-async def begun(messages: Iterable[RankMessage], num_samples: int = 1) -> Begun:
+async def begun(messages: Iterable[RankStep], num_samples: int = 1) -> Begun:
     """The stream of these messages, from rank 1, which is the only one."""
     call, results = FakeCall(messages), list[str]()
 

@@ -129,6 +129,26 @@ async def test_greedy_tokens_and_logprobs_are_the_torch_engines(served: Served) 
         )
 
 
+async def test_a_prompts_logprobs_are_the_torch_engines_and_come_once(served: Served) -> None:
+    prompt = [*served.tokenizer.encode("The capital of France is"), *range(3000, 3060)]
+    params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True, prompt_logprobs=2)
+    reference = load_step_engine(load_config({"model": {"dtype": "float32"}}))
+    reference.add_request(GenerateRequest("r", prompt, params))
+    wanted = None
+    while wanted is None:
+        wanted = next((each.prompt_logprobs for each in reference.step().outputs), None)
+    for _ in range(2):  # the second time the prompt is cached, which doesn't help
+        first, *others = await served.run(prompt, params)
+        assert first.num_cached_tokens == 0
+        assert first.prompt_logprobs is not None
+        assert [each.prompt_logprobs for each in others] == [None] * len(others)
+        assert len(first.prompt_logprobs) == len(wanted) == len(prompt) - 1
+        for found, other in zip(first.prompt_logprobs, wanted, strict=True):
+            assert found.logprob == pytest.approx(other.logprob, abs=5e-3)
+            values, others_values = ([value for _, value in each.likeliest] for each in (found, other))
+            assert values == pytest.approx(others_values, abs=5e-3)
+
+
 async def test_a_second_turn_is_cached_and_every_block_is_published_in_our_chain(served: Served) -> None:
     prompt = prompt_of(1)
     first = await served.run(prompt, GREEDY)

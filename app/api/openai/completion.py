@@ -48,6 +48,7 @@ class CompletionRequest(RequestBody, StructuredOutputFields):
         prompt_field: the field that holds the prompt, for errors.
         add_special_tokens: whether the tokenizer adds its own to the prompt; None: to a text, not to a chat.
         include_stop_str_in_output, no_stop_trim: vLLM's and SGLang's name for the same.
+        best_of: OpenAI's number of samples of which the best `n` are shown; here all of them are.
         return_token_ids: whether the answer has the tokens of prompt and output too, as in vLLM.
     """
 
@@ -57,6 +58,7 @@ class CompletionRequest(RequestBody, StructuredOutputFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Int = Field(1, ge=1, le=MAX_SAMPLES)
+    best_of: Int | None = None
     priority: Int = Field(0, ge=-(2**31), lt=2**31)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -87,10 +89,24 @@ class CompletionRequest(RequestBody, StructuredOutputFields):
             raise InvalidRequestError(message, param="stream_options")
         return self
 
+    @model_validator(mode="after")
+    def _all_samples_are_shown(self) -> Self:
+        if self.best_of not in (None, self.n):
+            message = (
+                f"best_of = {self.best_of} isn't supported; all samples are shown: leave it out, or send n"
+            )
+            raise InvalidRequestError(message, param="best_of", code="unsupported_field")
+        return self
+
     @property
     def num_logprobs(self) -> int | None:
         """How many likeliest tokens' logprobs are wanted beside each token's own; None: none at all."""
         raise NotImplementedError
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the prompt's tokens."""
+        return None
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -142,6 +158,7 @@ class CompletionRequest(RequestBody, StructuredOutputFields):
             repetition_penalty=self.repetition_penalty,
             logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()},
             logprobs=self.num_logprobs,
+            prompt_logprobs=self.num_prompt_logprobs,
             structured_output=self.structured_output(),
             skip_special_tokens=self.skip_special_tokens,
         )

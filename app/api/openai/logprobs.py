@@ -6,10 +6,12 @@ the bytes too, and `bytes:\\xf0\\x9f` in a text. Special tokens have entries of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.generation import TokenChunk
+from app.generation import TokenChunk, TokenLogprobs
 from app.text.token_spelling import TokenSpelling
 
 Kind = Literal["chat", "text"]
@@ -17,12 +19,25 @@ Json = dict[str, Any]
 Spell = Callable[[int], TokenSpelling]
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt that an answer begins with.
+
+    Attributes:
+        text: as the client sent it, or of its tokens.
+        token_ids: its tokens, a beginning (BOS) that the tokenizer has added among them.
+    """
+
+    text: str
+    token_ids: Sequence[int]
+
+
 class AnswerLogprobs:
     """The entries of one answer."""
 
     def __init__(self, kind: Kind, spell: Spell) -> None:
         self._entry = self._chat_entry if kind == "chat" else self._text_entry
-        self._spell = spell
+        self._spell = functools.cache(spell)  # the likeliest tokens are often the same ones
         self._num_chars = 0
         """Characters of which the tokens so far have at least the first byte."""
 
@@ -30,6 +45,23 @@ class AnswerLogprobs:
         """One entry per token of `chunk`, which has logprobs."""
         scored = zip(chunk.token_ids, chunk.logprobs or [], strict=True)
         return [self._entry(token_id, each.logprob, each.likeliest) for token_id, each in scored]
+
+    def echo(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> list[Json]:
+        """One entry per token of a text's prompt. Before the first there is nothing, so it has no logprob."""
+        entries = []
+        for place, token_id in enumerate(echo.token_ids):
+            spelling = self._spell(token_id)
+            # In the text of a prompt special tokens have theirs, but for a beginning that it doesn't have.
+            is_added = place == 0 and not echo.text.startswith(spelling.name)
+            data = spelling.data or (b"" if is_added else spelling.name.encode())
+            if place == 0:
+                entry: Json = {"tokens": _text_name(spelling), "token_logprobs": None, "top_logprobs": None}
+            else:
+                scored = logprobs[place - 1]
+                entry = self._scored_entry(token_id, scored.logprob, scored.likeliest)
+            entries.append({**entry, "text_offset": self._offset(data)})
+        self._num_chars = len(echo.text)
+        return entries
 
     def _chat_entry(self, token_id: int, logprob: float, likeliest: tuple[tuple[int, float], ...]) -> Json:
         alternatives = [self._named(*each) for each in likeliest]
@@ -40,17 +72,16 @@ class AnswerLogprobs:
         return {"token": spelling.name, "logprob": logprob, "bytes": list(spelling.data)}
 
     def _text_entry(self, token_id: int, logprob: float, likeliest: tuple[tuple[int, float], ...]) -> Json:
+        offset = self._offset(self._spell(token_id).data)
+        return {**self._scored_entry(token_id, logprob, likeliest), "text_offset": offset}
+
+    def _scored_entry(self, token_id: int, logprob: float, likeliest: tuple[tuple[int, float], ...]) -> Json:
         # The chosen token is among its alternatives, even where it is none of the likeliest.
         alternatives: dict[str, float] = {}
         for each, value in (*likeliest, (token_id, logprob)):
             alternatives.setdefault(_text_name(self._spell(each)), value)
-        spelling = self._spell(token_id)
-        return {
-            "tokens": _text_name(spelling),
-            "token_logprobs": logprob,
-            "top_logprobs": alternatives,
-            "text_offset": self._offset(spelling.data),
-        }
+        name = _text_name(self._spell(token_id))
+        return {"tokens": name, "token_logprobs": logprob, "top_logprobs": alternatives}
 
     def _offset(self, data: bytes) -> int:
         """The place of the character that `data` begins, or goes on with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from app.api.fields import MESSAGE, PART, TOOL_CALL, Fields
 from app.api.request_model import RequestModel, read_json
@@ -12,8 +12,16 @@ from app.errors import InvalidRequestError, shown
 from app.text.chat_prompt import ChatMessage
 
 
+def _text_or_refusal(schema: dict[str, Any]) -> None:
+    """Describes a part as it may come."""
+    schema["properties"]["refusal"] = {"type": "string"}
+    schema["required"].remove("text")
+
+
 class TextPart(RequestModel):
     """One part of a message whose content is a list. A refusal is what an assistant has said instead."""
+
+    model_config = ConfigDict(json_schema_extra=_text_or_refusal)
 
     unserved: ClassVar[Fields] = PART
 

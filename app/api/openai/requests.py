@@ -112,16 +112,35 @@ class ChatRequest(CompletionRequest, ChatBody):
         return self.top_logprobs if self.logprobs else None
 
 
+def _several(schema: dict[str, Any]) -> None:
+    """Describes a prompt as it may come: alone, or as one of a list."""
+    one = schema.pop("anyOf")
+    schema["anyOf"] = [*one, {"type": "array", "items": {"anyOf": one}, "minItems": 1}]
+
+
 class TextRequest(CompletionRequest):
-    """The body of POST /v1/completions: one prompt, as text or token ids."""
+    """The body of POST /v1/completions: one prompt, as text or token ids.
+
+    Attributes:
+        max_tokens: 0 computes the prompt, and shows no output.
+        echo: whether the text begins with the prompt, whose tokens then have logprobs too, if there are any.
+    """
 
     kind: ClassVar[Kind] = "text"
     prompt_field: ClassVar[str] = "prompt"
     unserved: ClassVar[Fields] = TEXT
 
-    prompt: str | Annotated[TokenIds, Field(min_length=1)]
-    max_tokens: Int = Field(16, ge=1)
+    prompt: str | Annotated[TokenIds, Field(min_length=1)] = Field(json_schema_extra=_several)
+    max_tokens: Int = Field(16, ge=0)
     logprobs: Annotated[Int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: bool = False
+
+    @model_validator(mode="after")
+    def _no_output_has_no_least(self) -> Self:
+        if self.min_tokens and not self.max_tokens:
+            message = f"min_tokens = {self.min_tokens}: allowed is 0, as max_tokens is 0"
+            raise InvalidRequestError(message, param="min_tokens")
+        return self
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -136,12 +155,16 @@ class TextRequest(CompletionRequest):
 
     @property
     def max_output_tokens(self) -> int | None:
-        """Output tokens at most."""
-        return self.max_tokens
+        """Output tokens at most. An engine computes one, which isn't shown if none is wanted."""
+        return self.max_tokens or 1
 
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
 
 
 def parse_chat(body: bytes) -> ChatRequest:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 
-from app.api.openai.logprobs import Json, Kind, Spell, joined
+from app.api.openai.logprobs import Echo, Json, Kind, Spell, joined
 from app.errors import RequestError
+from app.generation import TokenChunk, TokenLogprobs
 from app.text.output.formats import PLAIN_OUTPUT, OutputFormat
 
 STREAM_END = b"data: [DONE]\n\n"
@@ -56,9 +57,12 @@ class Choice:
 class AnswerShape:
     """How one answer is written: the endpoint's kind, and what every part of it repeats.
 
-    `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids` is None unless
-    the answer has the tokens of prompt and output, which are where vLLM has them. `output` finds calls and
-    thoughts in a chat's text; `shows_thoughts` says whether the client wants these.
+    `spell` shows tokens where the answer has logprobs; None if it has none. `prompt_token_ids`, those of
+    each prompt, is None unless the answer has the tokens of prompts and outputs, where vLLM has them.
+    `output` finds calls and thoughts in a chat's text; `shows_thoughts`: whether the client wants these.
+
+    There are `n` choices for each prompt, prompt by prompt; None: there is one prompt. `echoes`, one for each
+    prompt, is None unless texts begin with their prompts. `shows_output`: whether anything else is wanted.
     """
 
     kind: Kind
@@ -66,9 +70,27 @@ class AnswerShape:
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
     spell: Spell | None = None
-    prompt_token_ids: Sequence[int] | None = None
+    prompt_token_ids: Sequence[Sequence[int]] | None = None
     output: OutputFormat = PLAIN_OUTPUT
     shows_thoughts: bool = True
+    n: int | None = None
+    echoes: Sequence[Echo] | None = None
+    shows_output: bool = True
+
+    def shown(self, chunk: TokenChunk) -> TokenChunk:
+        """What the client gets of a chunk: where no output is wanted, what it says of the prompt alone."""
+        if self.shows_output:
+            return chunk
+        logprobs = None if chunk.logprobs is None else list[TokenLogprobs]()
+        return replace(chunk, token_ids=[], logprobs=logprobs, finish_reason="length")
+
+    def echo(self, index: int) -> Echo | None:
+        """What the text of choice `index` begins with."""
+        return None if self.echoes is None else self.echoes[self.prompt_of(index)]
+
+    def prompt_of(self, index: int) -> int:
+        """The number of the prompt that choice `index` answers."""
+        return 0 if self.n is None else index // self.n
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> Json:
         """The answer in one piece, its samples in order."""
@@ -79,10 +101,10 @@ class AnswerShape:
             message = {"message": {"role": "assistant", **said}}
             content = message if is_chat else {"text": choice.text}
             content |= self._tokens(choice.token_ids)
-            content |= {} if is_chat else self._prompt_tokens
+            content |= {} if is_chat else self._prompt_tokens(index)
             shown.append(self._choice(index, content, choice.finish_reason, choice.logprobs))
         name = "chat.completion" if is_chat else "text_completion"
-        prompt = self._prompt_tokens if is_chat else {}
+        prompt = self._prompt_tokens(0) if is_chat else {}
         return {**self._head(name), **prompt, "choices": shown, "usage": usage.as_json()}
 
     def chunk(
@@ -101,7 +123,7 @@ class AnswerShape:
         said = {"content": text} if delta is None else delta
         content = {"delta": {**role, **said}} if is_chat else {"text": text}
         content |= self._tokens(token_ids)
-        prompt = self._prompt_tokens if is_first else {}
+        prompt = self._prompt_tokens(index) if is_first else {}
         choice = self._choice(index, content if is_chat else {**content, **prompt}, None, logprobs)
         return {**self._chunk_head(), **(prompt if is_chat else {}), "choices": [choice]}
 
@@ -114,9 +136,10 @@ class AnswerShape:
         """The chunk without choices that ends a stream whose client asked for usage."""
         return {**self._chunk_head(), "choices": [], "usage": usage.as_json()}
 
-    @property
-    def _prompt_tokens(self) -> Json:
-        return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
+    def _prompt_tokens(self, index: int) -> Json:
+        """Those of the prompt of choice `index`."""
+        prompts = self.prompt_token_ids
+        return {} if prompts is None else {"prompt_token_ids": list(prompts[self.prompt_of(index)])}
 
     def _tokens(self, token_ids: Sequence[int]) -> Json:
         return {} if self.prompt_token_ids is None else {"token_ids": list(token_ids)}

@@ -20,6 +20,16 @@ MAX_LOGGED = 1000
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]")
 
 
+def ignored_header(fields: Sequence[str]) -> dict[str, str]:
+    """The answer's header for these fields; none for none."""
+    names = [_written(field) for field in fields[:MAX_LOGGED]]
+    return {HEADER: ", ".join(names)[:MAX_HEADER_CHARS]} if names else {}
+
+
+def _written(field: str) -> str:
+    return _UNSAFE.sub("_", field[:MAX_NAME_CHARS])
+
+
 class IgnoredFields:
     """Remembers which names the log has."""
 
@@ -28,9 +38,8 @@ class IgnoredFields:
 
     def headers(self, fields: Sequence[str]) -> dict[str, str]:
         """The answer's header for these fields; none for none. New ones are logged."""
-        names = [_UNSAFE.sub("_", field[:MAX_NAME_CHARS]) for field in fields[:MAX_LOGGED]]
-        self._log(names)
-        return {HEADER: ", ".join(names)[:MAX_HEADER_CHARS]} if names else {}
+        self._log([_written(field) for field in fields[:MAX_LOGGED]])
+        return ignored_header(fields)
 
     def _log(self, names: Sequence[str]) -> None:
         for name in names:

@@ -14,8 +14,9 @@ from app import hashing
 from app.api.bodies import PromptBody
 from app.api.chat_body import ChatBody
 from app.api.headers import PinnedRank, named_session, named_tenant, pinned_rank
+from app.api.openai.prompts import of_prompt
 from app.deployments.ingress.http.request_body import read_body
-from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, shown
+from app.errors import InvalidRequestError, ModelNameError, PromptTooLongError, RequestError, shown
 from app.generation import GenerateRequest, SamplingParams
 from app.settings.ingress import IngressConfig
 from app.text.chat_prompt import TOKENS_ONLY, ChatPrompter, Prompt, PromptSource
@@ -94,14 +95,48 @@ class RequestReader:
         Raises:
             RequestError: a header, the body or a field of it is wrong, or the prompt doesn't fit the context.
         """
+        (prepared,) = await self.read_all(request, lambda raw: (parse(raw),))
+        return prepared
+
+    async def read_all(
+        self, request: Request, parse: Callable[[bytes], Sequence[Body]]
+    ) -> list[PreparedRequest[Body]]:
+        """The requests of a body of which `parse` makes one for each prompt. Raises as `read` does.
+
+        The id of each of several is the answer's with a hyphen and its number.
+        """
         # Before the body is read: a request without a tenant should cost nothing.
         tenant = named_tenant(request.headers, self._config.tenant_header)
         session_id = named_session(request.headers)
-        body, prompt = await self.worked_on(request, lambda raw: self._with_prompt(parse(raw)))
+        bodies = await self.worked_on(
+            request, lambda raw: [(body, self._prompt(body)) for body in parse(raw)]
+        )
+        first, prompt_of_first = bodies[0]
+        # An error from now on tells of them too.
+        request.state.ignored_fields = (*first.ignored_fields, *prompt_of_first.ignored_fields)
+        answer_id = uuid.uuid4().hex
+        prepared = []
+        for place, (body, prompt) in enumerate(bodies):
+            request_id = answer_id if len(bodies) == 1 else f"{answer_id}-{place}"
+            try:
+                prepared.append(self._prepared(request, request_id, body, prompt, tenant, session_id))
+            except RequestError as error:
+                raise error if len(bodies) == 1 else of_prompt(error, place) from None
+        return prepared
+
+    def _prepared(
+        self,
+        request: Request,
+        request_id: str,
+        body: Body,
+        prompt: Prompt,
+        tenant: str | None,
+        session_id: str | None,
+    ) -> PreparedRequest[Body]:
         self._check_prompt(body, prompt.token_ids)
         params, output = self._output(body, prompt)
         generate = GenerateRequest(
-            uuid.uuid4().hex,
+            request_id,
             prompt.token_ids,
             params,
             cache_salt=self._cache_salt(tenant, body.cache_salt),
@@ -159,9 +194,6 @@ class RequestReader:
     def chat_prompt(self, body: ChatBody) -> Prompt:
         """The prompt of a chat; may take long for a long one."""
         return self._prompter.prompt(body.chat())
-
-    def _with_prompt(self, body: Body) -> tuple[Body, Prompt]:
-        return body, self._prompt(body)
 
     def _prompt(self, body: PromptBody) -> Prompt:
         if isinstance(body, ChatBody):

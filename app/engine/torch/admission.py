@@ -57,12 +57,15 @@ class Admission:
         check_earlier_outputs(request)
         samples = []
         for index, token_ids in sorted(request.earlier_outputs.items()):
-            sample = self._sample(request, index, usage)
+            # A client that has output has had the prompt's logprobs before it.
+            sample = self._sample(request, index, usage, scores_prompt=not token_ids)
             self._replay(sample, token_ids)
             samples.append(sample)
         return samples
 
-    def _sample(self, request: GenerateRequest, index: int, usage: PromptUsage) -> Request:
+    def _sample(
+        self, request: GenerateRequest, index: int, usage: PromptUsage, *, scores_prompt: bool = True
+    ) -> Request:
         params = request.params
         room = self._limits.max_output_tokens(len(request.prompt_token_ids))
         return Request.new(
@@ -76,6 +79,7 @@ class Admission:
             cache_salt=request.cache_salt,
             text_stream=self._text_stream(params),
             grammar=self._grammar(params),
+            scores_prompt=scores_prompt,
         )
 
     def _text_stream(self, params: SamplingParams) -> TextStream | None:

@@ -25,6 +25,7 @@ from app.engine.torch.model.runner import ModelRunner
 from app.engine.torch.model.weights import load_weights
 from app.engine.torch.outputs import RequestOutput, StepOutput
 from app.engine.torch.request import NewGrammar, NewTextStream, Request
+from app.engine.torch.sampling.prompt_logprobs import score_prompts
 from app.engine.torch.sampling.sampler import Sampled, Sampler
 from app.engine.torch.schedule import Schedule
 from app.engine.torch.scheduler import Scheduler
@@ -226,7 +227,8 @@ class Engine:
         schedule = self._scheduler.schedule()
         outputs: list[RequestOutput] = []
         if schedule.scheduled:
-            logits = self._runner.run(schedule.scheduled)
+            logits, scored = self._runner.run(schedule.scheduled)
+            score_prompts(schedule.scheduled, scored, self._runner.logits)
             self._scheduler.complete(schedule)
             sampled = self._sampler.sample(logits, schedule.sampled)
             outputs = [self._advance(*pair) for pair in zip(schedule.sampled, sampled, strict=True)]
@@ -289,6 +291,7 @@ class Engine:
     def _advance(self, request: Request, sampled: Sampled) -> RequestOutput:
         """Append a request's next token and free its blocks if it was the last."""
         new_token_ids = [] if sampled.token_id is None else [sampled.token_id]
+        prompt_logprobs = request.prompt_logprobs if request.num_output_tokens == 0 else None
         finish_reason: FinishReason | None = "error"
         if sampled.token_id is not None:
             finish_reason = append(request, sampled.token_id, self.eos_token_ids)
@@ -304,6 +307,7 @@ class Engine:
             request.num_cached_tokens,
             sampled.error,
             None if sampled.logprobs is None else [sampled.logprobs],
+            prompt_logprobs,
         )
 
     def _end(self, request: Request) -> None:

@@ -274,4 +274,5 @@ def _item(output: RequestOutput) -> StreamItem:
         finish_reason=output.finish_reason,
         index=output.index,
         logprobs=output.logprobs,
+        prompt_logprobs=output.prompt_logprobs,
     )

@@ -19,6 +19,8 @@ class RequestOutput:
         num_cached_tokens: prompt tokens found in the cache when the first sample was first admitted.
         error: what went wrong where `finish_reason` is "error".
         logprobs: one per new token, if the request asked for them.
+        prompt_logprobs: with the sample's first token, one per token of the prompt but the first, if the
+            request asked for them.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class RequestOutput:
     num_cached_tokens: int
     error: str | None = None
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)

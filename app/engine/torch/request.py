@@ -10,7 +10,7 @@ from typing import Protocol
 
 from app import hashing
 from app.engine.cache.prefix_cache import BlockTable
-from app.generation import SamplingParams, StructuredOutput
+from app.generation import SamplingParams, StructuredOutput, TokenLogprobs
 
 
 class TextStream(Protocol):
@@ -96,6 +96,8 @@ class Request:
         priority: lower is served first.
         arrival: the request's number in the order in which the scheduler was given it.
         num_overtaken: how often a later one of the same priority was admitted while this was the next.
+        prompt_logprobs: those of the prompt's tokens from the second on, as far as the engine has found them;
+            None: none are wanted.
     """
 
     request_id: str
@@ -116,6 +118,7 @@ class Request:
     num_prefill_tokens: int = 0
     num_overtaken: int = 0
     arrival: int = -1
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
     @classmethod
     def new(
@@ -131,8 +134,12 @@ class Request:
         cache_salt: str | None = None,
         text_stream: TextStream | None = None,
         grammar: Grammar | None = None,
+        scores_prompt: bool = False,
     ) -> Request:
-        """A sample of which nothing is computed yet; those of one request share `usage`."""
+        """A sample of which nothing is computed yet; those of one request share `usage`.
+
+        `scores_prompt`: whether the prompt's logprobs, if the request wants them, are still to be found.
+        """
         return cls(
             request_id,
             index,
@@ -146,6 +153,7 @@ class Request:
             random.Random(_sample_seed(params.seed, index)),
             text_stream,
             grammar,
+            prompt_logprobs=[] if scores_prompt and params.prompt_logprobs is not None else None,
         )
 
     def draw(self) -> float:
@@ -186,6 +194,17 @@ class Request:
     def num_uncomputed_tokens(self) -> int:
         """Known tokens that are not in the cache: 1 while decoding."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_hidden_tokens(self) -> int:
+        """Leading tokens whose logits nobody needs, so that the cache may stand for them.
+
+        The last one's choose the next token. Those of the prompt's tokens give its logprobs, if these are
+        wanted, and aren't needed again once they did.
+        """
+        found = self.prompt_logprobs
+        is_scored = found is None or len(found) == self.num_prompt_tokens - 1
+        return self.num_tokens - 1 if is_scored else len(found or ())
 
     @property
     def num_pending_prefill_tokens(self) -> int:

@@ -24,6 +24,15 @@ class ScheduledRequest:
         """Whether the step computes the last known token, whose logits give the next one."""
         return self.num_tokens == self.request.num_uncomputed_tokens
 
+    @property
+    def scored(self) -> range:
+        """Places of the prompt that the step computes, whose logits give the next token's logprob."""
+        found = self.request.prompt_logprobs
+        if found is None:
+            return range(0)
+        start = self.request.num_computed_tokens
+        return range(max(start, len(found)), min(start + self.num_tokens, self.request.num_prompt_tokens - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

@@ -264,9 +264,9 @@ class Scheduler:
         return self._cache.count_hits(request.table, self._usable(request) // block_size) * block_size
 
     def _usable(self, request: Request) -> int:
-        """Tokens in full blocks that a hit can spare; the last is always computed, for its logits."""
+        """Tokens in full blocks that a hit can spare; those whose logits are needed are always computed."""
         block_size = self._cache.block_size
-        return (request.num_tokens - 1) // block_size * block_size
+        return request.num_hidden_tokens // block_size * block_size
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self._cache.block_size)

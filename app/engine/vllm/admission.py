@@ -104,7 +104,15 @@ class Admission:
             request_id=f"{request.request_id}-{index}",
             token_ids=[*prompt, *earlier],
             fields=fields,
-            reader=SampleReader(index, len(prompt), params.logprobs, usage, text_stream),
+            reader=SampleReader(
+                index,
+                len(prompt),
+                params.logprobs,
+                usage,
+                text_stream,
+                () if earlier or params.prompt_logprobs is None else prompt,
+                params.prompt_logprobs or 0,
+            ),
             num_private_tokens=None if is_first else len(prompt) % self._limits.block_size + len(earlier),
         )
 

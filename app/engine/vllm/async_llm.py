@@ -93,7 +93,11 @@ class AsyncLlm:
                 async for output in outputs:
                     for each in output.outputs:
                         yield VllmOutput(
-                            each.token_ids, each.logprobs, each.finish_reason, output.num_cached_tokens or 0
+                            each.token_ids,
+                            each.logprobs,
+                            each.finish_reason,
+                            output.num_cached_tokens or 0,
+                            output.prompt_logprobs,
                         )
         except VLLMClientError as error:
             param = getattr(error, "parameter", None)

@@ -40,12 +40,14 @@ class VllmOutput:
         logprobs: for each token, by token id, that of the token itself and those of the likeliest; None: off.
         finish_reason: vLLM's; None while the sample goes on.
         num_cached_tokens: tokens of the prompt that were found in the cache.
+        prompt_logprobs: for each token of the prompt, as `logprobs`, with None for the first; None: off.
     """
 
     token_ids: Sequence[int]
     logprobs: Sequence[Mapping[int, Logprob]] | None
     finish_reason: str | None
     num_cached_tokens: int
+    prompt_logprobs: Sequence[Mapping[int, Logprob] | None] | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class SampleReader:
         num_logprobs: likeliest tokens that the request wants; None: no logprobs.
         usage: shared by the samples of the request.
         text_stream: finds the stop strings; None: there are none.
+        prompt_token_ids: the prompt, if its logprobs are wanted.
+        num_prompt_logprobs: likeliest tokens wanted with each of these.
     """
 
     def __init__(
@@ -73,7 +77,11 @@ class SampleReader:
         num_logprobs: int | None,
         usage: PromptUsage,
         text_stream: TextStream | None,
+        prompt_token_ids: Sequence[int] = (),
+        num_prompt_logprobs: int = 0,
     ) -> None:
+        self._prompt_token_ids = prompt_token_ids
+        self._num_prompt_logprobs = num_prompt_logprobs
         self._index = index
         self._num_prompt_tokens = num_prompt_tokens
         self._num_logprobs = num_logprobs
@@ -98,7 +106,15 @@ class SampleReader:
             finish_reason=finish_reason,
             index=self._index,
             logprobs=self._logprobs(token_ids, output),
+            prompt_logprobs=self._scored_prompt(output),
         )
+
+    def _scored_prompt(self, output: VllmOutput) -> list[TokenLogprobs] | None:
+        if output.prompt_logprobs is None or not self._prompt_token_ids:
+            return None
+        places = zip(self._prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        count = self._num_prompt_logprobs
+        return [_token_logprobs(token_id, found, count) for token_id, found in places if found is not None]
 
     def _until_stop(self, output: VllmOutput) -> tuple[list[int], str | None]:
         """The tokens up to the one that completes a stop string."""

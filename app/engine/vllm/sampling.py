@@ -90,6 +90,8 @@ def vllm_fields(
         "repetition_penalty": params.repetition_penalty,
         "logit_bias": dict(params.logit_bias) or None,
         "logprobs": params.logprobs,
+        # A client that has output has had the prompt's before it.
+        "prompt_logprobs": None if num_earlier_tokens else params.prompt_logprobs,
         "detokenize": False,
     }
     if not params.is_greedy:

@@ -1,9 +1,10 @@
 """The policy `predicted_ttft`, the default: the soonest first token, and the least delay to others.
 
-    cost_r  = wait_r + (1 + q + d_r + e_r) * uncached_r / rate_r + l_r * prompt / rate_r - copied_r / rate_r
+    cost_r  = wait_r + (1 + d_r) * own_r + (q + e_r) * uncached_r / rate_r + l_r * prompt / rate_r
+    own_r   = (uncached_r - copied_r) / rate_r
     wait_r  = max(waiting tokens_r / rate_r, admission_r)       admission_r: see `prediction`
     q       = 2 * harmonic mean of wait_r over the ranks / mean prefill time of a request
-    d_r     = b_r * busy_r / (g_r + busy_r / 2)                busy_r = wait_r + uncached_r / (2 rate_r)
+    d_r     = b_r * busy_r / (g_r + busy_r / 2)                busy_r = wait_r + own_r / 2
 
 Without q, this is the predicted time to first token. By Little's law wait / prefill time requests wait on a
 rank, and a second of work delays all of them, and those that come before the queue is gone: u / (1 - u) times
@@ -28,8 +29,9 @@ prompt. l is the share of prompts like this one that the rank will have evicted 
 these, an idle rank that holds what all prompts begin with takes every conversation, until its cache thrashes
 while others are empty, and a batch over documents evicts conversations everywhere.
 
-What many prompts begin with may be computed on one more rank without that counting against it, where new
-prompts return: so conversations spread before there is a price to pay.
+What many prompts begin with may be computed on one more rank without that counting against it, neither as
+this prompt's work nor as delay to others, where new prompts return: so conversations spread before there is a
+price to pay, to the ranks to which fewer are bound.
 
 Ties, near ones included, go to the rank with fewer requests (its decode steps compete with this prefill),
 then to the one with the least tokens assigned so far, then to the first.
@@ -66,19 +68,22 @@ def predicted_ttft(views: RankViews, given: PolicyInput) -> Choice:
     prefill_s = _mean((given.mean_uncached_tokens or num_tokens - views.cached_tokens) / rate)
     weight = 1 + QUEUE_GROWTH * _harmonic_mean_wait(waiting, rate) / prefill_s
     uncached = views.uncached_tokens(num_tokens)
-    busy = uncached * 0.5
+    copied = None
+    if given.copyable_tokens:
+        copied = np.maximum(uncached - (num_tokens - given.copyable_tokens), 0)
+    busy = (uncached if copied is None else uncached - copied) * 0.5
     busy += waiting
-    costs = busy / (busy + prices[PRICE_ROWS.bound_tokens])
-    costs *= prices[PRICE_ROWS.bound_load]
-    costs += weight
+    delay = busy / (busy + prices[PRICE_ROWS.bound_tokens])
+    delay *= prices[PRICE_ROWS.bound_load]
+    costs = delay + weight
     if given.loss_row is not None:
         costs += prices[PRICE_ROWS.eviction_price]
     costs *= uncached
     costs += waiting
     if given.loss_row is not None:
         costs += prices[given.loss_row] * num_tokens
-    if given.copyable_tokens:
-        costs -= np.maximum(uncached - (num_tokens - given.copyable_tokens), 0)
+    if copied is not None:
+        costs -= copied * (1 + delay)
     costs /= rate
     tied = (costs <= costs.item(costs.argmin()) * (1 + NEAR_TIE)).nonzero()[0]
     if len(tied) == 1:

@@ -18,6 +18,14 @@ p_i = u_i / rate seconds. Two lower bounds of the mean time to first token follo
    (Prompts that take longer than p_i don't help: cutting each down to its first p_i seconds leaves a
    possible schedule that ends no later.)
 
+`lower_bound` gives these. `bound_of_caches` takes the caches' size into account: all ranks' caches together
+hold at most n * num_blocks different blocks, those of the prompt that one of them serves among these. A
+single cache of that size could hold the same blocks at every moment, and would hit wherever the rank hits. So
+no policy has more hits in all than `optimal_hits` finds for it, whatever it knows and whatever its ranks
+evict; and with w tokens left to compute, the mean time to first token is at least w / rate / requests.
+Waiting isn't in that: the hits are bounded in their sum, not for each request. Where the second bound is
+higher, it stands.
+
 Source: M. Goemans, M. Queyranne, A. Schulz, M. Skutella, Y. Wang, "Single Machine Scheduling with Release
 Dates", 2002 (mean busy times); C.-F. Chou, M. Queyranne, D. Simchi-Levi, "The asymptotic performance ratio of
 an on-line algorithm for uniform parallel machine scheduling with release dates", 2006 (the fast machine).
@@ -32,6 +40,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from app.simulation.config import ClusterConfig
+from app.simulation.results.optimal_eviction import optimal_hits
 from app.simulation.traces.request import SimulatedRequest
 
 
@@ -40,7 +49,7 @@ class Bound:
     """What is best possible.
 
     Attributes:
-        hit_rate: of a shared cache without end: no policy's is higher.
+        hit_rate: no policy's is higher.
         ttft_mean_s: no policy's mean time to first token is lower.
     """
 
@@ -61,6 +70,17 @@ def lower_bound(config: ClusterConfig, requests: Iterable[SimulatedRequest]) -> 
         for middle, service, arrival in zip(middles, services, arrivals, strict=True)
     )
     return Bound(1 - sum(uncached) / prompt_tokens, max(fmean(services), queued))
+
+
+def bound_of_caches(config: ClusterConfig, requests: Iterable[SimulatedRequest]) -> Bound:
+    """As `lower_bound`, for caches of the size that `config`'s ranks have: at least as tight."""
+    requests = list(requests)
+    endless = lower_bound(config, requests)
+    num_blocks = config.ranks * config.rank.num_blocks
+    hits = sum(optimal_hits(requests, num_blocks, config.rank.block_size)) * config.rank.block_size
+    prompt_tokens = sum(each.num_tokens for each in requests)
+    computing_s = (prompt_tokens - hits) / config.rank.prefill_tokens_per_s / len(requests)
+    return Bound(hits / prompt_tokens, max(computing_s, endless.ttft_mean_s))
 
 
 def uncached_tokens(requests: Sequence[SimulatedRequest], block_size: int) -> list[int]:

@@ -26,8 +26,27 @@ class WhatIf:
 
 
 def report(answer: WhatIf) -> str:
-    """The table, the plot and the answer, for people."""
-    return "\n".join([*_table(answer.tried), "", *_plot(answer), "", _sentence(answer)])
+    """The tables, the plot and the answer, for people."""
+    sized = answer.ranks or max(answer.tried)
+    classes = class_table(answer.tried[sized])
+    if classes:
+        classes = ["", _number(sized) + ", by class of request", *classes]
+    return "\n".join([*_table(answer.tried), *classes, "", *_plot(answer), "", _sentence(answer)])
+
+
+def class_table(figures: Figures) -> list[str]:
+    """A line for each class of requests; none where all are of one class."""
+    if len(figures.classes) < 2:
+        return []
+    width = max(map(len, figures.classes))
+    head = f"{'class':<{width}}{'requests':>10}{'hit rate':>10}{'mean s':>10}{'p50 s':>10}{'p90 s':>10}"
+    rows = [f"{head}{'p99 s':>10}"]
+    for name, each in figures.classes.items():
+        rows.append(
+            f"{name:<{width}}{each.num_requests:>10}{each.hit_rate:>10.1%}{each.ttft_mean_s:>10.3f}"
+            f"{each.ttft_p50_s:>10.3f}{each.ttft_p90_s:>10.3f}{each.ttft_p99_s:>10.3f}"
+        )
+    return rows
 
 
 def _table(tried: Mapping[int, Figures]) -> list[str]:
@@ -60,5 +79,9 @@ def _sentence(answer: WhatIf) -> str:
             f"theirs is {answer.tried[most].ttft_p99_s:.3f} s"
         )
     p99_s = answer.tried[answer.ranks].ttft_p99_s
-    ranks = "1 rank is" if answer.ranks == 1 else f"{answer.ranks} ranks are"
-    return f"{ranks} enough for a p99 of {answer.p99_s:g} s: {p99_s:.3f} s"
+    verb = "is" if answer.ranks == 1 else "are"
+    return f"{_number(answer.ranks)} {verb} enough for a p99 of {answer.p99_s:g} s: {p99_s:.3f} s"
+
+
+def _number(ranks: int) -> str:
+    return "1 rank" if ranks == 1 else f"{ranks} ranks"

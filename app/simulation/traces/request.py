@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
+
+FIRST_TURN: Final = "first turn"
+LATER_TURN: Final = "later turn"
+"""Classes of requests that follow from their sessions, where a trace names no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,7 @@ class SimulatedRequest:
         block_ids: names of the prompt's blocks, ceil(num_tokens / block size) of them, each below 2^32. Equal
             leading names are equal leading blocks.
         session_id: the session that the client named, if it did.
+        request_class: what results are told apart by, if the trace says so.
     """
 
     arrival_s: float
@@ -24,6 +30,7 @@ class SimulatedRequest:
     output_tokens: int
     block_ids: Sequence[int]
     session_id: str | None = None
+    request_class: str | None = None
 
 
 def speed_up(requests: Iterable[SimulatedRequest], factor: float) -> Iterator[SimulatedRequest]:

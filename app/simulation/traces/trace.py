@@ -2,8 +2,8 @@
 
     {"timestamp": 27482, "input_length": 6955, "output_length": 52, "hash_ids": [46, 47, 2353, 2354]}
 
-`timestamp` is in milliseconds. The last block may be partly filled. A line may have a `session_id` (text),
-which Mooncake's have not.
+`timestamp` is in milliseconds. The last block may be partly filled. A line may have a `session_id` and a
+`class`, texts that Mooncake's have not: requests of a class have figures of their own in the results.
 
 Source: R. Qin et al., "Mooncake: A KVCache-centric Disaggregated Architecture for LLM Serving", 2024, and its
 repository's `FAST25-release/traces`.
@@ -26,6 +26,9 @@ class _Line(msgspec.Struct, frozen=True):
     output_length: Annotated[int, msgspec.Meta(ge=1)]
     hash_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]
     session_id: str | None = None
+    request_class: Annotated[str, msgspec.Meta(min_length=1)] | None = msgspec.field(
+        name="class", default=None
+    )
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -73,6 +76,7 @@ def _request(line: bytes, block_size: int) -> SimulatedRequest:
         fields.output_length,
         tuple(fields.hash_ids),
         fields.session_id,
+        fields.request_class,
     )
 
 

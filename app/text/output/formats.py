@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.errors import InvalidRequestError
@@ -13,21 +13,26 @@ from app.text.output import hermes, llama, mistral, pythonic, reasoning
 from app.text.output.grammars import CallForm, ThoughtState, Tool, calls_grammar, thoughtful_grammar
 from app.text.output.parts import OutputParser, PlainParser
 from app.text.output.python_grammar import python_grammar
+from app.text.output.qwen_coder import parser as qwen_coder
+from app.text.output.qwen_coder.grammar import qwen_coder_grammar
+from app.text.output.qwen_coder.values import Kinds, kinds_of
 from app.text.output.reasoning import ThoughtParser
 from app.text.tokenizer import Tokenizer
 
-CallFormat = Literal["none", "hermes", "llama_json", "llama_pythonic", "mistral"]
+CallFormat = Literal["none", "hermes", "qwen3_coder", "llama_json", "llama_pythonic", "mistral"]
 
-_NEW_PARSER: dict[CallFormat, Callable[[Collection[str]], OutputParser]] = {
-    "none": lambda names: PlainParser(),
-    "hermes": lambda names: hermes.HermesParser(),
-    "llama_json": llama.LlamaParser,
-    "llama_pythonic": pythonic.PythonicParser,
-    "mistral": lambda names: mistral.MistralParser(),
+_NEW_PARSER: dict[CallFormat, Callable[[OutputFormat], OutputParser]] = {
+    "none": lambda output: PlainParser(),
+    "hermes": lambda output: hermes.HermesParser(),
+    "qwen3_coder": lambda output: qwen_coder.QwenCoderParser(output.kinds),
+    "llama_json": lambda output: llama.LlamaParser(output.names),
+    "llama_pythonic": lambda output: pythonic.PythonicParser(output.names),
+    "mistral": lambda output: mistral.MistralParser(),
 }
 _MARKS: dict[CallFormat, tuple[str, ...]] = {
     "none": (),
     "hermes": (hermes.OPEN, hermes.CLOSE),
+    "qwen3_coder": (qwen_coder.OPEN, qwen_coder.CLOSE),
     "llama_json": (llama.TAG,),
     "llama_pythonic": (pythonic.START, pythonic.END),
     "mistral": (mistral.OPEN, mistral.ARGS, mistral.CALL_ID),
@@ -52,15 +57,16 @@ class CallWish:
 
 @dataclass(frozen=True)
 class OutputFormat:
-    """How one request's output is read. Attributes: see `OutputFormats.of`."""
+    """How one request's output is read: see `OutputFormats.of`. `kinds`: how parameters are written."""
 
     calls: CallFormat = "none"
     names: frozenset[str] = frozenset()
     thoughts: ThoughtState = "none"
+    kinds: Kinds = field(default_factory=dict)
 
     def parser(self) -> OutputParser:
         """A new sample's."""
-        parser = _NEW_PARSER[self.calls](self.names)
+        parser = _NEW_PARSER[self.calls](self)
         if self.thoughts == "none":
             return parser
         return ThoughtParser(parser, is_open=self.thoughts == "open")
@@ -112,7 +118,8 @@ class OutputFormats:
         if self._thinks and separates and (is_plain or not is_thinking):
             thoughts = "open" if is_thinking else "possible"
         calls: CallFormat = self._calls if wish.tools else "none"
-        return OutputFormat(calls, frozenset(tool.name for tool in wish.tools), thoughts)
+        names = frozenset(tool.name for tool in wish.tools)
+        return OutputFormat(calls, names, thoughts, kinds_of(wish.tools) if calls == "qwen3_coder" else {})
 
     def constrained(self, params: SamplingParams, wish: CallWish, output: OutputFormat) -> SamplingParams:
         """`params` with what the calls need: their grammar, and the text of special tokens that mark them.
@@ -147,6 +154,8 @@ class OutputFormats:
         how |= {"thoughts": output.thoughts, "answer": answer}
         if output.calls == "llama_pythonic":
             return python_grammar(wish.tools, **how)
+        if output.calls == "qwen3_coder":
+            return qwen_coder_grammar(wish.tools, **how)
         return calls_grammar(self._form(output.calls), wish.tools, **how)
 
     def _form(self, calls: CallFormat) -> CallForm:
@@ -194,7 +203,7 @@ def _calls_of(source: str) -> CallFormat:
         return "mistral"
     if hermes.OPEN in source:
         # Qwen3-Coder writes something like XML between the same marks.
-        return "none" if "<function=" in source else "hermes"
+        return "qwen3_coder" if qwen_coder.FUNCTION in source else "hermes"
     if pythonic.START in source or "[func_name1(" in source:
         return "llama_pythonic"
     is_llama = llama.TAG in source or '"parameters": dictionary' in source or '"parameters": ' in source

@@ -14,8 +14,6 @@ from tests.support.completion_bodies import chat, refusal, text
 
 NEUTRAL = {
     "n": 1,
-    "best_of": 1,
-    "echo": False,
     "suffix": "",
     "top_logprobs": 0,
     "functions": [],
@@ -34,8 +32,6 @@ NEUTRAL = {
 
 
 NOT_BUILT = {
-    "best_of": 3,
-    "echo": True,
     "suffix": "end",
     "functions": [{"name": "f"}],
     "function_call": {"name": "f"},
@@ -119,6 +115,33 @@ def test_zero_is_not_false_and_one_is_not_true(field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("parse", [text, chat])
+def test_the_best_of_some_samples_are_all_of_them(parse: Any) -> None:
+    assert parse(best_of=1).engine_params() == parse().engine_params()
+    assert parse(n=3, best_of=3).n == 3
+    error = refusal(parse, n=2, best_of=3)
+    assert error.message.startswith("best_of = 3 isn't supported; all samples are shown")
+    assert (error.param, error.code) == ("best_of", "unsupported_field")
+    assert refusal(parse, best_of=True).param == "best_of"
+
+
+def test_an_echo_has_the_logprobs_of_its_prompt() -> None:
+    for fields, wanted in (
+        ({"echo": True, "logprobs": 2}, 2),
+        ({"logprobs": 2}, None),
+        ({"echo": True}, None),
+    ):
+        assert text(**fields).engine_params().prompt_logprobs == wanted
+    assert refusal(chat, echo=True).code == "unsupported_field"
+
+
+def test_a_text_may_want_no_output() -> None:
+    body = text(max_tokens=0)
+    assert (body.max_tokens, body.engine_params().max_tokens) == (0, 1)
+    assert refusal(text, max_tokens=0, min_tokens=1).param == "min_tokens"
+    assert refusal(chat, max_tokens=0).param == "max_tokens"
+
+
+@pytest.mark.parametrize("parse", [text, chat])
 def test_a_request_may_want_several_samples(parse: Any) -> None:
     assert parse(n=128).n == 128
     for number in (0, 129):
@@ -146,7 +169,7 @@ def test_fields_that_only_inform_are_taken(field: str) -> None:
         ("stream", 1, "stream = 1"),
         ("seed", "1", "seed = '1'"),
         ("seed", 1.5, "seed = 1.5"),
-        ("max_tokens", 0, "max_tokens = 0"),
+        ("max_tokens", -1, "max_tokens = -1"),
         ("max_tokens", "5", "max_tokens = '5'"),
         ("max_tokens", 5.5, "max_tokens = 5.5: an integer is needed"),
         ("stop", "", "stop = ''"),

@@ -122,6 +122,12 @@ TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "functi
 NAMED = {"type": "function", "function": {"name": "get_time"}}
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """The choice of some tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 def test_which_calls_a_chat_wants() -> None:
     weather, time = Tool("get_weather", {"type": "object"}), Tool("get_time")
     assert chat().wish() == chat(tools=[]).wish() == chat(tool_choice="auto").wish() == CallWish()
@@ -130,6 +136,11 @@ def test_which_calls_a_chat_wants() -> None:
     assert chat(tools=TOOLS, parallel_tool_calls=False).wish() == CallWish((weather, time), parallel=False)
     assert chat(tools=TOOLS, tool_choice="required").wish() == CallWish((weather, time), required=True)
     assert chat(tools=TOOLS, tool_choice=NAMED).wish() == CallWish((time,), required=True, parallel=False)
+    some = chat(tools=TOOLS, tool_choice=allowed("auto", "get_time", "get_time"))
+    assert some.wish() == CallWish((time,))
+    assert [tool["function"]["name"] for tool in some.chat().required["tools"]] == ["get_weather", "get_time"]
+    both = chat(tools=TOOLS, tool_choice=allowed("required", "get_time", "get_weather"))
+    assert both.wish() == CallWish((time, weather), required=True)
 
 
 def test_tools_reach_the_template_as_they_are() -> None:
@@ -149,6 +160,14 @@ def test_tools_reach_the_template_as_they_are() -> None:
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
          "tool_choice.function.name"),
         ({"tool_choice": NAMED}, "tool_choice.function.name"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto", "get_time", "x")},
+         "tool_choice.allowed_tools.tools.1.function.name"),
+        ({"tools": TOOLS, "tool_choice": allowed("any", "get_time")}, "tool_choice.allowed_tools.mode"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice.allowed_tools.tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tools": TOOLS, "tool_choice": NAMED | {"allowed_tools": {"mode": "auto", "tools": [NAMED]}}},
+         "tool_choice.allowed_tools"),
     ],
 )  # fmt: skip
 def test_tools_that_are_none(fields: dict[str, Any], param: str) -> None:

@@ -16,6 +16,7 @@ from starlette.types import Message
 from app import hashing
 from app.api.bodies import PromptBody, parse_any
 from app.api.native.request import GenerateBody, parse_generate
+from app.api.openai.prompts import parse_texts
 from app.api.openai.requests import ChatRequest, TextRequest, parse_chat, parse_text
 from app.deployments.ingress.request_reader import LONG_BODY, PreparedRequest, RequestReader
 from app.errors import (
@@ -106,6 +107,39 @@ async def test_a_text_is_tokenized_and_token_ids_are_taken_as_they_are(
     assert isinstance(prepared.body, TextRequest)
     prepared = await read(reader, {"prompt": [5, 6, 7]})
     assert prepared.generate.prompt_token_ids == [5, 6, 7]
+
+
+async def read_all(reader: RequestReader, prompts: list[Any]) -> list[PreparedRequest[TextRequest]]:
+    return await reader.read_all(request_of(Body(json.dumps({"prompt": prompts}).encode()), {}), parse_texts)
+
+
+async def test_each_of_several_prompts_has_an_id_of_the_answers(reader: RequestReader) -> None:
+    (one,) = await read_all(reader, ["Hello"])
+    assert "-" not in one.generate.request_id
+    first, second = await read_all(reader, ["Hello", [5, 6]])
+    answer_id, _, number = first.generate.request_id.rpartition("-")
+    assert (number, second.generate.request_id) == ("0", f"{answer_id}-1")
+    assert second.generate.prompt_token_ids == [5, 6]
+
+
+async def test_the_prompt_at_fault_is_named(reader: RequestReader) -> None:
+    for prompts, place in ((["a", "b", [5] * 9000], 2), ([[5] * 9000, "b"], 0)):
+        with pytest.raises(PromptTooLongError, match=rf"prompt {place} \(from 0\)") as caught:
+            await read_all(reader, prompts)
+        assert caught.value.param == f"prompt.{place}"
+    with pytest.raises(PromptTooLongError, match=r"^the prompt has 9000 tokens"):
+        await read_all(reader, [[5] * 9000])
+
+
+async def test_an_error_after_the_body_tells_of_ignored_fields(reader: RequestReader) -> None:
+    request = request_of(Body(b'{"prompt": "a", "model": "other", "opts": 1}'), {})
+    with pytest.raises(ModelNameError):
+        await reader.read(request, parse_text)
+    assert request.state.ignored_fields == ("opts",)
+    request = request_of(Body(b'{"prompt": "a", "n": 0, "opts": 1}'), {})
+    with pytest.raises(InvalidRequestError) as caught:
+        await reader.read(request, parse_text)
+    assert caught.value.ignored_fields == ("opts",)
 
 
 async def test_a_body_for_any_endpoint_is_read_by_what_it_has(reader: RequestReader) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.engine.remote.api.generation import WorkerRequest
+from app.engine.remote.api.generation import WorkerRequest, worker_requests
 from app.engine.remote.api.native import NativeApi
 from app.engine.remote.api.refusals import refusal, refusal_in_stream
 from app.engine.remote.api.vllm import VllmApi
@@ -23,7 +23,7 @@ from app.errors import (
     WireError,
     WorkerError,
 )
-from app.generation import SamplingParams, StructuredOutput
+from app.generation import GenerateRequest, SamplingParams, StructuredOutput
 
 FULL = SamplingParams(
     6,
@@ -47,6 +47,14 @@ FULL = SamplingParams(
 def request(params: SamplingParams = FULL, **fields: Any) -> WorkerRequest:
     values: dict[str, Any] = {"request_id": "r", "token_ids": [1, 2], "params": params, "n": 2, "priority": 0}
     return WorkerRequest(**(values | {"cache_salt": "pepper", "num_cached_tokens": 0} | fields))
+
+
+def test_a_prompts_logprobs_are_refused_until_the_client_has_had_them() -> None:
+    params = SamplingParams(6, temperature=0.0, prompt_logprobs=1)
+    with pytest.raises(InvalidRequestError, match="workers by URL don't give") as caught:
+        worker_requests(GenerateRequest("r", [1, 2], params), 100, 0)
+    assert (caught.value.param, caught.value.code) == ("echo", "unsupported_field")
+    assert worker_requests(GenerateRequest("r", [1, 2], params, earlier_outputs={0: [3]}), 100, 0)[0].n == 1
 
 
 def test_native_body_has_every_field_by_sglangs_name() -> None:

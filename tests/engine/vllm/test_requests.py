@@ -16,7 +16,7 @@ from app.engine.vllm.outputs import PromptUsage, SampleReader, VllmOutput
 from app.engine.vllm.sampling import check_sampling, vllm_fields
 from app.errors import InvalidRequestError, PromptTooLongError, RequestFailedError
 from app.events.schema import AllBlocksCleared, BlockRemoved, BlockStored
-from app.generation import GenerateRequest, SamplingParams, StructuredOutput
+from app.generation import GenerateRequest, SamplingParams, StructuredOutput, TokenLogprobs
 from app.text.text_stream import TextStream
 
 EOS = (2, 3)
@@ -50,7 +50,9 @@ def test_every_field_has_its_name_in_vllm() -> None:
         repetition_penalty=1.2,
         logit_bias={5: 1.0},
         logprobs=3,
+        prompt_logprobs=2,
     )
+    assert fields(params, num_earlier_tokens=1)["prompt_logprobs"] is None, "the client has had them"
     assert fields(params, index=2) == {
         "max_tokens": 9,
         "temperature": 0.5,
@@ -66,6 +68,7 @@ def test_every_field_has_its_name_in_vllm() -> None:
         "repetition_penalty": 1.2,
         "logit_bias": {5: 1.0},
         "logprobs": 3,
+        "prompt_logprobs": 2,
         "detokenize": False,
     }
 
@@ -179,6 +182,14 @@ def test_a_chunk_has_the_likeliest_in_order_and_the_chosen_ones_own() -> None:
     assert only_own is not None
     assert (only_own[0].logprob, only_own[0].likeliest) == (-5.0, ())
     assert reader().read(VllmOutput([7], None, None, 8)).logprobs is None
+
+
+def test_the_prompts_logprobs_come_with_the_first_chunk() -> None:
+    places = [None, {7: Scored(-5.0, 9), 5: Scored(-0.1, 1)}, {6: Scored(-2.0, 1)}]
+    reader = SampleReader(0, 3, None, PromptUsage(), None, [5, 7, 6], 1)
+    first = reader.read(VllmOutput([8], None, None, 0, places))
+    assert first.prompt_logprobs == [TokenLogprobs(-5.0, ((5, -0.1),)), TokenLogprobs(-2.0, ((6, -2.0),))]
+    assert reader.read(VllmOutput([8], None, "length", 0)).prompt_logprobs is None
 
 
 def test_a_stop_string_cuts_the_tokens_behind_it() -> None:

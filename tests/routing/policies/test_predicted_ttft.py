@@ -104,6 +104,15 @@ def test_what_may_be_copied_counts_nowhere() -> None:
     assert choice.costs == pytest.approx((0.4, 0.4, 0.4))
 
 
+def test_what_may_be_copied_delays_no_other_either() -> None:
+    """So a conversation goes where fewer are bound, and not where what it begins with is."""
+    more, fewer = (NO_PRICES._replace(bound_load=load, bound_tokens=800.0) for load in (0.2, 0.1))
+    views = RankViews.of([new_view(0, cached_tokens=600, prices=more), new_view(1, prices=fewer)])
+    choice = PREDICTED_TTFT.choose(views, PolicyInput(1000, 400.0, copyable_tokens=600))
+    assert choice.costs == pytest.approx((0.4 * (1 + 0.2 * 200 / 1000), 0.4 * (1 + 0.1 * 200 / 1000)))
+    assert choice.rank == 1
+
+
 def test_a_faster_rank_wins_with_the_same_queue() -> None:
     views = [new_view(0, waiting_tokens=1000), new_view(1, waiting_tokens=1000, prefill_rate=3000.0)]
     assert predict(views, 100, 100.0).rank == 1

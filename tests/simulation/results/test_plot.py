@@ -16,7 +16,7 @@ from app.simulation.results.report import WhatIf
 
 
 def figures(p50_s: float, p90_s: float, p99_s: float) -> Figures:
-    return Figures(0.5, p50_s, p50_s, p90_s, p99_s, 1.0, 1.0, 1.0, 0.0, {"new": 1.0})
+    return Figures(0.5, p50_s, p50_s, p90_s, p99_s, 1.0, 1.0, 1.0, 0.0, {"new": 1.0}, {})
 
 
 TRIED = {1: figures(5000, 8000, 9000), 4: figures(0.5, 2, 7), 5: figures(0.4, 1, 3), 8: figures(0.3, 0.9, 2)}

@@ -31,9 +31,10 @@ def test_reads_mooncakes_lines(tmp_path: Path) -> None:
     assert [each.arrival_s for each in speed_up(requests, 2)] == [0.25, 0.75025]
 
 
-def test_a_line_may_name_a_session(tmp_path: Path) -> None:
-    requests = read_trace(write(tmp_path, LINE | {"session_id": "agent 7"}, LINE))
+def test_a_line_may_name_a_session_and_a_class(tmp_path: Path) -> None:
+    requests = read_trace(write(tmp_path, LINE | {"session_id": "agent 7", "class": "sub-agent"}, LINE))
     assert [each.session_id for each in speed_up(requests, 2)] == ["agent 7", None]
+    assert [each.request_class for each in speed_up(requests, 2)] == ["sub-agent", None]
     with pytest.raises(ConfigError, match=re.escape("Expected `str | null`, got `int` - at `$.session_id`")):
         read_trace(write(tmp_path, LINE | {"session_id": 7}))
 
@@ -52,6 +53,7 @@ def test_a_line_may_name_a_session(tmp_path: Path) -> None:
             LINE | {"hash_ids": [0, 1]},
             "line 2: hash_ids has 2 blocks; input_length = 1025 is 3 blocks",
         ),
+        (LINE | {"class": 1}, "line 2: Expected `str | null`, got `int` - at `$.class`"),
         (LINE | {"timestamp": 1}, "line 2: timestamp = 1 is before the line above it, 500"),
     ],
 )

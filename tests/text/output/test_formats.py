@@ -37,7 +37,8 @@ TEMPLATES = {
     "llama_json": 'Respond with {"name": function name, "parameters": dictionary}. <|python_tag|>',
     "llama_pythonic": "[func_name1(params_name1=params_value1)]",
     "mistral": "[AVAILABLE_TOOLS][TOOL_CALLS]",
-    "none": "<tool_call><function=name></function></tool_call>",
+    "qwen3_coder": "<tool_call><function=name><parameter=a></parameter></function></tool_call>",
+    "none": "{{ messages }}",
 }
 CALL = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
 LLAMA_CALL = '{"name": "get_weather", "parameters": {"city": "Paris"}}'
@@ -213,7 +214,7 @@ BOUNDED = Tool(
 
 
 @pytest.mark.parametrize("seed", range(10))
-@pytest.mark.parametrize("name", ["hermes", "llama_json", "llama_pythonic", "mistral"])
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "llama_json", "llama_pythonic", "mistral"])
 def test_what_a_model_writes_at_random_is_the_call_that_was_required(
     new_formats: NewFormats, model: Model, name: str, seed: int
 ) -> None:
@@ -323,6 +324,54 @@ def test_python_calls_are_kept_to_the_tools(
     required = grammar_of(formats, CallWish((TIME,), required=True, parallel=False))
     assert allows(required, "[get_time()]")
     for output in ("Hello", "[get_time(), get_time()]", "[f(b=true)]"):
+        assert not allows(required, output), output
+
+
+def coder(name: str, *parameters: str) -> str:
+    """A call as Qwen3-Coder writes it."""
+    written = "".join(f"<parameter={each}\n</parameter>\n" for each in parameters)
+    return f"<tool_call>\n<function={name}>\n{written}</function>\n</tool_call>"
+
+
+def test_coder_calls_are_kept_to_the_tools(
+    new_formats: NewFormats, allows: Callable[[StructuredOutput, str], bool]
+) -> None:
+    many = Tool(
+        "f",
+        {
+            "properties": {
+                "a": {"type": "integer"},
+                "b": {"type": "string"},
+                "c": {"$ref": "#/$defs/C"},
+                "d": {"anyOf": [{"type": "array", "items": {"type": "boolean"}}]},
+            },
+            "required": ["b"],
+            "$defs": {"C": {"enum": ["x y", None]}},
+        },
+    )
+    formats = new_formats(TEMPLATES["qwen3_coder"])
+    free = grammar_of(formats, CallWish((many, TIME)))
+    b = 'b>\nany <text>\n"a"\n'
+    for output in (
+        *("Hello <tool", coder("get_time"), coder("get_time", "x>\n1", "y>\n2")),
+        *(coder("f", b), f"I look.\n{coder('f', 'a>' + chr(10) + '5', b)}\n{coder('get_time')}\nDone."),
+        *(coder("f", b, "c>\nx y"), coder("f", b, "c>\nnull"), coder("f", b, "d>\n[true, false]")),
+    ):
+        assert allows(free, output), output
+    for output in (
+        *(
+            coder("f"),
+            coder("g", b),
+            coder("f", "a>\nfive", b),
+            coder("f", b, "c>\nz"),
+            coder("f", b, "e>\n1"),
+        ),
+        *(coder("f", b, "a>\n5"), coder("f", b).removesuffix("</tool_call>"), coder("f", b, "d>\n[1]")),
+    ):
+        assert not allows(free, output), output
+    required = grammar_of(formats, CallWish((TIME,), required=True, parallel=False))
+    assert allows(required, coder("get_time"))
+    for output in ("Hello", coder("get_time") * 2, coder("f", b)):
         assert not allows(required, output), output
 
 

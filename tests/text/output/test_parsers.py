@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from app.text.output.llama import LlamaParser
 from app.text.output.mistral import MistralParser
 from app.text.output.parts import CallArguments, CallStart, OutputParser, Part, PlainParser, Text, Thought
 from app.text.output.pythonic import PythonicParser
+from app.text.output.qwen_coder.parser import QwenCoderParser
+from app.text.output.qwen_coder.values import Kinds
 from app.text.output.reasoning import ThoughtParser
 
 NAMES = frozenset({"get_weather", "get_time", "bash"})
@@ -135,6 +138,48 @@ PYTHONIC = [
     ("[]", Said("[]")),
     ("[", Said("[")),
 ]
+KINDS: Kinds = {("get_weather", "days"): "json", ("get_weather", "hint"): "text or null"}
+
+
+def coder(name: str, **values: str) -> str:
+    """A call as Qwen3-Coder writes it."""
+    written = "".join(f"<parameter={each}>\n{value}\n</parameter>\n" for each, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{written}</function>\n</tool_call>"
+
+
+def coded(**values: Any) -> str:
+    return json.dumps(values, ensure_ascii=False)
+
+
+SCRIPT = 'cat <<EOF\n  "a" </param\n\n<function=x> \\n\nEOF\n'
+QWEN_CODER = [
+    ("Hello <there>.\n", Said("Hello <there>.\n")),
+    (coder("get_weather", city="Paris"), Said("", (weather(coded(city="Paris")),))),
+    (
+        f"I look.\n\n{coder('get_weather', city='Zwölf 🙂', days='[1, 2]')}\n{coder('get_time')}\nDone.",
+        Said("I look.\nDone.", (weather(coded(city="Zwölf 🙂", days=[1, 2])), ("get_time", "{}"))),
+    ),
+    (coder("bash", command=SCRIPT, n="5"), Said("", (("bash", coded(command=SCRIPT, n="5")),))),
+    (coder("get_weather", hint="null", days="five"), Said("", (weather(coded(hint=None, days="five")),))),
+    (coder("get_weather", hint="nullable", days="{}"), Said("", (weather(coded(hint="nullable", days={})),))),
+    # On one line, with white space between the marks, without the end marks.
+    (
+        "<tool_call> <function=get_weather> <parameter=city>Paris</parameter> </function> </tool_call>",
+        Said("", (weather(coded(city="Paris")),)),
+    ),
+    ("<tool_call><function=get_time></function>", Said("", (("get_time", "{}"),))),
+    ("<tool_call><function=get_time></tool_call>Done.", Said("Done.", (("get_time", "{}"),))),
+    ("<tool_call>\n<function=get_weather>\n<parameter=city>\nPar",
+     Said("", (weather('{"city": "Par'),))),
+    ("<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</para",
+     Said("", (weather('{"city": "Paris\\n</para'),))),
+    ("<tool_call>\n<function=get_weather>\n<parameter=days>\n[1, ", Said("", (weather('{"days": [1,'),))),
+    # What is no call is text.
+    ("<tool_call>none</tool_call>", Said("<tool_call>none</tool_call>")),
+    ("<tool_call>\n<function=get\nx>", Said("<tool_call>\n<function=get\nx>")),
+    ("<tool_call>\n<functio", Said("<tool_call>\n<functio")),
+    ("a <tool_cal", Said("a <tool_cal")),
+]  # fmt: skip
 MISTRAL = [
     ("Hello [TOOL] there.", Said("Hello [TOOL] there.")),
     (f'[TOOL_CALLS][{{"name": "get_weather", "arguments": {PARIS}}}]', Said("", (weather(),))),
@@ -156,6 +201,7 @@ PARSERS: dict[str, tuple[Callable[[], OutputParser], list[tuple[str, Said]]]] = 
     "hermes": (HermesParser, HERMES),
     "llama": (lambda: LlamaParser(NAMES), LLAMA),
     "pythonic": (lambda: PythonicParser(NAMES), PYTHONIC),
+    "qwen_coder": (lambda: QwenCoderParser(KINDS), QWEN_CODER),
     "mistral": (MistralParser, MISTRAL),
 }
 CASES = [(name, output, expected) for name, (_, cases) in PARSERS.items() for output, expected in cases]
@@ -221,6 +267,7 @@ def test_a_long_call_takes_time_in_proportion(name: str) -> None:
         "hermes": f'<tool_call>{{"name": "bash", "arguments": {{"a": "{text}"}}}}</tool_call>',
         "llama": f'{{"name": "bash", "parameters": {{"a": "{text}"}}}}',
         "pythonic": f'[bash(a="{text}")]',
+        "qwen_coder": coder("bash", a=text),
         "mistral": f'[TOOL_CALLS]bash[ARGS]{{"a": "{text}"}}',
     }
     output = outputs[name]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from app.api.openai.logprobs import AnswerLogprobs, Json
 from app.api.openai.message_parts import MessageParts
 from app.api.openai.responses import STREAM_END, AnswerShape, Choice, UsageInStream, error_json, sse
-from app.deployments.ingress.answers.reading import SampleReader, UsageCounter
-from app.deployments.ingress.dispatch.rank_stream import RankStream
+from app.deployments.ingress.answers.reading import ChunkStream, SampleReader, UsageCounter
 from app.errors import RequestError
 from app.generation import TokenChunk
+from app.text.output.parts import Text
 from app.text.text_stream import TextStream
 
+Result = TypeVar("Result")
 MissedTokens = Callable[[], Mapping[str, int]]
 """Says, at an answer's end, how many tokens were missed for which reason, by the names that usage has."""
+LONG_PROMPT = 200
+"""Tokens whose logprobs take some 10 ms to write."""
 MISTRAL_ID_CHARS = 9
 """Of a call's id: the templates of Mistral's models refuse any other."""
 
@@ -37,12 +42,19 @@ class SampleText:
         self._has_begun = False
         self._shown_logprobs: list[Json] | None = None if shape.spell is None else []
         self._finish_reason: str | None = None
+        self._echo = shape.echo(index)
 
     def take(self, chunk: TokenChunk) -> tuple[list[Json], list[Json] | None]:
         """The deltas that are safe to send after `chunk`, at the end all of them, and an entry per token."""
+        echo, self._echo = self._echo, None
+        before: list[Json] = []
+        if echo is not None and self._logprobs is not None:
+            before = self._logprobs.echo(echo, chunk.prompt_logprobs or ())
         text, parts = self._reader.take(chunk)
+        if echo is not None:
+            text, parts = echo.text + text, [Text(echo.text), *parts]
         deltas = self._message.take(parts)
-        logprobs = None if self._logprobs is None else self._logprobs.take(chunk)
+        logprobs = None if self._logprobs is None else [*before, *self._logprobs.take(chunk)]
         self._parts.append(text)
         if self._shape.prompt_token_ids is not None:
             self._token_ids += chunk.token_ids
@@ -52,8 +64,11 @@ class SampleText:
         self._finish_reason = "tool_calls" if is_call else chunk.finish_reason
         return deltas, logprobs
 
-    def events(self, chunk: TokenChunk) -> Iterator[Json]:
+    def events(self, chunk: TokenChunk) -> list[Json]:
         """What a stream has after `chunk`: what is new, and at the end an event with the reason alone."""
+        return list(self._events(chunk))
+
+    def _events(self, chunk: TokenChunk) -> Iterator[Json]:
         deltas, logprobs = self.take(chunk)
         has_tokens = self._shape.prompt_token_ids is not None and chunk.token_ids
         # A chat that ends without a text has a message all the same.
@@ -78,8 +93,14 @@ class SampleText:
         )
 
 
+async def _worked_on(chunk: TokenChunk, work: Callable[[TokenChunk], Result]) -> Result:
+    """What `work` makes of a chunk; with a long prompt's logprobs in a thread, off the event loop."""
+    is_long = len(chunk.prompt_logprobs or ()) >= LONG_PROMPT
+    return await asyncio.to_thread(work, chunk) if is_long else work(chunk)
+
+
 async def whole_answer(
-    shape: AnswerShape, stream: RankStream, *texts: TextStream, missed: MissedTokens = dict
+    shape: AnswerShape, stream: ChunkStream, *texts: TextStream, missed: MissedTokens = dict
 ) -> Json:
     """The answer in one piece, with a text per sample.
 
@@ -87,10 +108,11 @@ async def whole_answer(
         RequestError: the rank died or its engine failed before the end.
     """
     samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
-    counter = UsageCounter()
+    counter = UsageCounter(shape.prompt_of)
     try:
-        async for chunk in stream:
-            samples[chunk.index].take(chunk)
+        async for computed in stream:
+            chunk = shape.shown(computed)
+            await _worked_on(chunk, samples[chunk.index].take)
             counter.take(chunk)
     finally:
         stream.cancel()
@@ -100,19 +122,20 @@ async def whole_answer(
 
 async def stream_answer(
     shape: AnswerShape,
-    stream: RankStream,
+    stream: ChunkStream,
     *texts: TextStream,
     usage: UsageInStream,
     missed: MissedTokens = dict,
 ) -> AsyncIterator[bytes]:
     """The answer as server-sent events: `[DONE]` ends a whole one, an error event an incomplete one."""
     samples = [SampleText(shape, text, index) for index, text in enumerate(texts)]
-    counter = UsageCounter()
+    counter = UsageCounter(shape.prompt_of)
     try:
-        async for chunk in stream:
+        async for computed in stream:
+            chunk = shape.shown(computed)
             counter.take(chunk)
             counts = {"usage": counter.usage.as_json()} if usage == "every chunk" else {}
-            for event in samples[chunk.index].events(chunk):
+            for event in await _worked_on(chunk, samples[chunk.index].events):
                 yield sse(event | counts)
         if usage != "none":
             yield sse(shape.usage_chunk(replace(counter.usage, missed_tokens=missed())))

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.deployments.ingress.dispatch.rank_stream import RankStream
+from app.deployments.ingress.answers.reading import ChunkStream
 
 
 class AnswerEvents(StreamingResponse):
@@ -25,7 +25,7 @@ class AnswerEvents(StreamingResponse):
     def __init__(
         self,
         events: AsyncIterator[bytes],
-        stream: RankStream,
+        stream: ChunkStream,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         headers = {"x-dp-rank": str(stream.rank), **headers}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
 from app.api.openai.responses import Usage
 from app.generation import TokenChunk
 from app.text.output.parts import OutputParser, Part
@@ -30,14 +33,44 @@ class SampleReader:
         return text, [*parts, *self._parser.flush()] if is_over else parts
 
 
-class UsageCounter:
-    """Counts the tokens of all samples, and the prompt once."""
+class ChunkStream(Protocol):
+    """The output of a request of one prompt or several; iterate it once, and always cancel it afterwards."""
 
-    def __init__(self) -> None:
+    @property
+    def rank(self) -> int:
+        """The rank that began."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[TokenChunk]:
+        """Its chunks. Raises `RequestError` where it can't go on."""
+        ...
+
+    def cancel(self) -> None:
+        """Abort what hasn't ended."""
+        ...
+
+
+class UsageCounter:
+    """Counts the tokens of all samples, and each prompt once.
+
+    Args:
+        prompt_of: the number of the prompt that a sample answers; by default there is one.
+    """
+
+    def __init__(self, prompt_of: Callable[[int], int] = lambda index: 0) -> None:
+        self._prompt_of = prompt_of
         self._num_tokens = 0
-        self.usage = Usage(0, 0, 0)
+        self._prompts: dict[int, tuple[int, int]] = {}
+        """By its number, a prompt's tokens and how many of them were cached."""
 
     def take(self, chunk: TokenChunk) -> None:
         """Count a chunk."""
         self._num_tokens += len(chunk.token_ids)
-        self.usage = Usage(chunk.num_prompt_tokens, chunk.num_cached_tokens, self._num_tokens)
+        self._prompts[self._prompt_of(chunk.index)] = (chunk.num_prompt_tokens, chunk.num_cached_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        """The counts so far."""
+        prompts = self._prompts.values()
+        num_prompt_tokens, num_cached_tokens = (sum(each[place] for each in prompts) for place in (0, 1))
+        return Usage(num_prompt_tokens, num_cached_tokens, self._num_tokens)

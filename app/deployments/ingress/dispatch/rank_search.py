@@ -151,7 +151,10 @@ class RankSearch:
         """
         output = self._progress.longest_output
         token_ids = self._request.prompt_token_ids + output
-        digests = hashing.chain(token_ids, self._means.block_size, hashing.seed(self._request.cache_salt))
+        # A prompt whose logprobs are wanted is computed in full, wherever it is cached.
+        is_scored = self._request.params.prompt_logprobs is not None and not output
+        hashed = [] if is_scored else token_ids
+        digests = hashing.chain(hashed, self._means.block_size, hashing.seed(self._request.cache_salt))
         return ChooseRequest(
             request_id=self._request.request_id,
             block_hashes=hashing.wire_hashes(digests),

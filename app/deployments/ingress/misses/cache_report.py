@@ -42,15 +42,15 @@ class CacheReport:
 
         All numbers sum to the prompt's tokens. Before the reasons are known: `hit=1024 missed=5910`.
         """
-        missed = self.missed()
-        parts = [f"hit={self._num_cached_tokens}"]
-        if not missed:
-            parts.append(f"missed={self._num_prompt_tokens - self._num_cached_tokens}")
         change = None if self._found is None else self._found.change
-        for reason, tokens in missed.items():
-            place = f"@{change.token}" if change is not None and reason in PLACED else ""
-            parts.append(f"{reason}={tokens}{place}")
+        places = dict.fromkeys(PLACED, f"@{change.token}") if change is not None else {}
+        parts = [f"{reason}={tokens}{places.get(reason, '')}" for reason, tokens in self.counts().items()]
         return {CACHE_HEADER: " ".join(parts)}
+
+    def counts(self) -> dict[str, int]:
+        """Tokens that were cached (`hit`), and the others by reason; before these are known as `missed`."""
+        missed = self.missed() or {"missed": self._num_prompt_tokens - self._num_cached_tokens}
+        return {"hit": self._num_cached_tokens, **missed}
 
     def missed(self) -> Mapping[str, int]:
         """Missed tokens by reason, without reasons that have none; empty while they aren't known."""

@@ -61,12 +61,16 @@ def model_info(config: AppConfig, max_model_len: int) -> Json:
 
 
 def model_card(config: AppConfig, max_model_len: int, name: str) -> Json:
-    """The model in OpenAI's shape, by one of its names."""
+    """The model in OpenAI's shape, by one of its names.
+
+    Whose it is tells smg which server's API to use, which must be SGLang's: any other server that has
+    `/version` it would take for vLLM.
+    """
     return {
         "id": name,
         "object": "model",
         "created": 0,
-        "owned_by": "kvbeacon",
+        "owned_by": "sglang",
         "max_model_len": max_model_len,
     }
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.reports.health import health_answer
 from app.deployments.ingress.reports.server_info import model_card, model_info, server_info
 from app.deployments.ingress.service import Service
@@ -16,13 +17,13 @@ def model_routes(service: Service) -> APIRouter:
     """The routes that clients and other programs ask before they send a prompt."""
     router = APIRouter()
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", openapi_extra=described(answer="ModelList"))
     async def models() -> Json:
         """What can be named in a request's `model`."""
         cards = [model_card(service.config, service.max_model_len, name) for name in service.model_names]
         return {"object": "list", "data": cards}
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", openapi_extra=described(answer="Model"))
     async def model(name: str) -> Json:
         """The one model, by one of its names."""
         service.reader.check_model_name(name)

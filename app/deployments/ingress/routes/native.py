@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.native.answer import NativeShape
-from app.api.native.request import parse_generate
+from app.api.native.request import GenerateBody, parse_generate
 from app.deployments.ingress.answers.events import AnswerEvents
 from app.deployments.ingress.answers.native import stream_native, whole_native
 from app.deployments.ingress.native.loads import check_loads_query, loads_answer, wanted_rank
 from app.deployments.ingress.native.rank_control import flush_wait
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.reports.server_info import present_dp_size
 from app.deployments.ingress.service import Service
 from app.deployments.messages import Json
@@ -23,13 +24,18 @@ def native_routes(service: Service) -> APIRouter:
     """The routes that SGLang's router and its clients know."""
     router = APIRouter()
 
-    @router.post("/generate")
-    @router.put("/generate")
+    takes = described(GenerateBody, answer="Generated", events="Generated")
+
+    @router.post("/generate", openapi_extra=takes)
+    @router.put("/generate", openapi_extra=takes)
     async def generate(request: Request) -> Response:
         """A prompt's continuation, in SGLang's shape."""
         return await _generate(service, request)
 
-    @router.get("/v1/loads")
+    @router.get(
+        "/v1/loads",
+        openapi_extra=described(query={"dp_rank": "only this rank's", "include": "only these parts"}),
+    )
     async def loads(request: Request) -> Json:
         """Every rank's load, in SGLang's shape."""
         query = request.query_params
@@ -44,8 +50,10 @@ def native_routes(service: Service) -> APIRouter:
         report, status = await service.control.probe()
         return JSONResponse(report, status_code=status)
 
-    @router.get("/flush_cache")
-    @router.post("/flush_cache")
+    waits = described(query={"timeout": "seconds that a rank may take until it is idle: 0 to 60"})
+
+    @router.get("/flush_cache", openapi_extra=waits)
+    @router.post("/flush_cache", openapi_extra=waits)
     async def flush_cache(request: Request) -> Response:
         """Every rank forgets its cached blocks; 503 when some rank couldn't."""
         if not service.config.ingress.allow_flush_cache:

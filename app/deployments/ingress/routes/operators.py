@@ -8,7 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.bodies import parse_any
+from app.api.native.request import GenerateBody
+from app.api.openai.requests import ChatRequest, TextRequest
 from app.deployments.ingress.misses.misses_answer import misses_answer, wanted_rows
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.reports.receipts import audit_answer, decisions_answer, named_request
 from app.deployments.ingress.service import Service
 from app.deployments.messages import Json
@@ -34,7 +37,7 @@ def operators_routes(service: Service) -> APIRouter:
         """How good every router's decisions have been since its start."""
         return await service.routers.stats()
 
-    @router.get("/misses")
+    @router.get("/misses", openapi_extra=described(query={"limit": "rows at most"}))
     async def misses(request: Request) -> Json:
         """Why tokens weren't cached, and where most of them were. Query: `limit`, rows at most."""
         limit = wanted_rows(request.query_params.get("limit"))
@@ -52,7 +55,7 @@ def operators_routes(service: Service) -> APIRouter:
         request_id = named_request(answer_id)
         return decisions_answer(request_id, await service.routers.decisions(request_id))
 
-    @router.post("/explain")
+    @router.post("/explain", openapi_extra=described(ChatRequest, TextRequest, GenerateBody))
     async def explain(request: Request) -> Response:
         """Which rank a request with this body, of any API, would go to now, and why."""
         prepared = await service.read(request, parse_any)

@@ -115,11 +115,15 @@ def worker_requests(
     `num_cached_tokens` of the prompt are believed to be cached.
 
     Raises:
-        InvalidRequestError: no prompt, or earlier output that can't go on as the same request.
+        InvalidRequestError: no prompt, its logprobs are wanted, or earlier output can't go on as the same
+            request.
         PromptTooLongError: the context leaves no room for output.
     """
     if not request.prompt_token_ids:
         raise InvalidRequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
+    if request.params.prompt_logprobs is not None and request.earlier_outputs is None:
+        message = "echo: with logprobs it needs those of the prompt, which workers by URL don't give"
+        raise InvalidRequestError(message, param="echo", code="unsupported_field")
     if request.earlier_outputs is None:
         asked = _worker_request(request, [], max_model_len)
         return {0: replace(asked, num_cached_tokens=num_cached_tokens)}

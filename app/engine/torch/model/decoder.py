@@ -50,7 +50,7 @@ class Batch:
     positions: Tensor  # [T] in their sequences
     slots: Tensor  # [T] where their keys and values go
     attention: Mapping[int | None, PagedAttention]  # by the layers' sliding windows
-    sampled_rows: Tensor  # of the T tokens, those whose logits are wanted
+    wanted_rows: Tensor  # of the T tokens, those whose logits are wanted
 
 
 class Decoder:
@@ -76,7 +76,15 @@ class Decoder:
         return frozenset(self._windows)
 
     def forward(self, batch: Batch, kv_cache: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Logits [sampled rows, vocab] in float32; writes keys and values to `kv_cache`, a pair per layer."""
+        """Logits [wanted rows, vocab] in float32; writes keys and values to `kv_cache`, a pair per layer."""
+        return self.logits(self.hidden(batch, kv_cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocab] in float32 of what `hidden` has returned [n, hidden]."""
+        return self._weights.head.wide(hidden)
+
+    def hidden(self, batch: Batch, kv_cache: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """What the last layer says of the wanted rows [wanted rows, hidden]; writes to `kv_cache`."""
         kernels, eps = self._kernels, self._architecture.rms_norm_eps
         cos, sin = self._cos[batch.positions], self._sin[batch.positions]
         layers = self._weights.layers
@@ -91,11 +99,11 @@ class Decoder:
             attended = batch.attention[window](query, key_cache, value_cache).flatten(1)
             if layer is layers[-1]:
                 # After the last attention only the tokens whose logits are wanted are needed.
-                attended, residual = attended[batch.sampled_rows], residual[batch.sampled_rows]
+                attended, residual = attended[batch.wanted_rows], residual[batch.wanted_rows]
             x, residual = kernels.fused_add_rms_norm(layer.output(attended), residual, layer.mlp_norm, eps)
             x = layer.down(layer.gated(x))
             x, residual = kernels.fused_add_rms_norm(x, residual, next_norm, eps)
-        return self._weights.head.wide(x)
+        return x
 
     def _rotated(
         self, layer: LayerWeights, qkv: Tensor, cos: Tensor, sin: Tensor

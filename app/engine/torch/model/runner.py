@@ -26,13 +26,21 @@ class ModelRunner:
         self.dtype = kv_cache.dtype
 
     @torch.inference_mode()
-    def run(self, scheduled: Sequence[ScheduledRequest]) -> Tensor:
+    def run(self, scheduled: Sequence[ScheduledRequest]) -> tuple[Tensor, Tensor]:
         """Compute the scheduled tokens.
 
         Returns:
-            Logits [sampled, vocab] in float32, one row per scheduled request that `is_sampled`, in order.
+            Logits [sampled, vocab] in float32, one row per scheduled request that `is_sampled`, in order;
+            and what `logits` takes [scored, hidden], one row per place that requests have `scored`.
         """
-        return self._model.forward(self._batch(scheduled), self._kv_cache)
+        hidden = self._model.hidden(self._batch(scheduled), self._kv_cache)
+        num_sampled = sum(item.is_sampled for item in scheduled)
+        return self._model.logits(hidden[:num_sampled]), hidden[num_sampled:]
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocab] in float32 of rows [n, hidden] that `run` has returned."""
+        return self._model.logits(hidden)
 
     def _batch(self, scheduled: Sequence[ScheduledRequest]) -> Batch:
         query_lens = [item.num_tokens for item in scheduled]
@@ -47,8 +55,10 @@ class ModelRunner:
         block_tables = self._block_tables(scheduled)
         sequences = torch.repeat_interleave(self._tensor(query_lens))
         blocks = block_tables[sequences, positions // self._block_size]
-        last_rows = itertools.accumulate(query_lens, initial=-1)
-        next(last_rows)
+        first_rows = [0, *itertools.accumulate(query_lens)]
+        rows = list(zip(scheduled, starts, first_rows, strict=False))
+        sampled = [first + item.num_tokens - 1 for item, _, first in rows if item.is_sampled]
+        scored = [first + place - start for item, start, first in rows for place in item.scored]
         return Batch(
             self._tensor(token_ids),
             positions,
@@ -59,7 +69,7 @@ class ModelRunner:
                 )
                 for window in self._model.sliding_windows
             },
-            self._tensor([row for item, row in zip(scheduled, last_rows, strict=True) if item.is_sampled]),
+            self._tensor([*sampled, *scored]),
         )
 
     def _block_tables(self, scheduled: Sequence[ScheduledRequest]) -> Tensor:

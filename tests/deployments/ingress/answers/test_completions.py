@@ -244,7 +244,7 @@ async def test_an_answer_of_calls_alone_has_no_content(tokenizer: Tokenizer) -> 
 @pytest.mark.parametrize("kind", ["text", "chat"])
 async def test_an_answer_can_have_its_token_ids(tokenizer: Tokenizer, kind: Any) -> None:
     token_ids = [*tokenizer.encode("a🙂"), *tokenizer.eos_token_ids]
-    shape = AnswerShape(kind, "1", "m", prompt_token_ids=[5, 6])
+    shape = AnswerShape(kind, "1", "m", prompt_token_ids=[[5, 6]])
     whole = await whole_answer(
         shape, (await begun(chunks(token_ids, "stop"))).stream, tokenizer.text_stream()
     )

@@ -241,6 +241,17 @@ async def test_pinned_rank_session_and_salt_reach_the_router_at_every_choice() -
         assert asked.block_hashes == hashing.wire_hashes(digests)
 
 
+async def test_a_prompt_whose_logprobs_are_wanted_has_no_blocks_that_a_cache_could_stand_for() -> None:
+    rig = Rig([*RANKS, *RANKS], {"a": [FIRST, RankGoneError("gone")], "b": [LAST]})
+    request = GenerateRequest("r", list(range(9)), SamplingParams(2, prompt_logprobs=0))
+    stream = await rig.dispatcher.start(request, None, None)
+    tokens = [token for chunk in [each async for each in stream] for token in chunk.token_ids]
+    stream.cancel()
+    first, second = rig.routers.asked
+    assert (tokens, first.block_hashes, first.num_tokens) == ([7, 8], [], 9)
+    assert len(second.block_hashes) == 2, "the client has had the logprobs"
+
+
 async def test_an_explanation_asks_for_the_same_and_starts_nothing() -> None:
     rig = Rig([NoRouterError("no router answers"), RANKS[1], RANKS[0]], {"a": [FIRST, LAST]})
     assert await rig.dispatcher.explain(REQUEST, 1, "session") == {"winner": 1}

@@ -148,7 +148,7 @@ def forced_logits(runner: ModelRunner, texts: list[list[int]], num_prompt: int, 
     rows: list[list[Tensor]] = [[] for _ in texts]
     while scheduler.num_running + scheduler.num_waiting:
         schedule = scheduler.schedule()
-        logits = runner.run(schedule.scheduled)
+        logits, _ = runner.run(schedule.scheduled)
         scheduler.complete(schedule)
         for row, request in zip(logits, schedule.sampled, strict=True):
             index = int(request.request_id)
