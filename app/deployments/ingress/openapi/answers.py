@@ -123,5 +123,26 @@ ANSWERS: dict[str, Json] = {
         token_strs=_list(_one_or_list(STRING)),
     ),
     "Text": _object("prompt text", prompt=_one_or_list(STRING), text=_one_or_list(STRING)),
+    "AnthropicMessage": _object(
+        "id type role model content stop_reason stop_sequence usage",
+        **{"id": STRING, "type": {"const": "message"}, "role": {"const": "assistant"}, "model": STRING},
+        **{"content": _list(_object("type", type=STRING)), "stop_reason": TEXT_OR_NULL},
+        stop_sequence=TEXT_OR_NULL,
+        usage=_object(
+            "input_tokens cache_creation_input_tokens cache_read_input_tokens output_tokens",
+            input_tokens=INTEGER,
+            cache_creation_input_tokens=INTEGER,
+            cache_read_input_tokens=INTEGER,
+            output_tokens=INTEGER,
+        ),
+    ),
+    "AnthropicEvent": _object("type", type=STRING),
+    "AnthropicError": _object(
+        "type error request_id",
+        type={"const": "error"},
+        error=_object("type message", type=STRING, message=STRING, details=ANY_OBJECT),
+        request_id=TEXT_OR_NULL,
+    ),
+    "InputTokens": _object("input_tokens", input_tokens=INTEGER),
     "Version": _object("version", version=STRING),
 }

@@ -12,6 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from app import __version__
+from app.api.anthropic.request import CountRequest, MessagesRequest
+from app.api.error_shapes import is_anthropic
 from app.api.native.request import GenerateBody
 from app.api.openai.requests import ChatRequest, TextRequest
 from app.api.request_model import RequestModel
@@ -30,28 +32,32 @@ BODIES: tuple[type[RequestModel], ...] = (
     TokenizeText,
     TokenizeChat,
     DetokenizeBody,
+    MessagesRequest,
+    CountRequest,
 )
 """The models that routes name."""
 
 DESCRIPTION = """Fields of bodies that a schema doesn't list are taken where they ask for nothing, refused \
 where they ask for what can't be done, and else ignored and named in the header x-kvbeacon-ignored-fields. \
 null is the same as leaving a field out."""
-ERROR_RESPONSE: Json = {
-    "description": "What is wrong, in one sentence; `param`: the field or header at fault, if there is one.",
-    "content": {"application/json": {"schema": {"$ref": f"{SCHEMAS}Error"}}},
-}
+WRONG = "What is wrong, in one sentence; `param`: the field or header at fault, if there is one."
 
 
 def openapi_document(api: FastAPI) -> Json:
     """The document of an application, whose routes say more of themselves by `described`."""
     document = get_openapi(title="kvbeacon", version=__version__, description=DESCRIPTION, routes=api.routes)
-    for path in document["paths"].values():
-        for operation in path.values():
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
             operation["summary"] = operation.get("description", operation["summary"]).partition("\n")[0]
             operation["responses"].pop("422", None)
-            operation["responses"]["default"] = ERROR_RESPONSE
+            operation["responses"]["default"] = _error_response(path)
     document["components"] = {"schemas": {**_body_schemas(), **ANSWERS}}
     return document
+
+
+def _error_response(path: str) -> Json:
+    schema = {"$ref": f"{SCHEMAS}{'AnthropicError' if is_anthropic(path) else 'Error'}"}
+    return {"description": WRONG, "content": {"application/json": {"schema": schema}}}
 
 
 def _body_schemas() -> Json:

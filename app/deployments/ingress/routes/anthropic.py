@@ -10,12 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.anthropic.answer import MessageShape
-from app.api.anthropic.request import CountRequest, parse_count, parse_messages
+from app.api.anthropic.request import CountRequest, MessagesRequest, parse_count, parse_messages
 from app.api.error_shapes import REQUEST_ID_HEADER
 from app.api.headers import named_tenant
 from app.deployments.ingress.answers.anthropic import stream_message, whole_message
 from app.deployments.ingress.answers.completions import MISTRAL_ID_CHARS
 from app.deployments.ingress.answers.events import AnswerEvents
+from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.service import Service
 from app.text.chat_prompt import Prompt
 
@@ -24,12 +25,14 @@ def anthropic_routes(service: Service) -> APIRouter:
     """The routes that Anthropic's clients know."""
     router = APIRouter(prefix="/v1/messages")
 
-    @router.post("")
+    @router.post(
+        "", openapi_extra=described(MessagesRequest, answer="AnthropicMessage", events="AnthropicEvent")
+    )
     async def messages(request: Request) -> Response:
         """A conversation's next message."""
         return await _answer(service, request)
 
-    @router.post("/count_tokens")
+    @router.post("/count_tokens", openapi_extra=described(CountRequest, answer="InputTokens"))
     async def count_tokens(request: Request) -> Response:
         """How many tokens the prompt of a conversation has."""
         named_tenant(request.headers, service.config.ingress.tenant_header)

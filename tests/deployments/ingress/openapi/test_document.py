@@ -13,6 +13,7 @@ import pytest
 from openapi_spec_validator import validate
 from starlette.testclient import TestClient
 
+from app.api.anthropic.request import parse_count, parse_messages
 from app.api.native.request import parse_generate
 from app.api.openai.prompts import parse_texts
 from app.api.openai.requests import parse_chat
@@ -124,6 +125,8 @@ BODIES: list[tuple[str, Parse, dict[str, Any]]] = [
             "reasoning": {"effort": None, "summary": "auto"},
         },
     ),
+    ("MessagesRequest", parse_messages, {"max_tokens": 5, "messages": HELLO, "system": "a", "opts": 1}),
+    ("CountRequest", parse_count, {"messages": HELLO, "system": [{"type": "text", "text": "a"}]}),
 ]
 
 
