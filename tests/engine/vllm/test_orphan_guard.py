@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.deadlines import wait_until
@@ -40,45 +41,46 @@ if __name__ == "__main__":
 """
 
 
-def start(tmp_path: Path, how: str) -> tuple[subprocess.Popen[str], list[int], Path]:
-    """A parent; the pids of its child, its grandchild and its guard; the folder that the guard removes."""
+@contextmanager
+def family(tmp_path: Path, how: str) -> Iterator[tuple[subprocess.Popen[str], list[int], Path]]:
+    """A parent; the pids of its child, its grandchild and its guard; the folder that the guard removes.
+
+    At the end none of them is left. A pidfd holds each meanwhile: another process may have got its number.
+    """
     script, folder = tmp_path / "parent.py", tmp_path / "sockets"
     script.write_text(PARENT)
     folder.mkdir()
     command = [sys.executable, str(script), str(folder), how]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    assert parent.stdout is not None
-    return parent, [int(pid) for pid in parent.stdout.readline().split()], folder
-
-
-def end(parent: subprocess.Popen[str], pids: list[int]) -> None:
-    for pid in (parent.pid, *pids):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    parent.wait()
-    if parent.stdout is not None:
-        parent.stdout.close()
+    handles: list[int] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        try:
+            assert parent.stdout is not None
+            pids = [int(pid) for pid in parent.stdout.readline().split()]
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    handles.append(os.pidfd_open(pid))
+            yield parent, pids, folder
+        finally:
+            parent.kill()
+            for handle in handles:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                os.close(handle)
 
 
 def test_a_killed_process_takes_child_grandchild_guard_and_folder_with_it(tmp_path: Path) -> None:
-    parent, pids, folder = start(tmp_path, "wait")
-    try:
+    with family(tmp_path, "wait") as (parent, pids, folder):
         assert len(pids) == 3
         assert all(map(is_alive, pids))
         parent.kill()
         wait_until(lambda: not any(map(is_alive, pids)), "no process left")
         assert not folder.exists()
-    finally:
-        end(parent, pids)
 
 
 def test_the_guards_end_is_its_wards_end(tmp_path: Path) -> None:
-    parent, pids, folder = start(tmp_path, "close")
-    try:
+    with family(tmp_path, "close") as (parent, pids, folder):
         assert parent.stdout is not None
         assert parent.stdout.readline() == "joined\n"
         assert not any(map(is_alive, pids))
         assert not folder.exists()
-    finally:
-        end(parent, pids)
