@@ -60,7 +60,7 @@ status: setup
 # others run in as many processes as there are cores (at most 4), one thread each.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/integration --ignore=tests/cluster --ignore=tests/clients -m "not slow" \
-		--numprocesses=auto --maxprocesses=4 --dist=loadfile
+		--numprocesses=auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0
 	$(BIN)/python -m pytest tests/integration tests/cluster -m "not slow"
 
 # What takes too long for every change.

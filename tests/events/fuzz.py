@@ -188,11 +188,13 @@ class _Run:
         """The next `count` inputs."""
         end, stderr = self._given + count, sys.__stderr__
         assert stderr is not None
-        while self._given < end:
-            # Code that hangs in C can't be interrupted: it is shown where, and the process ends.
-            faulthandler.dump_traceback_later(HANG_S, exit=True, file=stderr)
-            self._give_chunk(itertools.islice(made, min(CHUNK, end - self._given)))
-        faulthandler.cancel_dump_traceback_later()
+        try:
+            while self._given < end:
+                # Code that hangs in C can't be interrupted: it is shown where, and the process ends.
+                faulthandler.dump_traceback_later(HANG_S, exit=True, file=stderr)
+                self._give_chunk(itertools.islice(made, min(CHUNK, end - self._given)))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def _give_chunk(self, chunk: Iterable[Any]) -> None:
         read, allowed = self._target.read, self._target.error
