@@ -149,7 +149,7 @@ class NamespaceTool(ToolModel):
 
 
 class WebSearchTool(ToolModel):
-    """A tool of OpenAI's servers, which Codex always offers. Here nobody has it, so it isn't offered."""
+    """A tool of OpenAI's servers, which Codex always offers. Only they have it, so it isn't offered here."""
 
     type: Literal["web_search"]
 

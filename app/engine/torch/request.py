@@ -197,7 +197,7 @@ class Request:
 
     @property
     def num_hidden_tokens(self) -> int:
-        """Leading tokens whose logits nobody needs, so that the cache may stand for them.
+        """Leading tokens whose logits no one asked for, so that the cache may stand for them.
 
         The last one's choose the next token. Those of the prompt's tokens give its logprobs, if these are
         wanted, and aren't needed again once they did.

@@ -93,7 +93,7 @@ class Gate:
 
 
 async def _comes_whole(receive: Receive) -> bool:
-    """Whether a body that nobody reads ends soon. A connection that is closed before may lose the answer."""
+    """Whether a body that is not read ends soon. A connection that is closed before may lose the answer."""
     with suppress(TimeoutError):
         async with asyncio.timeout(REFUSED_BODY_S):
             while (await receive()).get("more_body", False):

@@ -1,7 +1,7 @@
 """Refuses a body of too many values before it becomes objects.
 
 Parsing and validating hold Python's lock: a second or two for a body of millions of values, in which an
-ingress answers nobody else. To count them takes milliseconds, and lets others run in between.
+ingress answers no other request. To count them takes milliseconds, and lets others run in between.
 """
 
 from __future__ import annotations
