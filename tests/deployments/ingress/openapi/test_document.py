@@ -21,12 +21,16 @@ from app.api.openai.responses import AnswerShape, Choice, Usage, error_json
 from app.api.responses.answer import ResponseShape, ResponseUsage
 from app.api.responses.request import parse_response
 from app.api.tokens import detokenize_answer, parse_detokenize, parse_tokenize, tokenize_answer
+from app.deployments.ingress.access.gate import Entrance
 from app.deployments.ingress.api import build_api
 from app.deployments.ingress.service import Service
 from app.errors import InvalidRequestError, QueueFullError
 from app.settings.ingress import IngressConfig
 
-API = build_api(cast(Service, SimpleNamespace(config=SimpleNamespace(ingress=IngressConfig()))))
+SETTINGS = IngressConfig()
+API = build_api(
+    cast(Service, SimpleNamespace(config=SimpleNamespace(ingress=SETTINGS), entrance=Entrance(SETTINGS)))
+)
 """Routes need no more of a service to be described."""
 DOCUMENT: Any = API.openapi()
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -64,9 +64,9 @@ def test_a_seed_gives_the_same_with_every_feature_on_in_any_company(
     fields = {name: getattr(EVERYTHING, name) for name in SamplingParams.__slots__}
     params = SamplingParams(**fields | {"structured_output": structured_output})
     company = [
-        SamplingParams(20, ignore_eos=True, frequency_penalty=1.0),
+        SamplingParams(20, seed=1, ignore_eos=True, frequency_penalty=1.0),
         SamplingParams(20, temperature=0.0, ignore_eos=True, logprobs=1),
-        SamplingParams(20, min_p=0.2, structured_output=ANYTHING),
+        SamplingParams(20, seed=2, min_p=0.2, structured_output=ANYTHING),
     ]
     alone = new_engine()
     alone.add_request(GenerateRequest("seeded", PROMPT, params))
