@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 
 import httpx
+import pytest
 
 from tests.support.deadlines import until
 from tests.support.graph.exchanges import cached_tokens, new_prompt
@@ -22,6 +23,7 @@ ANSWER: Json = {"max_tokens": 500, "ignore_eos": True, "temperature": 1.0}
 SEEDS = (1, 2)
 
 
+@pytest.mark.slow
 async def test_a_rank_that_is_killed_under_load_takes_nothing_with_it(new_tiny_graph: ServeGraph) -> None:
     graph = new_tiny_graph
     prompt = new_prompt(320)

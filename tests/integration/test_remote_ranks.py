@@ -20,6 +20,8 @@ from tests.support.graph.exchanges import cached_tokens, new_prompt
 from tests.support.graph.serve_config import Json, kv_events, merged, serve_config, tiny_args
 from tests.support.graph.serve_graph import ServeGraph
 
+pytestmark = pytest.mark.slow
+
 FRONT: Json = {
     "dp_size": 3,
     "engine": {"cache": {"num_blocks": None}, "scheduler": {"max_batch_tokens": 512}},

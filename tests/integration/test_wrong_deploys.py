@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.deadlines import wait_until
 from tests.support.graph.exchanges import new_prompt
@@ -43,6 +44,7 @@ def wrong_deploys(folder: Path) -> dict[str, Json]:
     }
 
 
+@pytest.mark.slow
 def test_the_service_goes_on_while_wrong_deploys_are_refused(
     new_tiny_graph: ServeGraph, tmp_path: Path
 ) -> None:
