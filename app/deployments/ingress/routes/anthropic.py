@@ -16,6 +16,7 @@ from app.api.headers import named_tenant
 from app.deployments.ingress.answers.anthropic import stream_message, whole_message
 from app.deployments.ingress.answers.completions import MISTRAL_ID_CHARS
 from app.deployments.ingress.answers.events import AnswerEvents
+from app.deployments.ingress.answers.whole import json_answer
 from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.service import Service
 from app.text.chat_prompt import Prompt
@@ -66,7 +67,5 @@ async def _answer(service: Service, request: Request) -> Response:
         request_id = request.headers.get(REQUEST_ID_HEADER)
         events = stream_message(shape, output, stream, text, request_id=request_id)
         return AnswerEvents(events, stream, headers)
-    answer = await whole_message(shape, output, stream, text)
-    # Again: what came while the answer was computed is in this header too.
-    headers |= report.header()
-    return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
+    answer = whole_message(shape, output, stream, text)
+    return await json_answer(answer, stream, headers, report)

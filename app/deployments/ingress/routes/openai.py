@@ -15,6 +15,7 @@ from app.api.openai.requests import ChatRequest, TextRequest, parse_chat
 from app.api.openai.responses import AnswerShape
 from app.deployments.ingress.answers.completions import stream_answer, whole_answer
 from app.deployments.ingress.answers.events import AnswerEvents
+from app.deployments.ingress.answers.whole import json_answer
 from app.deployments.ingress.batches.batch_stream import BatchStream
 from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.request_reader import PreparedRequest
@@ -96,7 +97,5 @@ async def _complete(service: Service, prepared: PreparedRequest[ChatRequest | Te
     if body.stream:
         events = stream_answer(shape, stream, *texts, usage=body.usage_in_stream, missed=report.details)
         return AnswerEvents(events, stream, headers)
-    answer = await whole_answer(shape, stream, *texts, missed=report.details)
-    # Again: what came while the answer was computed is in this header too.
-    headers |= report.header()
-    return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
+    answer = whole_answer(shape, stream, *texts, missed=report.details)
+    return await json_answer(answer, stream, headers, report)

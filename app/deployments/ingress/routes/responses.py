@@ -14,6 +14,7 @@ from app.api.responses.answer import ResponseShape
 from app.api.responses.request import ResponseRequest, parse_response
 from app.deployments.ingress.answers.events import AnswerEvents
 from app.deployments.ingress.answers.responses import stream_response, whole_response
+from app.deployments.ingress.answers.whole import json_answer
 from app.deployments.ingress.openapi.describe import described
 from app.deployments.ingress.request_reader import PreparedRequest
 from app.deployments.ingress.service import Service
@@ -87,10 +88,8 @@ async def _respond(service: Service, request: Request) -> Response:
     if body.stream:
         events = stream_response(shape, stream, *texts, missed=report.details, keep=keep)
         return AnswerEvents(events, stream, headers)
-    answer = await whole_response(shape, stream, *texts, missed=report.details, keep=keep)
-    # Again: what came while the answer was computed is in this header too.
-    headers |= report.header()
-    return JSONResponse(answer, headers={"x-dp-rank": str(stream.rank), **headers})
+    answer = whole_response(shape, stream, *texts, missed=report.details, keep=keep)
+    return await json_answer(answer, stream, headers, report)
 
 
 def _shape(service: Service, prepared: PreparedRequest[ResponseRequest], *, is_stored: bool) -> ResponseShape:
